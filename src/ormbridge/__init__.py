@@ -1,0 +1,18 @@
+"""Call the Django ORM from async code, on a bounded pool of threads with clean connections."""
+
+from .bridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
+from .errors import BridgeError, PoolClosed, PoolTimeout
+from .pool import PoolStats, stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BridgeError",
+    "DatabaseSyncToAsync",
+    "PoolClosed",
+    "PoolStats",
+    "PoolTimeout",
+    "aclose_old_connections",
+    "database_sync_to_async",
+    "stats",
+]

@@ -1,0 +1,177 @@
+"""The bridge: ``database_sync_to_async`` (step 1 of a call).
+
+A subclass of asgiref's ``SyncToAsync``: exceptions, context variables, methods, decorators and nesting behave as users of
+asgiref and Channels know them. What differs is the thread that a call runs on, and what happens to its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import sys
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from asgiref.sync import SyncToAsync, _restore_context
+
+from .connections import close_old_connections_outside_transactions
+from .frames import live_frame
+from .lease import Call
+from .mailbox import mailbox_of
+from .pool import default_pool
+
+_P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
+_R = TypeVar("_R")
+_T = TypeVar("_T")
+
+
+class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
+    """Call a synchronous function that uses the database from async code.
+
+    Inline::
+
+        name = await database_sync_to_async(get_name)(user_id)
+
+    or as a decorator of functions and methods::
+
+        @database_sync_to_async
+        def get_name(user_id): ...
+
+    The function runs on a worker of the pool, a thread with its own database connections; at most ``MAX_THREADS``
+    calls run at one time, the others wait in line. Under a live synchronous frame (``async_to_sync``: a sync view, Django's
+    ``TestCase``, a ``SyncConsumer`` handler) it runs on that frame's thread instead, and so in its transaction.
+
+    Old connections are closed before and after the call, as in ``channels.db``. A transaction that the function
+    leaves open is rolled back.
+
+    **Cancellation.** If the awaiting task is cancelled before the function starts, it never starts. Once it runs, it runs
+    to its end and keeps its worker until then.
+
+    :param func: a synchronous callable.
+    :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in asgiref: the one thread
+        of the surrounding context or process. ``False`` means any free worker, even under a synchronous frame.
+    :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and its bound.
+    :param context: as in asgiref: the ``contextvars.Context`` to run in.
+    :raises TypeError: if *func* is not callable or is a coroutine function, or *executor* comes without
+        ``thread_sensitive=False``.
+
+    The call itself raises what the function raises (``StopIteration`` as ``RuntimeError``), :exc:`PoolTimeout` if it had
+    to wait longer than ``TIMEOUT`` seconds for a worker, and :exc:`PoolClosed` while the interpreter exits.
+
+    See `asgiref's SyncToAsync <https://github.com/django/asgiref#function-wrappers>`_.
+    """
+
+    def __init__(
+        self,
+        func: Callable[_P, _R],
+        thread_sensitive: bool | None = None,
+        executor: ThreadPoolExecutor | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        # asgiref's default is True, and refuses an executor.
+        sensitive = True if thread_sensitive is None else thread_sensitive
+        super().__init__(func, thread_sensitive=sensitive, executor=executor, context=context)
+        self._placed_by_asgiref = thread_sensitive is True or executor is not None
+        self._anywhere = thread_sensitive is False
+
+    async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        __traceback_hide__ = True
+        if self._placed_by_asgiref:
+            return await super().__call__(*args, **kwargs)
+
+        loop = asyncio.get_running_loop()
+        pool = default_pool()
+        context = contextvars.copy_context() if self.context is None else self.context
+        task_context: list[asyncio.Task[Any]] = []
+        call = Call(
+            # Step 4 is a method, and called like asgiref calls it: tools that trace calls replace it.
+            functools.partial(
+                self.thread_handler,
+                loop,
+                sys.exc_info(),
+                task_context,
+                functools.partial(context.run, _call_in, context),
+                functools.partial(self.func, *args, **kwargs),
+            ),
+            self.func,
+            mailbox_of(loop),
+        )
+        try:
+            call.place(pool, live_frame(loop), self._anywhere)
+            return await call.future  # type: ignore[misc, no-any-return]
+        except asyncio.CancelledError:
+            if call.cancel(pool):
+                raise
+            # As asgiref does: cancel what the function awaits through async_to_sync. If that goes on in spite of it, so does
+            # the function, and so do we.
+            future = call.await_again()
+            if await _survives_cancellation(task_context) and not future.done():
+                return await future  # type: ignore[no-any-return]
+            call.abandon()
+            raise
+        finally:
+            if self.context is None:
+                _restore_context(context)
+            # An exception's traceback holds this frame, which must not hold the exception.
+            del call
+
+    @overload
+    def __get__(self, parent: None, objtype: type | None = None) -> DatabaseSyncToAsync[_P, _R]: ...
+
+    @overload
+    def __get__(
+        self: DatabaseSyncToAsync[Concatenate[_T, _Q], _R], parent: _T, objtype: type | None = None
+    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...
+
+    def __get__(self, parent: Any, objtype: type | None = None) -> Any:
+        """Bind a decorated method to its instance. On the class it stays as it is, to be called with one."""
+        if parent is None or isinstance(self.func, staticmethod):
+            return self
+        return super().__get__(parent, objtype)
+
+    def thread_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the call; on the thread that runs it."""
+        __traceback_hide__ = True
+        if not self._placed_by_asgiref:
+            return super().thread_handler(*args, **kwargs)
+        close_old_connections_outside_transactions()
+        try:
+            return super().thread_handler(*args, **kwargs)
+        finally:
+            close_old_connections_outside_transactions()
+
+
+#: The class is in CamelCase; as a callable and decorator it goes by this name.
+database_sync_to_async = DatabaseSyncToAsync
+
+
+def _call_in(context: contextvars.Context, child: Callable[[], _R]) -> _R:
+    _restore_context(context)  # moves asgiref's Locals to this thread
+    return child()
+
+
+async def _survives_cancellation(task_context: list[asyncio.Task[Any]]) -> bool:
+    if not task_context:
+        return False
+    task = task_context[0]
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
+
+
+async def aclose_old_connections() -> None:
+    """Close old connections of the thread that Django's own ``a``-methods run on, as in ``channels.db``.
+
+    Workers of the pool clean their own connections. A connection in a transaction is left alone.
+    """
+    await DatabaseSyncToAsync(_nothing, thread_sensitive=True)()
+
+
+def _nothing() -> None:
+    """Have the clean-up around a call, and no call."""

@@ -1,0 +1,184 @@
+"""The Django connections that live on one worker's thread (step 4 of a call).
+
+Guarantees:
+
+* connections are cleaned as a lease starts and as it ends, and a clean-up that cannot matter is left out:
+  between two leases nobody else touches the thread, so at the start only age can have changed;
+* a lease that ends with a transaction open leaves nothing behind: it is rolled back, the connection
+  discarded, a warning logged;
+* a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands.
+
+Assumes that every method but the constructor runs on the worker's own thread. Connections make themselves
+known through Django's ``connection_created`` signal, so a call that opens none costs nothing here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+logger = logging.getLogger("ormbridge")
+
+#: Seconds after which a lease cleans up before it starts even where no connection grew too old.
+SWEEP = 1.0
+
+_thread = threading.local()
+
+
+class ThreadConnections:
+    """The open connections of one worker."""
+
+    __slots__ = ("_due", "discarded", "opened")
+
+    def __init__(self) -> None:
+        #: Django's wrappers that connected on this thread and are still open.
+        self.opened: list[BaseDatabaseWrapper] = []
+        #: Connections thrown away since the worker started.
+        self.discarded = 0
+        # When a lease next has to clean up before it starts, on the clock of time.monotonic().
+        self._due = 0.0
+
+    def adopt_thread(self) -> None:
+        """Collect the connections that the calling thread opens from now on."""
+        _thread.connections = self
+
+    def note(self, connection: BaseDatabaseWrapper) -> None:
+        """Take in *connection*, which has just connected."""
+        if connection not in self.opened:
+            self.opened.append(connection)
+        if connection.close_at is not None:
+            self._due = min(self._due, connection.close_at)
+
+    def lease_starts(self, now: float) -> None:
+        """Close what grew too old while the worker was idle. *now* is ``time.monotonic()``, in seconds."""
+        if now >= self._due:
+            self._find()
+            self._each(lambda connection: connection.close_if_unusable_or_obsolete())
+            ages = (connection.close_at for connection in self.opened)
+            self._due = min((age for age in ages if age is not None), default=math.inf)
+            self._due = min(self._due, now + SWEEP)
+
+    def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
+        """Leave every connection as the next lease may have it, or close it.
+
+        :param failed: whether the call raised: it may have failed half-way through connecting.
+        """
+        if failed:
+            self._find()
+        if self.opened:
+            self._each(lambda connection: self._hand_back(connection, reset))
+
+    def close(self) -> None:
+        """Close every connection: the thread ends."""
+        self._find()
+        # In-memory SQLite ignores close() on its wrapper, but goes with its thread anyway.
+        self._each(BaseDatabaseWrapper.close)
+
+    def _find(self) -> None:
+        # A connect() that fails half-way leaves a connection that no signal announced.
+        for connection in connections.all(initialized_only=True):
+            if connection.connection is not None:
+                self.note(connection)
+
+    def _each(self, action: Callable[[BaseDatabaseWrapper], None]) -> None:
+        closed = False
+        for connection in self.opened:
+            try:
+                if connection.connection is not None:
+                    action(connection)
+            except Exception as error:
+                self._discard(connection, f"cleaning it failed ({error!r})")
+            closed = closed or connection.connection is None
+        if closed:
+            self.opened = [connection for connection in self.opened if connection.connection is not None]
+
+    def _hand_back(
+        self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None
+    ) -> None:
+        if transaction_open(connection):
+            self._discard(connection, "the call left a transaction open; it was rolled back")
+            return
+        if reset is not None:
+            reset(connection)
+            if transaction_open(connection):
+                self._discard(connection, "RESET left a transaction open; it was rolled back")
+                return
+        connection.close_if_unusable_or_obsolete()
+
+    def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
+        self.discarded += 1
+        logger.warning("connection %r discarded: %s", connection.alias, reason)
+        raw = connection.connection
+        # Each step may fail on a broken connection; the next one still has to be tried.
+        for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
+            try:
+                if step is not None:
+                    step()
+            except Exception as error:
+                logger.debug("discarding connection %r: %r", connection.alias, error)
+        connection.connection = None
+        # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
+        if getattr(connections._connections, connection.alias, None) is connection:  # type: ignore[attr-defined]
+            del connections[connection.alias]
+
+
+def transaction_open(connection: BaseDatabaseWrapper) -> bool:
+    """Say whether *connection* has a transaction open: by Django's word, and the driver's where it has one.
+
+    psycopg, psycopg2, sqlite3 and PyMySQL know the server's state without asking it; mysqlclient does not,
+    so there a ``START TRANSACTION`` sent by hand is not seen.
+    """
+    if connection.in_atomic_block or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+        return True
+    raw = connection.connection
+    if connection.vendor == "postgresql":
+        # libpq's PQTRANS_IDLE is 0. psycopg 3 keeps it on pgconn, psycopg2 on info.
+        return bool((getattr(raw, "pgconn", None) or raw.info).transaction_status)
+    if connection.vendor == "sqlite":
+        return bool(raw.in_transaction)
+    # SERVER_STATUS_IN_TRANS is 1: https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html
+    return bool(getattr(raw, "server_status", 0) & 1)
+
+
+def transaction_open_on(own: ThreadConnections) -> bool:
+    """Say whether a connection of another thread, which waits for the caller, is in a transaction."""
+    return any(connection.in_atomic_block for connection in own.opened)
+
+
+def refresh_own_thread() -> None:
+    """Replace dead connections of the calling thread, which belongs to a synchronous frame.
+
+    The frame owns its connections: a transaction, ``SET`` state or a ``CONN_MAX_AGE`` of 0 is its own
+    affair, so nothing that still works is closed. What broke is, and ``CONN_HEALTH_CHECKS`` start afresh.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block and connection.connection is not None:
+            connection.health_check_done = False
+            if connection.errors_occurred:
+                if connection.is_usable():
+                    connection.errors_occurred = False
+                else:
+                    connection.close()
+
+
+def close_old_connections_outside_transactions() -> None:
+    """Do what Django's ``close_old_connections`` does, but leave a connection in a transaction alone."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+    own: ThreadConnections | None = getattr(_thread, "connections", None)
+    if own is not None:
+        own.note(connection)
+
+
+connection_created.connect(_note, dispatch_uid="ormbridge.connections")

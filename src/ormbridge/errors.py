@@ -1,0 +1,29 @@
+"""The errors of the bridge.
+
+::
+
+    BridgeError (RuntimeError)
+    ├── PoolTimeout   no worker became free within ORMBRIDGE["TIMEOUT"] seconds
+    └── PoolClosed    the interpreter is exiting and takes no new calls
+
+Bad settings are Django's ``ImproperlyConfigured``. What the called function raises reaches the
+caller as it is, with its traceback.
+"""
+
+from __future__ import annotations
+
+
+class BridgeError(RuntimeError):
+    """The base of every error that the bridge itself raises."""
+
+
+class PoolTimeout(BridgeError):
+    """A call could not have a worker in time, and never started.
+
+    Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once where
+    waiting could only deadlock. The message names who holds the workers and for how long.
+    """
+
+
+class PoolClosed(BridgeError):
+    """A call was made, or was still waiting, when the interpreter began to exit. It never started."""

@@ -1,0 +1,157 @@
+"""The lease: what asks for a worker, and keeps it until the thread is done (step 2 of a call).
+
+A plain call is a lease of one call. It is decided once, under :meth:`Call.claim`, whether it starts, and whoever claims it
+first decides: the worker runs it, the awaiting task cancels it, the pool refuses it. After that the others come too late.
+
+**Cancellation.** A call that has not started never starts. One that runs keeps its worker until the function
+returns; its outcome is then dropped, because the awaiting task has gone on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.current_thread_executor import CurrentThreadExecutor
+
+from .connections import refresh_own_thread, transaction_open_on
+from .errors import PoolTimeout
+from .frames import frame_thread
+from .mailbox import Mailbox
+from .pool import Pool
+from .worker import Worker
+
+logger = logging.getLogger("ormbridge")
+
+
+class Call:
+    """One call of a synchronous function, made from an event loop."""
+
+    __slots__ = ("_claim", "_error", "_function", "_mailbox", "_name", "_result", "asked", "future")
+
+    def __init__(self, function: Callable[[], Any], name: Callable[..., Any], mailbox: Mailbox) -> None:
+        """
+        :param function: what the thread runs.
+        :param name: the user's function, which error messages name.
+        """
+        self._function: Callable[[], Any] | None = function
+        self._name = name
+        self._mailbox = mailbox
+        self._claim = threading.Lock()
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self.asked = 0.0
+        #: What the caller awaits; None once nobody does. Used on the loop's thread only.
+        self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
+
+    def __str__(self) -> str:
+        module = getattr(self._name, "__module__", None)
+        name = getattr(self._name, "__qualname__", None)
+        return f"{module}.{name}" if name else repr(self._name)
+
+    # On the loop's thread
+
+    def place(self, pool: Pool, frame: CurrentThreadExecutor | None, anywhere: bool) -> None:
+        """Find a thread for the call.
+
+        :param frame: the live synchronous frame above the caller, whose thread it runs on.
+        :param anywhere: ``thread_sensitive=False``: prefer any free worker to the frame's thread.
+        :raises PoolTimeout: if only a deadlock could come of waiting.
+        """
+        if frame is not None and not anywhere:
+            frame.submit(self.run_on_frame)
+            return
+        # Who holds a worker never waits for a second one.
+        holder = frame_thread(frame) if frame is not None else threading.current_thread()
+        if not isinstance(holder, Worker):
+            if not pool.take(self):
+                self._watch(pool)
+        elif not pool.take(self, wait=False):
+            if frame is None:
+                raise PoolTimeout(
+                    f"{self} is called from an event loop that was started on {holder.name}, and no other worker is free; "
+                    "waiting for one while holding one could deadlock. Use async_to_sync in place of asyncio.run"
+                )
+            if transaction_open_on(holder.connections):
+                raise PoolTimeout(
+                    f"{self} is called with thread_sensitive=False inside a transaction on {holder.name}, which it must not "
+                    "join, and no other worker is free. Leave thread_sensitive out to join the transaction, or make "
+                    "the call after it"
+                )
+            frame.submit(self.run_on_frame)
+
+    def _watch(self, pool: Pool) -> None:
+        # One timer a loop, not one a call: the pool's line is in the order of its deadlines.
+        self._mailbox.at(pool, pool.settings.timeout, _expire, self._mailbox, pool)
+
+    def cancel(self, pool: Pool) -> bool:
+        """Give the call up. Returns False if it has started: then its thread runs on."""
+        if self._claim.acquire(blocking=False):
+            pool.forget(self)
+            return True
+        return False
+
+    def await_again(self) -> asyncio.Future[Any]:
+        """Return a new future for the outcome, after the first one was cancelled."""
+        future = self.future = self._mailbox.loop.create_future()
+        return future
+
+    def abandon(self) -> None:
+        """Drop the outcome: nobody awaits it any more."""
+        future, self.future = self.future, None
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()  # seen, so that asyncio does not report it as never retrieved
+
+    def deliver(self) -> None:
+        """Step 6: hand the outcome to the caller."""
+        future = self.future
+        if future is None or future.done():
+            if self._error is not None:
+                logger.debug("%s failed after its caller gave up: %r", self, self._error)
+        elif self._error is not None:
+            future.set_exception(self._error)
+        else:
+            future.set_result(self._result)
+
+    # On the thread that runs it
+
+    def claim(self) -> bool:
+        return self._claim.acquire(blocking=False)
+
+    def run(self) -> bool:
+        function, self._function = self._function, None
+        try:
+            self._result = function()  # type: ignore[misc]
+        except StopIteration as error:
+            # A future can't hold it, and a coroutine can't raise it.
+            self._error = RuntimeError(f"{self} raised StopIteration")
+            self._error.__cause__ = error
+        except BaseException as error:
+            self._error = error
+        return self._error is None
+
+    def finish(self) -> None:
+        self._mailbox.post(self)
+
+    def refuse(self, error: Exception) -> bool:
+        if not self.claim():
+            return False
+        self._error = error
+        self.finish()
+        return True
+
+    def run_on_frame(self) -> None:
+        """Run on the thread of a synchronous frame, which owns the connections there."""
+        if self.claim():
+            refresh_own_thread()
+            self.run()
+            self.finish()
+
+
+def _expire(mailbox: Mailbox, pool: Pool) -> None:
+    left = pool.expire()
+    if left is not None:
+        mailbox.at(pool, left, _expire, mailbox, pool)

@@ -1,0 +1,110 @@
+"""Read and check ``settings.ORMBRIDGE`` and ``ASGI_THREADS``.
+
+One dict, every key optional, psycopg_pool's words. A key or value that is not understood is an
+``ImproperlyConfigured`` that names the key, the value and what is accepted; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+#: What may stand in ``settings.ORMBRIDGE``, and its default.
+DEFAULTS: Mapping[str, Any] = {
+    "MAX_THREADS": None,  # CPUs * 5
+    "TIMEOUT": 30.0,
+    "MAX_IDLE": 600.0,
+    "RESET": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings in force."""
+
+    #: The bound: workers that may exist at one time.
+    max_threads: int
+    #: Seconds a call waits for a worker before it fails with ``PoolTimeout``.
+    timeout: float
+    #: Seconds a worker stays without a call before it ends and closes its connections.
+    max_idle: float
+    #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
+    reset: Callable[[Any], object] | None
+
+
+def load_settings() -> Settings:
+    """Return the settings in force.
+
+    ``ASGI_THREADS`` wins over ``MAX_THREADS``; without either the bound is CPUs * 5.
+
+    :raises ImproperlyConfigured: if a key is unknown or a value is not accepted.
+    """
+    given = getattr(django_settings, "ORMBRIDGE", {})
+    if not isinstance(given, Mapping):
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE is {given!r}; expected a dict with any of {', '.join(DEFAULTS)}"
+        )
+    for key in given:
+        if key not in DEFAULTS:
+            raise ImproperlyConfigured(
+                f"settings.ORMBRIDGE has the unknown key {key!r}; accepted are {', '.join(DEFAULTS)}"
+            )
+    values = {**DEFAULTS, **given}
+    return Settings(
+        max_threads=_max_threads(values["MAX_THREADS"]),
+        timeout=_seconds("TIMEOUT", values["TIMEOUT"]),
+        max_idle=_seconds("MAX_IDLE", values["MAX_IDLE"]),
+        reset=_reset(values["RESET"]),
+    )
+
+
+def _max_threads(value: Any) -> int:
+    # The setting is checked even where the variable wins: it would fail on the next machine.
+    if value is not None and (type(value) is not int or value < 1):
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE['MAX_THREADS'] is {value!r}; expected a whole number of 1 or more, "
+            "or None for CPUs * 5"
+        )
+    variable = os.environ.get("ASGI_THREADS")
+    if variable is not None:
+        # isdecimal alone would let other scripts' digits pass; int() alone "1_0" and " 5 ".
+        if not (variable.isascii() and variable.isdecimal() and int(variable) >= 1):
+            raise ImproperlyConfigured(
+                f"the environment variable ASGI_THREADS is {variable!r}; expected a whole number of 1 or more"
+            )
+        return int(variable)
+    return value if value is not None else (os.cpu_count() or 1) * 5
+
+
+def _seconds(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE[{key!r}] is {value!r}; expected seconds, a number above 0"
+        )
+    return float(value)
+
+
+def _reset(value: Any) -> Callable[[Any], object] | None:
+    if value is None:
+        return None
+    expected = "expected None or the dotted path of a callable that takes a database connection"
+    if not isinstance(value, str):
+        raise ImproperlyConfigured(f"settings.ORMBRIDGE['RESET'] is {value!r}; {expected}")
+    try:
+        reset = import_string(value)
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE['RESET'] is {value!r}; {expected} ({error})"
+        ) from error
+    if not callable(reset):
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE['RESET'] is {value!r}, which names {reset!r}; {expected}"
+        )
+    return reset  # type: ignore[no-any-return]

@@ -1,0 +1,81 @@
+"""A worker: one thread and the Django connections that live on it (step 5 of a call).
+
+A worker serves one lease after another. It guarantees that connections are cleaned before a lease starts and
+after it ends, that it is free again before the outcome is handed over (so that a caller who awaits one call
+after the other finds the same worker), and that it closes its connections on its own thread when it ends.
+
+It assumes of a lease only the four methods of :class:`Leaseholder`, none of which may raise.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from .connections import ThreadConnections
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+
+class Leaseholder(Protocol):
+    """What a pool and its workers need of a lease."""
+
+    #: ``time.monotonic()`` when the lease asked for a worker.
+    asked: float
+
+    def claim(self) -> bool:
+        """Decide that the lease starts. Returns False where it was cancelled or refused before."""
+
+    def run(self) -> bool:
+        """Run the lease's calls on the calling thread. Returns whether they succeeded."""
+
+    def finish(self) -> None:
+        """Hand the outcome over. Runs on the worker, after it was given back."""
+
+    def refuse(self, error: Exception) -> bool:
+        """Fail the lease with *error*, unless it was claimed before: then return False. Any thread may call it."""
+
+
+class Worker(threading.Thread):
+    """A thread of the pool, named ``ormbridge-worker-<n>``."""
+
+    def __init__(self, pool: Pool, number: int) -> None:
+        # Not a daemon: those are cut off in the middle of a call when the interpreter exits.
+        super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
+        self.pool = pool
+        self.connections = ThreadConnections()
+        #: The lease served now, and ``time.monotonic()`` since it has the worker. Guarded by the pool's lock.
+        self.lease: Leaseholder | None = None
+        self.since = 0.0
+        # Released once for each lease handed to the idle worker, and once to end it.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def run(self) -> None:
+        self.connections.adopt_thread()
+        max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
+        try:
+            while True:
+                # If the time is up while a lease is on its way here, its wake-up follows at once.
+                if not self.wake.acquire(timeout=max_idle) and not self.pool.retire(self):
+                    self.wake.acquire()
+                lease = self.lease
+                if lease is None:
+                    return
+                while lease is not None:
+                    lease = self._serve(lease)
+        finally:
+            self.connections.close()
+            self.pool.ended(self)
+
+    def _serve(self, lease: Leaseholder) -> Leaseholder | None:
+        """Serve *lease*; returns the next one, or None where there is nothing to do."""
+        if not lease.claim():
+            return self.pool.give_back(self, ran=False)
+        self.connections.lease_starts(self.since)
+        succeeded = lease.run()
+        self.connections.lease_ends(self.pool.settings.reset, failed=not succeeded)
+        following = self.pool.give_back(self, ran=True)
+        lease.finish()
+        return following
