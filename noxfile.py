@@ -1,0 +1,222 @@
+"""The commands of the project: ``nox -l`` lists them, ``nox -s <name>`` runs one.
+
+Versions and dependencies are read from ``pyproject.toml``; nothing is written down twice.
+What follows ``--`` goes to the tool: ``nox -s tests -- -k inline``.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.8.10"  # the first whose sessions say that they may run in parallel
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typing", "tests", "docs"]
+# A Python that is not installed is left out with a note, never fetched: see `pythons_found`.
+nox.options.download_python = "never"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+BUILD = ROOT / "build"
+
+# The releases of Django under test, oldest first, and the first Python that each runs on.
+DJANGO_NEEDS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
+# The newest comes first: it is what most people have.
+CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
+# The extra that holds the driver, and where the server is when the environment does not say.
+SERVERS = {
+    "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),
+    "mariadb": ("mysql", "MYSQL_HOST", "MYSQL_PORT", 3306),
+}
+
+
+def minor(version: str) -> tuple[int, ...]:
+    """Return "3.12" as (3, 12), which sorts."""
+    return tuple(map(int, version.split(".")))
+
+
+def pythons_found() -> tuple[list[str], list[str]]:
+    """Return the Pythons of this machine to test on, and those that it lacks, as "3.12".
+
+    Each is started once: a name on the path may be a stub for a version that is not installed.
+    The Python that runs nox is always in, so that a run of the tests is never empty.
+    """
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if shutil.which(f"python{running}") is None:
+        # nox finds a session's Python by that name; this one goes by another.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    found, missing = [running], []
+    for version in nox.project.python_versions(PYPROJECT):
+        if version == running:
+            continue
+        command = [f"python{version}", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            answer = ""
+        (found if answer.strip() == version else missing).append(version)
+    return sorted(found, key=minor), missing
+
+
+PYTHONS, MISSING = pythons_found()
+MATRIX = [
+    (python, django)
+    for python in PYTHONS
+    for django, needed in DJANGO_NEEDS.items()
+    if minor(python) >= needed
+]
+# The oldest and the newest pair, or the one pair there is: for what is too slow for all.
+ENDS = sorted({MATRIX[0], MATRIX[-1]}, key=MATRIX.index)
+
+
+def install(session: nox.Session, *groups: str, extras: str = "channels", django: str = "") -> None:
+    """Install the package with *extras*, the dependency *groups*, and the release *django*."""
+    release = [f"Django~={django}.0"] if django else []
+    needed = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("--editable", f".[{extras}]", *needed, *release)
+
+
+def run_tests(session: nox.Session, *arguments: str, database: str = "sqlite") -> None:
+    """Run pytest with *arguments* on *database*."""
+    environment = {"ORMBRIDGE_TEST_DATABASE": database}
+    session.run("pytest", *arguments, *session.posargs, env=environment)
+
+
+def server_answers(database: str) -> bool:
+    """Say whether something listens where *database* should be."""
+    _, host, port, usual = SERVERS[database]
+    address = (os.environ.get(host, "127.0.0.1"), int(os.environ.get(port, usual)))
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site and say where to open it."""
+    install(session, "site")
+    build_site(session, "html")
+    page = (BUILD / "html" / "index.html").as_uri()
+    print(f"\nThe site is built. Open it:\n\n    {page}\n", flush=True)
+
+
+def build_site(session: nox.Session, builder: str) -> None:
+    """Run a builder of Sphinx; a warning is an error, and all of them are shown."""
+    strict = ("-W", "-n", "--keep-going")
+    places = ("-c", ".", "-d", "build/doctrees", "docs", f"build/{builder}")
+    session.run("sphinx-build", "-b", builder, *strict, *session.posargs, *places)
+
+
+@nox.session(name="docs-live")
+def docs_live(session: nox.Session) -> None:
+    """Serve the site and build it again whenever a file changes."""
+    install(session, "docs")
+    watched = [part for path in ("conf.py", "examples", "src") for part in ("--watch", path)]
+    places = ("-c", ".", "-d", "build/doctrees-live", "docs", "build/live")
+    session.run("sphinx-autobuild", "-n", *watched, *session.posargs, *places)
+
+
+@nox.session
+def linkcheck(session: nox.Session) -> None:
+    """Follow every link of the site. Needs the network."""
+    install(session, "site")
+    build_site(session, "linkcheck")
+
+
+@nox.session
+def inventories(session: nox.Session) -> None:
+    """Fetch anew the inventories that let the site link to other projects. Needs the network."""
+    install(session, "site")
+    session.run("python", "docs/_inventories/refresh.py", *session.posargs)
+
+
+@nox.session(allow_parallel=True)
+@nox.parametrize("python,django", MATRIX)
+def tests(session: nox.Session, django: str) -> None:
+    """Test on SQLite: each Python found here, with each Django and each Channels."""
+    for version in MISSING:
+        session.warn(f"Python {version} is not on this machine: its part of the matrix is left out")
+    install(session, "tests", django=django)
+    for channels in CHANNELS:
+        session.install("--upgrade", channels)
+        run_tests(session)
+
+
+@nox.session(name="tests-postgresql")
+@nox.parametrize("python,django", ENDS)
+def tests_postgresql(session: nox.Session, django: str) -> None:
+    """Test on PostgreSQL; fails where there is none."""
+    install(session, "tests", extras="channels,postgres", django=django)
+    run_tests(session, database="postgresql")
+
+
+@nox.session(name="tests-mariadb")
+@nox.parametrize("python,django", ENDS)
+def tests_mariadb(session: nox.Session, django: str) -> None:
+    """Test on MariaDB; fails where there is none."""
+    install(session, "tests", extras="channels,mysql", django=django)
+    run_tests(session, database="mariadb")
+
+
+@nox.session(name="tests-docs", allow_parallel=True)
+def tests_docs(session: nox.Session) -> None:
+    """Test the machinery of the site: directives, roles, recordings."""
+    install(session, "tests", "site")
+    run_tests(session, "tests/docs")
+
+
+@nox.session
+def record(session: nox.Session) -> None:
+    """Record anew the outputs of the examples and the results of the tests."""
+    databases = ["sqlite", *filter(server_answers, SERVERS)]
+    extras = ["channels", *(SERVERS[database][0] for database in databases[1:])]
+    install(session, "tests", extras=",".join(extras))
+    for database in databases:
+        fresh = ["--record-fresh"] if database == "sqlite" else []
+        run_tests(session, "--record", *fresh, database=database)
+    print(f"\nRecorded on {', '.join(databases)}.", flush=True)
+    for database in SERVERS.keys() - set(databases):
+        session.warn(f"{database} does not answer: the record does not speak of it")
+
+
+@nox.session(allow_parallel=True)
+def lint(session: nox.Session) -> None:
+    """Check the style of the code and its format (ruff)."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check", *session.posargs)
+
+
+@nox.session(allow_parallel=True)
+def typing(session: nox.Session) -> None:
+    """Check the types (mypy strict and pyright), and those that users see."""
+    install(session, "tests", "typing")
+    session.run("mypy")
+    session.run("pyright")
+    run_tests(session, "tests/typing")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare the speed side by side with others on PostgreSQL; prints the table."""
+    install(session, "bench", extras="channels,postgres")
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session(allow_parallel=True)
+def package(session: nox.Session) -> None:
+    """Build the package, install it without extras and import it."""
+    session.install("build")
+    shutil.rmtree(BUILD / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", "build/dist", ".")
+    (wheel,) = (BUILD / "dist").glob("*.whl")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(str(wheel))
+    session.run("python", "-W", "error", "tests/check_package.py")

@@ -1,0 +1,84 @@
+"""Fixtures that all tests share, and the checks before a run."""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from tests import settings as test_settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of this run's SQLite files."""
+    test_settings.RUN_DIRECTORY.mkdir(exist_ok=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the directory of this run's SQLite files."""
+    shutil.rmtree(test_settings.RUN_DIRECTORY, ignore_errors=True)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the database in the first lines of a run."""
+    return f"database: {test_settings.CHOICE}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the run at once where the database it was asked for cannot be reached."""
+    if session.config.option.collectonly:
+        return
+    try:
+        reach_server()
+    except Exception as error:  # each driver has its own tree
+        pytest.exit(unreachable(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def reach_server() -> None:
+    """Open and close a connection to the server of the chosen database.
+
+    The test database itself does not exist yet, so that Django's own connection cannot be used.
+    """
+    database = connections.settings["default"]
+    address = {"host": database["HOST"], "port": int(database["PORT"] or 0)}
+    user = {"user": database["USER"], "password": database["PASSWORD"]}
+    match test_settings.CHOICE:
+        case "postgresql":
+            psycopg = importlib.import_module("psycopg")
+            psycopg.connect(**address, **user, dbname="postgres", connect_timeout=10).close()
+        case "mariadb":
+            mysqlclient = importlib.import_module("MySQLdb")
+            mysqlclient.connect(**address, **user, connect_timeout=10).close()
+
+
+def unreachable(error: Exception) -> str:
+    """Return what to do about *error*, met on the way to the chosen database."""
+    choice = test_settings.CHOICE
+    database = connections.settings["default"]
+    place = f"{database['USER']}@{database['HOST']}:{database['PORT']}"
+    extra, variables = {
+        "postgresql": ("postgres", "PGHOST, PGPORT, PGUSER and PGPASSWORD"),
+        "mariadb": ("mysql", "MYSQL_HOST, MYSQL_PORT, MYSQL_USER and MYSQL_PASSWORD"),
+    }[choice]
+    if isinstance(error, ImportError):
+        remedy = f"install the driver: pip install 'ormbridge[{extra}]'"
+    else:
+        remedy = f"start it (`.ci/run` shows how), or say where it is with {variables}"
+    reason = " ".join(str(error).split())
+    return f"database {choice!r} at {place} cannot be reached: {reason}; {remedy}"
+
+
+@pytest.fixture
+def connection_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change settings of a database for one test: ``connection_settings(CONN_MAX_AGE=0)``.
+
+    Connections that are opened after the change have it. ``using`` names another alias.
+    """
+
+    def change(using: str = "default", **values: Any) -> None:
+        for name, value in values.items():
+            monkeypatch.setitem(connections.settings[using], name, value)
+
+    return change
