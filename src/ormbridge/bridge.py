@@ -1,7 +1,8 @@
 """The bridge: ``database_sync_to_async`` (step 1 of a call).
 
-A subclass of asgiref's ``SyncToAsync``: exceptions, context variables, methods, decorators and nesting behave as users of
-asgiref and Channels know them. What differs is the thread that a call runs on, and what happens to its connections.
+A subclass of asgiref's ``SyncToAsync``: exceptions, context variables, methods, decorators and
+nesting behave as users of asgiref and Channels know them. What differs is the thread that a call
+runs on, and what happens to its connections.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .connections import close_old_connections_outside_transactions
 from .frames import live_frame
 from .lease import Call
 from .mailbox import mailbox_of
-from .pool import default_pool
+from .process import default_pool
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -40,26 +41,30 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         @database_sync_to_async
         def get_name(user_id): ...
 
-    The function runs on a worker of the pool, a thread with its own database connections; at most ``MAX_THREADS``
-    calls run at one time, the others wait in line. Under a live synchronous frame (``async_to_sync``: a sync view, Django's
-    ``TestCase``, a ``SyncConsumer`` handler) it runs on that frame's thread instead, and so in its transaction.
+    The function runs on a worker of the pool, a thread with its own database connections; at most
+    ``MAX_THREADS`` calls run at one time, the others wait in line. Under a live synchronous frame
+    (``async_to_sync``: a sync view, Django's ``TestCase``, a ``SyncConsumer`` handler) it runs on
+    that frame's thread instead, and so in its transaction.
 
-    Old connections are closed before and after the call, as in ``channels.db``. A transaction that the function
-    leaves open is rolled back.
+    Old connections are closed before and after the call, as in ``channels.db``. A transaction that
+    the function leaves open is rolled back.
 
-    **Cancellation.** If the awaiting task is cancelled before the function starts, it never starts. Once it runs, it runs
-    to its end and keeps its worker until then.
+    **Cancellation.** If the awaiting task is cancelled before the function starts, it never starts.
+    Once it runs, it runs to its end and keeps its worker until then.
 
     :param func: a synchronous callable.
-    :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in asgiref: the one thread
-        of the surrounding context or process. ``False`` means any free worker, even under a synchronous frame.
-    :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and its bound.
+    :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
+        asgiref: the one thread of the surrounding context or process. ``False`` means any free
+        worker, even under a synchronous frame.
+    :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
+        its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.
-    :raises TypeError: if *func* is not callable or is a coroutine function, or *executor* comes without
-        ``thread_sensitive=False``.
+    :raises TypeError: if *func* is not callable or is a coroutine function, or *executor* comes
+        without ``thread_sensitive=False``.
 
-    The call itself raises what the function raises (``StopIteration`` as ``RuntimeError``), :exc:`PoolTimeout` if it had
-    to wait longer than ``TIMEOUT`` seconds for a worker, and :exc:`PoolClosed` while the interpreter exits.
+    The call itself raises what the function raises (``StopIteration`` as ``RuntimeError``),
+    :exc:`PoolTimeout` if it had to wait longer than ``TIMEOUT`` seconds for a worker, and
+    :exc:`PoolClosed` while the interpreter exits.
 
     See `asgiref's SyncToAsync <https://github.com/django/asgiref#function-wrappers>`_.
     """
@@ -78,6 +83,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         self._anywhere = thread_sensitive is False
 
     async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Call the function on a thread, and wait for what it returns."""
         __traceback_hide__ = True
         if self._placed_by_asgiref:
             return await super().__call__(*args, **kwargs)
@@ -87,13 +93,14 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         context = contextvars.copy_context() if self.context is None else self.context
         task_context: list[asyncio.Task[Any]] = []
         call = Call(
-            # Step 4 is a method, and called like asgiref calls it: tools that trace calls replace it.
+            # Step 4 is a method, and called like asgiref calls it: tools that trace calls replace
+            # it.
             functools.partial(
                 self.thread_handler,
                 loop,
                 sys.exc_info(),
                 task_context,
-                functools.partial(context.run, _call_in, context),
+                functools.partial(context.run, _call_in, context),  # type: ignore[arg-type]
                 functools.partial(self.func, *args, **kwargs),
             ),
             self.func,
@@ -105,8 +112,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         except asyncio.CancelledError:
             if call.cancel(pool):
                 raise
-            # As asgiref does: cancel what the function awaits through async_to_sync. If that goes on in spite of it, so does
-            # the function, and so do we.
+            # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
+            # on in spite of it, so does the function, and so do we.
             future = call.await_again()
             if await _survives_cancellation(task_context) and not future.done():
                 return await future  # type: ignore[no-any-return]
@@ -127,7 +134,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
-        """Bind a decorated method to its instance. On the class it stays as it is, to be called with one."""
+        """Bind a decorated method to its instance. On the class it stays unbound."""
         if parent is None or isinstance(self.func, staticmethod):
             return self
         return super().__get__(parent, objtype)
@@ -136,10 +143,10 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         """Run the call; on the thread that runs it."""
         __traceback_hide__ = True
         if not self._placed_by_asgiref:
-            return super().thread_handler(*args, **kwargs)
+            return super().thread_handler(*args, **kwargs)  # type: ignore[no-untyped-call]
         close_old_connections_outside_transactions()
         try:
-            return super().thread_handler(*args, **kwargs)
+            return super().thread_handler(*args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
             close_old_connections_outside_transactions()
 
@@ -166,9 +173,10 @@ async def _survives_cancellation(task_context: list[asyncio.Task[Any]]) -> bool:
 
 
 async def aclose_old_connections() -> None:
-    """Close old connections of the thread that Django's own ``a``-methods run on, as in ``channels.db``.
+    """Close old connections where Django's own ``a``-methods run, as in ``channels.db``.
 
-    Workers of the pool clean their own connections. A connection in a transaction is left alone.
+    That is the thread of the surrounding context or process. Workers of the pool clean their own
+    connections. A connection in a transaction is left alone.
     """
     await DatabaseSyncToAsync(_nothing, thread_sensitive=True)()
 

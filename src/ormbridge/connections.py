@@ -2,14 +2,16 @@
 
 Guarantees:
 
-* connections are cleaned as a lease starts and as it ends, and a clean-up that cannot matter is left out:
-  between two leases nobody else touches the thread, so at the start only age can have changed;
+* connections are cleaned as a lease starts and as it ends, and a clean-up that cannot matter is
+  left out: between two leases nobody else touches the thread, so at the start only age can have
+  changed;
 * a lease that ends with a transaction open leaves nothing behind: it is rolled back, the connection
   discarded, a warning logged;
 * a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands.
 
-Assumes that every method but the constructor runs on the worker's own thread. Connections make themselves
-known through Django's ``connection_created`` signal, so a call that opens none costs nothing here.
+Assumes that every method but the constructor runs on the worker's own thread. Connections make
+themselves known through Django's ``connection_created`` signal, so a call that opens none costs
+nothing here.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class ThreadConnections:
             self._due = min(self._due, connection.close_at)
 
     def lease_starts(self, now: float) -> None:
-        """Close what grew too old while the worker was idle. *now* is ``time.monotonic()``, in seconds."""
+        """Close what grew too old while the worker was idle. *now* is ``time.monotonic()``."""
         if now >= self._due:
             self._find()
             self._each(lambda connection: connection.close_if_unusable_or_obsolete())
@@ -97,7 +99,9 @@ class ThreadConnections:
                 self._discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None
         if closed:
-            self.opened = [connection for connection in self.opened if connection.connection is not None]
+            self.opened = [
+                connection for connection in self.opened if connection.connection is not None
+            ]
 
     def _hand_back(
         self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None
@@ -125,42 +129,48 @@ class ThreadConnections:
                 logger.debug("discarding connection %r: %r", connection.alias, error)
         connection.connection = None
         # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
-        if getattr(connections._connections, connection.alias, None) is connection:  # type: ignore[attr-defined]
+        if connection.alias in connections and connections[connection.alias] is connection:
             del connections[connection.alias]
 
 
 def transaction_open(connection: BaseDatabaseWrapper) -> bool:
-    """Say whether *connection* has a transaction open: by Django's word, and the driver's where it has one.
+    """Say whether *connection*, which is open, has a transaction open.
 
-    psycopg, psycopg2, sqlite3 and PyMySQL know the server's state without asking it; mysqlclient does not,
-    so there a ``START TRANSACTION`` sent by hand is not seen.
+    By Django's word, and by the server's where the driver knows it without asking: psycopg,
+    psycopg2, sqlite3 and PyMySQL. mysqlclient knows autocommit only, so there a
+    ``START TRANSACTION`` sent by hand is not seen.
     """
-    if connection.in_atomic_block or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+    autocommit = connection.settings_dict["AUTOCOMMIT"]
+    if connection.in_atomic_block or connection.autocommit != autocommit:
         return True
     raw = connection.connection
     if connection.vendor == "postgresql":
-        # libpq's PQTRANS_IDLE is 0. psycopg 3 keeps it on pgconn, psycopg2 on info.
-        return bool((getattr(raw, "pgconn", None) or raw.info).transaction_status)
+        # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info. 0 is idle,
+        # 4 a broken connection, which has no transaction left.
+        return (getattr(raw, "pgconn", None) or raw.info).transaction_status in (1, 2, 3)
     if connection.vendor == "sqlite":
         return bool(raw.in_transaction)
-    # SERVER_STATUS_IN_TRANS is 1: https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html
-    return bool(getattr(raw, "server_status", 0) & 1)
+    if connection.vendor == "mysql":
+        # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status.
+        return raw.get_autocommit() != autocommit or bool(getattr(raw, "server_status", 0) & 1)
+    return False
 
 
 def transaction_open_on(own: ThreadConnections) -> bool:
-    """Say whether a connection of another thread, which waits for the caller, is in a transaction."""
+    """Say whether a connection of a thread that waits for the caller is in a transaction."""
     return any(connection.in_atomic_block for connection in own.opened)
 
 
 def refresh_own_thread() -> None:
     """Replace dead connections of the calling thread, which belongs to a synchronous frame.
 
-    The frame owns its connections: a transaction, ``SET`` state or a ``CONN_MAX_AGE`` of 0 is its own
-    affair, so nothing that still works is closed. What broke is, and ``CONN_HEALTH_CHECKS`` start afresh.
+    The frame owns its connections: a transaction, ``SET`` state or a ``CONN_MAX_AGE`` of 0 is its
+    own affair, so nothing that still works is closed. What broke is, and ``CONN_HEALTH_CHECKS``
+    start afresh.
     """
     for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block and connection.connection is not None:
-            connection.health_check_done = False
+        if connection.connection is not None and not transaction_open(connection):
+            connection.health_check_done = False  # type: ignore[attr-defined] # django-stubs lacks it
             if connection.errors_occurred:
                 if connection.is_usable():
                     connection.errors_occurred = False
@@ -169,7 +179,7 @@ def refresh_own_thread() -> None:
 
 
 def close_old_connections_outside_transactions() -> None:
-    """Do what Django's ``close_old_connections`` does, but leave a connection in a transaction alone."""
+    """Do what Django's ``close_old_connections`` does, except inside a transaction."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()

@@ -20,10 +20,10 @@ class BridgeError(RuntimeError):
 class PoolTimeout(BridgeError):
     """A call could not have a worker in time, and never started.
 
-    Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once where
-    waiting could only deadlock. The message names who holds the workers and for how long.
+    Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once
+    where waiting could only deadlock. The message names who holds the workers and for how long.
     """
 
 
 class PoolClosed(BridgeError):
-    """A call was made, or was still waiting, when the interpreter began to exit. It never started."""
+    """A call was made or still waited when the interpreter began to exit. It never started."""

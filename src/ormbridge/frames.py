@@ -1,12 +1,13 @@
 """Find the live synchronous frame above a coroutine (step 2 of a call: the innermost wins).
 
-A synchronous frame is a thread that waits inside ``async_to_sync``: a sync view, Django's ``TestCase``, a
-``SyncConsumer`` handler, a management command. It runs calls from below one at a time, on its own thread and so
-on its own connections. It is live until its coroutine has finished; a task that outlives it inherits a dead frame,
-which is skipped.
+A synchronous frame is a thread that waits inside ``async_to_sync``: a sync view, Django's
+``TestCase``, a ``SyncConsumer`` handler, a management command. It runs calls from below one at a
+time, on its own thread and so on its own connections. It is live until its coroutine has finished;
+a task that outlives it inherits a dead frame, which is skipped.
 
-asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``, ``loop_thread_executors``
-and the fields of ``CurrentThreadExecutor``; its tests run on every supported asgiref.
+asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
+``loop_thread_executors`` and the fields of ``CurrentThreadExecutor``; its tests run on every
+supported asgiref.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import threading
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync
 
-# The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper than the failing getattr()
-# that most calls would pay, and enough to see that there is no frame. None where asgiref keeps it elsewhere.
+# The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
+# than the failing getattr() that most calls would pay, and enough to see that there is no frame.
+# None where asgiref keeps it elsewhere.
 _variable = getattr(getattr(AsyncToSync.executors, "_storage", None), "_data", None)
 
 
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
-    """Return the executor of the innermost live frame above the caller, which runs on *loop*, or None."""
+    """Return the executor of the innermost live frame above the caller on *loop*, or None."""
     executor: CurrentThreadExecutor | None
     if isinstance(_variable, contextvars.ContextVar) and _variable.get(None) is None:
         executor = None

@@ -1,10 +1,11 @@
 """The lease: what asks for a worker, and keeps it until the thread is done (step 2 of a call).
 
-A plain call is a lease of one call. It is decided once, under :meth:`Call.claim`, whether it starts, and whoever claims it
-first decides: the worker runs it, the awaiting task cancels it, the pool refuses it. After that the others come too late.
+A plain call is a lease of one call. It is decided once, under :meth:`Call.claim`, whether it
+starts, and whoever claims it first decides: the worker runs it, the awaiting task cancels it, the
+pool refuses it. After that the others come too late.
 
-**Cancellation.** A call that has not started never starts. One that runs keeps its worker until the function
-returns; its outcome is then dropped, because the awaiting task has gone on.
+**Cancellation.** A call that has not started never starts. One that runs keeps its worker until the
+function returns; its outcome is then dropped, because the awaiting task has gone on.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ class Call:
 
     __slots__ = ("_claim", "_error", "_function", "_mailbox", "_name", "_result", "asked", "future")
 
-    def __init__(self, function: Callable[[], Any], name: Callable[..., Any], mailbox: Mailbox) -> None:
-        """
+    def __init__(
+        self, function: Callable[[], Any], name: Callable[..., Any], mailbox: Mailbox
+    ) -> None:
+        """Make a call that has no thread yet.
+
         :param function: what the thread runs.
         :param name: the user's function, which error messages name.
         """
@@ -62,8 +66,11 @@ class Call:
         :raises PoolTimeout: if only a deadlock could come of waiting.
         """
         if frame is not None and not anywhere:
-            frame.submit(self.run_on_frame)
-            return
+            try:
+                frame.submit(self.run_on_frame)
+                return
+            except RuntimeError:  # it ended this very moment, on another loop's thread
+                frame = None
         # Who holds a worker never waits for a second one.
         holder = frame_thread(frame) if frame is not None else threading.current_thread()
         if not isinstance(holder, Worker):
@@ -72,14 +79,15 @@ class Call:
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
-                    f"{self} is called from an event loop that was started on {holder.name}, and no other worker is free; "
-                    "waiting for one while holding one could deadlock. Use async_to_sync in place of asyncio.run"
+                    f"{self} is called from an event loop that was started on {holder.name}, and no "
+                    "other worker is free; waiting for one while holding one could deadlock. Use "
+                    "async_to_sync in place of asyncio.run"
                 )
             if transaction_open_on(holder.connections):
                 raise PoolTimeout(
-                    f"{self} is called with thread_sensitive=False inside a transaction on {holder.name}, which it must not "
-                    "join, and no other worker is free. Leave thread_sensitive out to join the transaction, or make "
-                    "the call after it"
+                    f"{self} is called with thread_sensitive=False inside a transaction "
+                    f"on {holder.name}, which it must not join, and no other worker is free. Leave "
+                    "thread_sensitive out to join the transaction, or make the call after it"
                 )
             frame.submit(self.run_on_frame)
 
@@ -108,20 +116,24 @@ class Call:
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
         future = self.future
+        # The traceback holds run(), and so this call: keep no reference back.
+        error, self._error = self._error, None
         if future is None or future.done():
-            if self._error is not None:
-                logger.debug("%s failed after its caller gave up: %r", self, self._error)
-        elif self._error is not None:
-            future.set_exception(self._error)
+            if error is not None:
+                logger.debug("%s failed after its caller gave up: %r", self, error)
+        elif error is not None:
+            future.set_exception(error)
         else:
             future.set_result(self._result)
 
     # On the thread that runs it
 
     def claim(self) -> bool:
+        """Decide that the call starts. False where that was decided otherwise before."""
         return self._claim.acquire(blocking=False)
 
     def run(self) -> bool:
+        """Run the function and keep its outcome. Returns whether it succeeded."""
         function, self._function = self._function, None
         try:
             self._result = function()  # type: ignore[misc]
@@ -134,9 +146,11 @@ class Call:
         return self._error is None
 
     def finish(self) -> None:
+        """Send the outcome to the caller's loop."""
         self._mailbox.post(self)
 
     def refuse(self, error: Exception) -> bool:
+        """Fail the call with *error*. Returns False if it was claimed before."""
         if not self.claim():
             return False
         self._error = error

@@ -1,10 +1,12 @@
 """The way back: outcomes are handed to an event loop in batches (step 6 of a call).
 
-One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes the loop,
-the others ride along. Waking a loop is a system call and a switch of threads, so this is where the speed is.
+One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes
+the loop, the others ride along. Waking a loop is a system call and a switch of threads, so this is
+where the speed is.
 
-Guarantees: what was posted before the loop closed is delivered once, on the loop's thread, in order; one bad item never
-stops the rest of its batch. What comes after the loop closed is dropped: nobody is left to have it.
+Guarantees: what was posted before the loop closed is delivered once, on the loop's thread, in
+order; one bad item never stops the rest of its batch. What comes after the loop closed is dropped:
+nobody is left to have it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _thread = threading.local()
 class Item(Protocol):
     """Something to deliver on the loop's thread."""
 
-    def deliver(self) -> None: ...
+    def deliver(self) -> None:
+        """Deliver it. What this raises is reported to the loop's exception handler."""
 
 
 class Mailbox:
@@ -39,8 +42,8 @@ class Mailbox:
     def post(self, item: Item) -> None:
         """Have *item* delivered. Called from any thread."""
         self._items.append(item)
-        # No lock: the order append, test, set here against reset, pop in _deliver can wake once too often,
-        # never once too seldom.
+        # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
+        # often, never once too seldom.
         if not self._waking:
             self._waking = True
             try:
@@ -61,7 +64,7 @@ class Mailbox:
                 )
 
     def at(self, key: Any, seconds: float, callback: Callable[..., object], *args: Any) -> None:
-        """Call *callback* in *seconds*, unless a timer for *key* runs already. On the loop's thread."""
+        """Call *callback* in *seconds*, unless a timer for *key* runs. On the loop's thread."""
         if key not in self.timers:
             self.timers[key] = self.loop.call_later(seconds, self._timed, key, callback, args)
 
@@ -72,7 +75,8 @@ class Mailbox:
 
 def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     """Return the mailbox of *loop*, which runs on the calling thread."""
-    # A thread runs one loop at a time, so remembering the last one spares a dict of weak references.
+    # A thread runs one loop at a time, so remembering the last one spares a dict of weak
+    # references.
     mailbox: Mailbox | None = getattr(_thread, "mailbox", None)
     if mailbox is None or mailbox.loop is not loop:
         mailbox = _thread.mailbox = Mailbox(loop)

@@ -25,6 +25,9 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+_RESET_EXPECTED = "expected None or the dotted path of a callable that takes a database connection"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings in force."""
@@ -35,8 +38,9 @@ class Settings:
     timeout: float
     #: Seconds a worker stays without a call before it ends and closes its connections.
     max_idle: float
-    #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
-    reset: Callable[[Any], object] | None
+    #: Dotted path of the callable that clears session state as a lease ends; see
+    #: :func:`import_reset`.
+    reset: str | None
 
 
 def load_settings() -> Settings:
@@ -54,7 +58,8 @@ def load_settings() -> Settings:
     for key in given:
         if key not in DEFAULTS:
             raise ImproperlyConfigured(
-                f"settings.ORMBRIDGE has the unknown key {key!r}; accepted are {', '.join(DEFAULTS)}"
+                f"settings.ORMBRIDGE has the unknown key {key!r}; accepted are "
+                f"{', '.join(DEFAULTS)}"
             )
     values = {**DEFAULTS, **given}
     return Settings(
@@ -69,15 +74,16 @@ def _max_threads(value: Any) -> int:
     # The setting is checked even where the variable wins: it would fail on the next machine.
     if value is not None and (type(value) is not int or value < 1):
         raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['MAX_THREADS'] is {value!r}; expected a whole number of 1 or more, "
-            "or None for CPUs * 5"
+            f"settings.ORMBRIDGE['MAX_THREADS'] is {value!r}; expected a whole number of 1 or "
+            "more, or None for CPUs * 5"
         )
     variable = os.environ.get("ASGI_THREADS")
     if variable is not None:
         # isdecimal alone would let other scripts' digits pass; int() alone "1_0" and " 5 ".
         if not (variable.isascii() and variable.isdecimal() and int(variable) >= 1):
             raise ImproperlyConfigured(
-                f"the environment variable ASGI_THREADS is {variable!r}; expected a whole number of 1 or more"
+                f"the environment variable ASGI_THREADS is {variable!r}; expected a whole number "
+                "of 1 or more"
             )
         return int(variable)
     return value if value is not None else (os.cpu_count() or 1) * 5
@@ -91,20 +97,29 @@ def _seconds(key: str, value: Any) -> float:
     return float(value)
 
 
-def _reset(value: Any) -> Callable[[Any], object] | None:
-    if value is None:
+def _reset(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ImproperlyConfigured(f"settings.ORMBRIDGE['RESET'] is {value!r}; {_RESET_EXPECTED}")
+    return value
+
+
+def import_reset(path: str | None) -> Callable[[Any], object] | None:
+    """Return the callable that ``RESET`` names.
+
+    Apart from :func:`load_settings`, because its module may itself import this package.
+
+    :raises ImproperlyConfigured: if *path* cannot be imported or names something else.
+    """
+    if path is None:
         return None
-    expected = "expected None or the dotted path of a callable that takes a database connection"
-    if not isinstance(value, str):
-        raise ImproperlyConfigured(f"settings.ORMBRIDGE['RESET'] is {value!r}; {expected}")
     try:
-        reset = import_string(value)
+        reset = import_string(path)
     except ImportError as error:
         raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['RESET'] is {value!r}; {expected} ({error})"
+            f"settings.ORMBRIDGE['RESET'] is {path!r}; {_RESET_EXPECTED} ({error})"
         ) from error
     if not callable(reset):
         raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['RESET'] is {value!r}, which names {reset!r}; {expected}"
+            f"settings.ORMBRIDGE['RESET'] is {path!r}, which is {reset!r}; {_RESET_EXPECTED}"
         )
     return reset  # type: ignore[no-any-return]

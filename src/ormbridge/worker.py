@@ -1,8 +1,9 @@
 """A worker: one thread and the Django connections that live on it (step 5 of a call).
 
-A worker serves one lease after another. It guarantees that connections are cleaned before a lease starts and
-after it ends, that it is free again before the outcome is handed over (so that a caller who awaits one call
-after the other finds the same worker), and that it closes its connections on its own thread when it ends.
+A worker serves one lease after another. It guarantees that connections are cleaned before a lease
+starts and after it ends, that it is free again before the outcome is handed over (so that a caller
+who awaits one call after the other finds the same worker), and that it closes its connections on
+its own thread when it ends.
 
 It assumes of a lease only the four methods of :class:`Leaseholder`, none of which may raise.
 """
@@ -34,7 +35,7 @@ class Leaseholder(Protocol):
         """Hand the outcome over. Runs on the worker, after it was given back."""
 
     def refuse(self, error: Exception) -> bool:
-        """Fail the lease with *error*, unless it was claimed before: then return False. Any thread may call it."""
+        """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
 
 
 class Worker(threading.Thread):
@@ -45,7 +46,8 @@ class Worker(threading.Thread):
         super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
         self.pool = pool
         self.connections = ThreadConnections()
-        #: The lease served now, and ``time.monotonic()`` since it has the worker. Guarded by the pool's lock.
+        #: The lease served now, and ``time.monotonic()`` since it has the worker. Guarded by the
+        #: pool's lock.
         self.lease: Leaseholder | None = None
         self.since = 0.0
         # Released once for each lease handed to the idle worker, and once to end it.
@@ -53,21 +55,22 @@ class Worker(threading.Thread):
         self.wake.acquire()
 
     def run(self) -> None:
+        """Serve leases until the pool lets the worker go. Runs on the worker's thread."""
         self.connections.adopt_thread()
+        lease = self._wait()
+        while lease is not None:
+            lease = self._serve(lease) or self._wait()
+
+    def _wait(self) -> Leaseholder | None:
+        """Wait for the next lease. Returns None once the worker has left the pool."""
         max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
-        try:
-            while True:
-                # If the time is up while a lease is on its way here, its wake-up follows at once.
-                if not self.wake.acquire(timeout=max_idle) and not self.pool.retire(self):
-                    self.wake.acquire()
-                lease = self.lease
-                if lease is None:
-                    return
-                while lease is not None:
-                    lease = self._serve(lease)
-        finally:
+        # If the time is up while a lease is on its way here, its wake-up follows at once.
+        if not self.wake.acquire(timeout=max_idle) and not self.pool.retire(self):
+            self.wake.acquire()
+        if self.lease is None:
             self.connections.close()
-            self.pool.ended(self)
+            return self.pool.leave(self)
+        return self.lease
 
     def _serve(self, lease: Leaseholder) -> Leaseholder | None:
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
@@ -75,7 +78,7 @@ class Worker(threading.Thread):
             return self.pool.give_back(self, ran=False)
         self.connections.lease_starts(self.since)
         succeeded = lease.run()
-        self.connections.lease_ends(self.pool.settings.reset, failed=not succeeded)
+        self.connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
         lease.finish()
         return following

@@ -1,0 +1,72 @@
+"""The pool of this process: made by the first call, closed at exit, not shared by a fork.
+
+Guarantees:
+
+* at interpreter exit running calls finish, waiting ones are refused, nothing hangs;
+* a forked child starts with an empty pool and never touches the parent's connections;
+* bad settings are found here when the package is imported, if Django has its settings by then.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+from .pool import Pool
+from .settings import load_settings
+from .stats import PoolStats
+
+_pool: Pool | None = None
+_pool_lock = threading.Lock()
+
+
+def default_pool() -> Pool:
+    """Return the pool of this process; it is made by the first call.
+
+    :raises ImproperlyConfigured: if ``settings.ORMBRIDGE`` or ``ASGI_THREADS`` is not accepted.
+    """
+    global _pool
+    if _pool is None:
+        with _pool_lock:
+            if _pool is None:
+                _pool = Pool(load_settings())
+    return _pool
+
+
+def stats() -> PoolStats:
+    """Return a snapshot of the pool of this process. May be called from any thread."""
+    return default_pool().stats()
+
+
+def _close_at_exit() -> None:
+    if _pool is not None:
+        _pool.close(refuse=True)
+
+
+def _reset_after_fork() -> None:
+    global _pool, _pool_lock
+    _pool_lock = threading.Lock()
+    if _pool is not None:
+        _pool.disown()
+        _pool = None
+
+
+def _reload(setting: str, **kwargs: object) -> None:
+    # override_settings in a test: the next call meets a pool with the new settings.
+    global _pool
+    if setting == "ORMBRIDGE" and _pool is not None:
+        _pool.close(refuse=False)
+        _pool = None
+
+
+# As concurrent.futures does: before the interpreter waits for threads that are not daemons. atexit
+# would be too late.
+threading._register_atexit(_close_at_exit)  # type: ignore[attr-defined]
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_reset_after_fork)
+setting_changed.connect(_reload, dispatch_uid="ormbridge.pool")
+if django_settings.configured:
+    load_settings()  # better to fail here than at the first call

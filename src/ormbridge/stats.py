@@ -1,0 +1,47 @@
+"""What can be seen of a pool from outside, and what that tells somebody who waited in vain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# How many holders an error message names.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A snapshot of the pool. Counters run from the start of the process."""
+
+    #: The bound on workers.
+    max_threads: int
+    #: Workers that exist, and how many of them are free.
+    threads: int
+    idle: int
+    #: Calls that wait for a worker now.
+    waiting: int
+    #: Calls that have run, and how many calls had to wait for a worker first.
+    calls: int
+    queued: int
+    #: Seconds, summed over all calls: waiting for a worker, and having one.
+    wait_seconds: float
+    run_seconds: float
+    #: Calls that failed with ``PoolTimeout``.
+    timeouts: int
+    #: Connections thrown away because a call left a transaction open or cleaning failed.
+    discarded: int
+    #: For each leased worker: its thread's name, what it runs, and for how many seconds.
+    holders: tuple[tuple[str, str, float], ...]
+
+    def shortage(self, waited: float) -> str:
+        """Say why a call has no worker after it *waited*, in seconds, and what to do about it."""
+        held = sorted(self.holders, key=lambda holder: -holder[2])
+        names = ", ".join(
+            f"{thread} by {what} for {seconds:.1f} s" for thread, what, seconds in held[:_NAMED]
+        )
+        more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+        return (
+            f"waited {waited:.1f} s for a worker: {len(held)} of {self.max_threads} leased, "
+            f"{self.waiting} more calls waiting; held longest: {names}{more}. "
+            "Shorten what holds the workers, or raise ASGI_THREADS or "
+            "settings.ORMBRIDGE['MAX_THREADS'] (mind the database's max_connections) or ['TIMEOUT']"
+        )
