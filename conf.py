@@ -1,0 +1,86 @@
+"""Build the site: ``sphinx-build -c . docs build/html``. Sources are in ``docs/``.
+
+The build needs no network and runs no example: see ``docs/_ext``.
+"""
+
+import datetime as dt
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import django
+from django.conf import settings
+
+ROOT = Path(__file__).parent
+# The extensions of the site are `docs._ext.*`.
+sys.path.insert(0, str(ROOT))
+
+# The reference imports the package, and Django wants settings before anything of it is imported.
+if not settings.configured:
+    settings.configure(
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+    )
+    django.setup()
+
+project = "ormbridge"
+author = "the ormbridge authors"
+release = version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+# The day of the build, or the one that a reproducible build asks for.
+day = dt.datetime.fromtimestamp(
+    int(os.environ.get("SOURCE_DATE_EPOCH", dt.datetime.now(dt.UTC).timestamp())),
+    tz=dt.UTC,
+)
+project_copyright = f"{day.year}, {author}"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "docs._ext.examples",
+    "docs._ext.claims",
+    "docs._ext.proven",
+    "docs._ext.closed_set",
+]
+exclude_patterns = ["_*", "README.md"]
+templates_path = ["docs/_templates"]
+nitpicky = True
+# A block of code that names no language is shown as it is.
+highlight_language = "text"
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+typehints_fully_qualified = False
+always_document_param_types = True
+
+# Inventories are files of the repository, so that the build needs no network.
+# `nox -s inventories` fetches them anew.
+intersphinx_mapping = {
+    name: (url, f"_inventories/{name}.inv")
+    for name, url in {
+        "python": "https://docs.python.org/3/",
+        "django": "https://docs.djangoproject.com/en/6.1/",
+        "channels": "https://channels.readthedocs.io/en/stable/",
+    }.items()
+}
+
+html_theme = "furo"
+html_title = "ormbridge"
+html_static_path = ["docs/_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": True,
+}
+pygments_style = "a11y-light"
+
+# The button copies the code that is shown; what an example printed is no code.
+copybutton_selector = "div.highlight:not(.example-output *) > pre"
+copybutton_prompt_text = "$ "

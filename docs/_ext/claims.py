@@ -1,0 +1,187 @@
+"""The ``claim`` role: a sentence names the test that proves it.
+
+::
+
+    Twenty calls run at once. {claim}`tests/guide/test_database_access.py::test_calls_run_at_once`
+
+The role stands behind its sentence and shows the small mark *tested*, a link to this test on
+the page with the ``proven`` directive. Every build checks every claim of the site: it warns if
+the test is unknown, is not in the recorded run, did not pass there, or changed after it.
+"""
+
+import re
+from dataclasses import dataclass
+from html import escape
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.environment.collectors import EnvironmentCollector
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+from sphinx.util.typing import ExtensionMetadata
+from sphinx.writers.html5 import HTML5Translator
+
+from . import runs
+
+logger = logging.getLogger(__name__)
+
+# A sentence ends at a stop, perhaps with a closing bracket or quote, before a blank.
+_END = re.compile(r"[.!?][)\"”]*\s+(?=[A-Z0-9(\"“]|$)")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence that names a test; *sentence* is its pieces: (whether it is code, text)."""
+
+    test: str
+    docname: str
+    line: int
+    anchor: str
+    sentence: tuple[tuple[bool, str], ...]
+
+
+class mark(nodes.Inline, nodes.Element):  # noqa: N801 - docutils names nodes in lower case
+    """The mark behind a sentence; ``test`` is the id of its test."""
+
+
+class ClaimRole(SphinxRole):
+    """Place the mark."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the mark; it is checked when all pages are read."""
+        node = mark("", test=self.text.strip())
+        self.set_source_info(node)
+        return [node], []
+
+
+class Claims(EnvironmentCollector):
+    """Keep the claims of each page: page to [Claim], in reading order."""
+
+    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+        """Forget a page."""
+        claims(env).pop(docname, None)
+
+    def merge_other(
+        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
+    ) -> None:
+        """Take over what another process of a parallel build read."""
+        claims(env).update(
+            {name: found for name, found in claims(other).items() if name in docnames}
+        )
+
+    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
+        """Collect the claims of the page just read, and give each mark an anchor."""
+        docname = app.env.current_document.docname
+        found: list[Claim] = []
+        for number, node in enumerate(doctree.findall(mark), start=1):
+            anchor = f"claim-{number}"
+            node["ids"] = [anchor]
+            sentence = sentence_before(node)
+            if not sentence:
+                app.env.note_reread()
+                logger.warning(
+                    "claim '%s' follows no sentence; put it behind the sentence it proves",
+                    node["test"],
+                    location=node,
+                    type="claim",
+                )
+            found.append(Claim(node["test"], docname, node.line or 0, anchor, sentence))
+        claims(app.env)[docname] = found
+
+
+def claims(env: BuildEnvironment) -> dict[str, list[Claim]]:
+    """Return the claims of the site: page to its claims."""
+    if not hasattr(env, "claims"):
+        env.claims = {}  # type: ignore[attr-defined]
+    return env.claims  # type: ignore[attr-defined, no-any-return]
+
+
+def sentence_before(node: mark) -> tuple[tuple[bool, str], ...]:
+    """Return the sentence that *node* stands behind, as pieces: (whether it is code, text)."""
+    pieces: list[tuple[bool, str]] = []
+    siblings = node.parent.children[: node.parent.index(node)]
+    while siblings and (isinstance(siblings[-1], mark) or not siblings[-1].astext().strip()):
+        siblings.pop()  # marks of the same sentence
+    for sibling in reversed(siblings):
+        if isinstance(sibling, (mark, nodes.target, nodes.system_message)):
+            continue
+        is_code = (
+            isinstance(sibling, nodes.literal)
+            or next(iter(sibling.findall(nodes.literal)), None) is not None
+        )
+        text = re.sub(r"\s+", " ", sibling.astext())
+        if not is_code:
+            # Blanks behind the last sentence are not the beginning of another one.
+            searched = text if pieces else text.rstrip()
+            if ends := [match.end() for match in _END.finditer(searched)]:
+                pieces.append((False, text[ends[-1] :]))
+                break
+        pieces.append((is_code, text))
+    pieces.reverse()
+    if pieces:
+        pieces[0] = (pieces[0][0], pieces[0][1].lstrip())
+        pieces[-1] = (pieces[-1][0], pieces[-1][1].rstrip())
+    return tuple((is_code, text) for is_code, text in pieces if text)
+
+
+def entry_anchor(test: str) -> str:
+    """Return the anchor of *test* on the page of the ``proven`` directive."""
+    return nodes.make_id(test.removeprefix("tests/").replace(".py::", "-"))
+
+
+def check_claims(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Warn of every claim whose test does not prove it."""
+    found = [claim for each in claims(env).values() for claim in each]
+    if not found:
+        return []
+    root = env.srcdir.parent
+    try:
+        run = runs.load(root)
+    except runs.RunError as error:
+        first = found[0]
+        logger.warning(
+            "%d claims: %s", len(found), error, location=(first.docname, first.line), type="claim"
+        )
+        return []
+    for claim in found:
+        try:
+            runs.check(root, run, claim.test)
+        except runs.RunError as error:
+            logger.warning("claim: %s", error, location=(claim.docname, claim.line), type="claim")
+    return []
+
+
+def visit_html(self: HTML5Translator, node: mark) -> None:
+    """Write the mark: a link whose name and title say which test."""
+    builder = self.builder
+    proven = getattr(builder.env, "proven_page", None)
+    name = node["test"].rpartition("::")[2]
+    target = ""
+    if proven is not None:
+        page = builder.get_relative_uri(builder.current_docname, proven)
+        target = f' href="{escape(page)}#{entry_anchor(node["test"])}"'
+    title = escape(f"tested by {name}")
+    attributes = f'id="{node["ids"][0]}"{target} title="{title}" aria-label="{title}"'
+    self.body.append(f'<a class="claim" {attributes}>tested</a>')
+    raise nodes.SkipNode
+
+
+def skip(self: nodes.NodeVisitor, node: mark) -> None:
+    """Write nothing: other formats have no page to link to."""
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Add the role."""
+    others = dict.fromkeys(("latex", "text", "man", "texinfo"), (skip, None))
+    app.add_node(mark, html=(visit_html, None), **others)  # type: ignore[arg-type]
+    app.add_role("claim", ClaimRole())
+    app.add_env_collector(Claims)
+    app.connect("env-updated", check_claims)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
