@@ -125,13 +125,26 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             # An exception's traceback holds this frame, which must not hold the exception.
             del call
 
+    # Three overloads, for type checkers. `self` is written as what it is called with: mypy solves
+    # the first parameter of a callable only. It cannot know that `type[_T]` may not match.
     @overload
-    def __get__(self, parent: None, objtype: type | None = None) -> DatabaseSyncToAsync[_P, _R]: ...
+    def __get__(  # type: ignore[misc]
+        self: Callable[Concatenate[type[_T], _Q], Coroutine[Any, Any, _R]],
+        parent: _T | None,
+        objtype: type[_T],
+    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...  # under @classmethod
 
     @overload
     def __get__(
-        self: DatabaseSyncToAsync[Concatenate[_T, _Q], _R], parent: _T, objtype: type | None = None
-    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...
+        self: Callable[Concatenate[_T, _Q], Coroutine[Any, Any, _R]],
+        parent: _T,
+        objtype: type | None = None,
+    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...  # a method, of an instance
+
+    @overload
+    def __get__(
+        self, parent: object, objtype: type | None = None
+    ) -> DatabaseSyncToAsync[_P, _R]: ...  # on the class, or a static method
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""
