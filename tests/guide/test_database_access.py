@@ -1,0 +1,534 @@
+"""The page ``guide/database-access``: its examples, and the claims it makes."""
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+
+import asgiref
+import channels
+import pytest
+from asgiref.sync import sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from channels import db as channels_db
+from channels.consumer import AsyncConsumer, SyncConsumer
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
+from django.contrib.auth.models import User
+from django.core.exceptions import SynchronousOnlyOperation
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connection, connections
+from django.db.backends.signals import connection_created
+from django.db.models.signals import post_init
+from django.http import HttpResponse
+from django.test import AsyncClient
+from django.urls import path
+
+from ormbridge import aclose_old_connections, database_sync_to_async, stats
+from tests.gate import GUARD
+from tests.guide.examples import conversation, example_source
+
+# The examples, in the order of the page. Each is run with the bridge, and with channels.db instead.
+
+
+async def test_sync_consumer(ada, load_example, recorded):
+    """A ``SyncConsumer`` reads a user's name with nothing added."""
+    module = load_example("database_access_sync_consumer")
+    recorded("database_access_sync_consumer", await conversation(module.GreetingConsumer))
+
+
+async def test_json_consumer(ada, load_example, recorded):
+    """A ``JsonWebsocketConsumer`` reads a user's name with nothing added."""
+    module = load_example("database_access_json_consumer")
+    recorded("database_access_json_consumer", await conversation(module.GreetingConsumer))
+
+
+async def test_inline_form(ada, load_example, package, recorded):
+    """``await database_sync_to_async(self.get_name)()`` returns what the method returns."""
+    module = load_example("database_access_inline", package)
+    recorded("database_access_inline", await conversation(module.GreetingConsumer))
+
+
+async def test_decorator_form(ada, load_example, package, recorded):
+    """A method decorated with ``@database_sync_to_async`` is awaited like a coroutine method."""
+    module = load_example("database_access_decorator", package)
+    recorded("database_access_decorator", await conversation(module.GreetingConsumer))
+
+
+async def test_static_and_class_methods(ada, load_example, package, recorded):
+    """Below ``@staticmethod`` or ``@classmethod``, the decorator makes a method that is awaited."""
+    module = load_example("database_access_methods", package)
+    recorded("database_access_methods", await conversation(module.GreetingConsumer))
+
+
+async def test_async_view(ada, load_example, package, recorded, settings):
+    """An async view awaits a decorated function."""
+    settings.ROOT_URLCONF = load_example("database_access_view", package)
+    response = await AsyncClient().get("/greeting/")
+    recorded("database_access_view", f"{response.status_code} {response.text}")
+
+
+async def test_gather(ada, load_example, package, recorded, settings):
+    """``asyncio.gather`` returns the results of several calls in the order they were given."""
+    settings.ROOT_URLCONF = load_example("database_access_gather", package)
+    response = await AsyncClient().get("/dashboard/")
+    recorded("database_access_gather", f"{response.status_code} {response.text}")
+
+
+def test_script(run_script, package, recorded):
+    """A plain script calls the ORM under ``asyncio.run``."""
+    output = run_script(example_source("database_access_script", package))
+    recorded("database_access_script", output)
+
+
+async def test_clean_up_by_hand(ada, load_example, package, recorded, capsys):
+    """A long-running task awaits ``aclose_old_connections()`` before it queries again."""
+    module = load_example("database_access_clean_up", package)
+
+    async def usernames():
+        yield "ada"
+        yield "ada"
+
+    await module.greet(usernames())
+    recorded("database_access_clean_up", capsys.readouterr().out)
+
+
+def test_worker_threads(run_script, recorded):
+    """Six calls at once share the three threads that ``MAX_THREADS`` allows."""
+    recorded("database_access_threads", run_script(example_source("database_access_threads")))
+
+
+# Async code.
+
+
+async def test_orm_refuses_the_event_loop(ada):
+    """A query in a coroutine raises ``SynchronousOnlyOperation``."""
+    with pytest.raises(SynchronousOnlyOperation):
+        User.objects.all()[0]
+
+
+async def test_calls_run_at_the_same_time():
+    """Two calls are inside their functions at once, on two threads."""
+    both_are_running = threading.Barrier(2)
+
+    def meet():
+        both_are_running.wait(GUARD)
+        return threading.get_ident()
+
+    first, second = await asyncio.gather(
+        database_sync_to_async(meet)(), database_sync_to_async(meet)()
+    )
+    assert len({first, second, threading.get_ident()}) == 3
+
+
+async def test_arguments_and_result():
+    """Arguments go in by position and by name, and the result comes back."""
+    assert await database_sync_to_async(divmod)(7, 2) == (3, 1)
+    assert await database_sync_to_async(int)("ff", base=16) == 255
+
+
+async def test_exception_reaches_the_coroutine(ada):
+    """What the function raises is raised by the ``await``."""
+    with pytest.raises(User.DoesNotExist):
+        await database_sync_to_async(User.objects.get)(username="grace")
+
+
+async def test_function_called_too_early(ada):
+    """``database_sync_to_async(get_name())`` runs the query in the coroutine, before the bridge."""
+
+    def get_name():
+        return User.objects.all()[0].username
+
+    with pytest.raises(SynchronousOnlyOperation):
+        await database_sync_to_async(get_name())()
+
+
+async def test_queryset_is_evaluated_too_late(ada):
+    """A queryset that a call returns runs its query where it is read: in the coroutine."""
+
+    @database_sync_to_async
+    def get_users():
+        return User.objects.all()
+
+    users = await get_users()
+    with pytest.raises(SynchronousOnlyOperation):
+        list(users)
+
+
+async def test_list_is_evaluated_in_time(ada):
+    """A list made inside the function can be read in the coroutine."""
+
+    @database_sync_to_async
+    def get_users():
+        return list(User.objects.all())
+
+    assert [user.username for user in await get_users()] == ["ada"]
+
+
+def test_decorator_above_classmethod():
+    """Above ``@classmethod`` the decorator is refused."""
+    with pytest.raises(TypeError, match="can only be applied to sync functions"):
+
+        class Greeting:
+            @database_sync_to_async
+            @classmethod
+            def get_name(cls):
+                return "ada"
+
+
+# Synchronous consumers.
+
+
+async def listen(consumer, *messages):
+    """Send *messages* to a new *consumer* and wait until it has stopped."""
+    client = ApplicationCommunicator(consumer.as_asgi(), {"type": "test"})
+    for message in messages:
+        await client.send_input({"type": message})
+    await client.wait(GUARD)
+
+
+def test_generic_consumers_are_sync_consumers():
+    """``WebsocketConsumer`` and ``JsonWebsocketConsumer`` are built on ``SyncConsumer``."""
+    assert issubclass(WebsocketConsumer, SyncConsumer)
+    assert issubclass(JsonWebsocketConsumer, SyncConsumer)
+
+
+async def test_sync_handlers_run_in_a_thread():
+    """A handler of a ``SyncConsumer`` runs on another thread than the event loop."""
+    threads = []
+
+    class Consumer(SyncConsumer):
+        def test_stop(self, event):
+            threads.append(threading.get_ident())
+            raise StopConsumer
+
+    await listen(Consumer, "test.stop")
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
+async def test_channels_cleans_up_around_sync_handlers(monkeypatch):
+    """Channels closes old connections before and after each handler of a ``SyncConsumer``."""
+    events = []
+    monkeypatch.setattr(channels_db, "close_old_connections", lambda: events.append("clean"))
+
+    class Consumer(SyncConsumer):
+        def test_message(self, event):
+            events.append("handle")
+
+        def test_stop(self, event):
+            events.append("stop")
+            raise StopConsumer
+
+    await listen(Consumer, "test.message", "test.stop")
+    assert events == ["clean", "handle", "clean", "clean", "stop", "clean"]
+
+
+async def test_sync_consumers_share_one_thread():
+    """The handlers of all sync consumers of the process run on one thread."""
+    threads = []
+
+    class Consumer(SyncConsumer):
+        def test_stop(self, event):
+            threads.append(threading.get_ident())
+            raise StopConsumer
+
+    await asyncio.gather(*[listen(Consumer, "test.stop") for _ in range(8)])
+    assert len(threads) == 8
+    assert len(set(threads)) == 1
+
+
+# Database connections.
+
+
+async def test_each_worker_has_a_connection_of_its_own(transactional_db):
+    """Two calls that run at once use two connections."""
+    both_are_connected = threading.Barrier(2)
+
+    def connect():
+        connection.ensure_connection()
+        both_are_connected.wait(GUARD)
+        return connection.connection
+
+    first, second = await asyncio.gather(
+        database_sync_to_async(connect)(), database_sync_to_async(connect)()
+    )
+    assert first is not second
+
+
+async def test_no_more_connections_than_workers(transactional_db, pool_settings):
+    """Six calls at once on three workers open three connections."""
+    pool_settings(MAX_THREADS=3)
+    all_three_are_connected = threading.Barrier(3)
+
+    def connect():
+        connection.ensure_connection()
+        all_three_are_connected.wait(GUARD)
+        return connection.connection
+
+    connected = await asyncio.gather(*[database_sync_to_async(connect)() for _ in range(6)])
+    assert len({id(each) for each in connected}) == 3
+
+
+async def test_worker_starts_only_when_none_is_free():
+    """Calls made one after the other share one worker."""
+    get_thread = database_sync_to_async(threading.get_ident)
+    assert len({await get_thread() for _ in range(5)}) == 1
+    assert stats().threads == 1
+
+
+async def test_worker_used_last_is_used_first(gate):
+    """Of several free workers the next call takes the one used last."""
+    holding = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(3)]
+    await gate.entered(3)
+    gate.open.set()
+    await asyncio.gather(*holding)
+    assert stats().idle == 3
+    get_thread = database_sync_to_async(threading.get_ident)
+    assert len({await get_thread() for _ in range(5)}) == 1
+
+
+async def test_calls_wait_in_line(gate, pool_settings):
+    """With every worker busy, calls wait, and start in the order they came."""
+    pool_settings(MAX_THREADS=1)
+    started = []
+    holding = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    waiting = [asyncio.ensure_future(database_sync_to_async(started.append)(n)) for n in range(3)]
+    await asyncio.sleep(0)  # the three tasks make their calls
+    assert stats().waiting == 3
+    gate.open.set()
+    await asyncio.gather(holding, *waiting)
+    assert started == [0, 1, 2]
+
+
+async def test_idle_worker_retires(transactional_db, pool_settings):
+    """A worker without a call for ``MAX_IDLE`` seconds ends and closes its connection."""
+    pool_settings(MAX_IDLE=0.01)
+
+    def connect():
+        connection.inc_thread_sharing()  # or this thread could not look at it
+        connection.ensure_connection()
+        return threading.current_thread(), connections["default"]
+
+    worker, kept = await database_sync_to_async(connect)()
+    await asyncio.to_thread(worker.join, GUARD)
+    assert not worker.is_alive()
+    assert kept.connection is None
+
+
+async def test_connection_is_closed_after_each_call(transactional_db, connection_settings):
+    """With ``CONN_MAX_AGE`` at 0 each call opens a connection, and closes it."""
+    connection_settings(CONN_MAX_AGE=0)
+    assert connection.settings_dict["CONN_MAX_AGE"] == 0
+    first, second = [await database_sync_to_async(get_open_connection)() for _ in range(2)]
+    assert first is not second
+    assert await database_sync_to_async(lambda: connection.connection)() is None
+
+
+async def test_connection_is_kept_between_calls(transactional_db, connection_settings):
+    """With ``CONN_MAX_AGE`` set, the next call on the worker finds the connection open."""
+    connection_settings(CONN_MAX_AGE=60)
+    first, second = [await database_sync_to_async(get_open_connection)() for _ in range(2)]
+    assert first is second
+
+
+async def test_connection_is_closed_at_its_age(transactional_db, connection_settings):
+    """A connection older than ``CONN_MAX_AGE`` is closed, and the next call opens a new one."""
+    connection_settings(CONN_MAX_AGE=60)
+
+    def age():
+        opened = get_open_connection()
+        connection.close_at = time.monotonic()
+        return opened
+
+    first = await database_sync_to_async(age)()
+    second = await database_sync_to_async(get_open_connection)()
+    assert first is not second
+
+
+def get_open_connection():
+    """Return the driver's connection of the calling thread."""
+    connection.ensure_connection()
+    return connection.connection
+
+
+async def test_async_methods_of_the_orm_use_the_thread_of_asgiref(ada):
+    """``aget`` and its kin run on asgiref's one thread, not on a worker."""
+    threads = []
+
+    def note_thread(**kwargs):
+        threads.append(threading.get_ident())
+
+    post_init.connect(note_thread, sender=User)
+    try:
+        await User.objects.aget(username="ada")
+    finally:
+        post_init.disconnect(note_thread, sender=User)
+    assert threads == [await sync_to_async(threading.get_ident)()]
+
+
+# Cleaning up by hand.
+
+
+async def test_old_connection_of_asgiref_stays_open(ada, age_connection_of_asgiref):
+    """``aget`` and its kin go on with a connection that is older than ``CONN_MAX_AGE``."""
+    old = await age_connection_of_asgiref()
+    await User.objects.aget(username="ada")
+    assert await sync_to_async(lambda: connection.connection)() is old
+
+
+async def test_old_connection_of_asgiref_is_closed(ada, age_connection_of_asgiref):
+    """``aclose_old_connections()`` closes the old connection of ``aget`` and its kin."""
+    await age_connection_of_asgiref()
+    await aclose_old_connections()
+    assert await sync_to_async(lambda: connection.connection)() is None
+
+
+@pytest.fixture
+def age_connection_of_asgiref():
+    """Return a coroutine function that lets the connection on asgiref's thread grow too old."""
+
+    def age():
+        opened = get_open_connection()
+        connection.close_at = time.monotonic()
+        return opened
+
+    return sync_to_async(age)
+
+
+async def test_channels_cleans_up_before_async_handlers(monkeypatch):
+    """Channels closes old connections before each handler of an ``AsyncConsumer``, not after it."""
+    events = []
+    monkeypatch.setattr(channels_db, "close_old_connections", lambda: events.append("clean"))
+
+    class Consumer(AsyncConsumer):
+        async def test_message(self, event):
+            events.append("handle")
+
+        async def test_stop(self, event):
+            events.append("stop")
+            raise StopConsumer
+
+    await listen(Consumer, "test.message", "test.stop")
+    assert events == ["clean", "handle", "clean", "stop"]
+
+
+async def test_async_handlers_wait_for_the_thread_of_asgiref():
+    """A message to an ``AsyncConsumer``, even without queries, waits for asgiref's thread."""
+    events = []
+    started, release = threading.Event(), threading.Event()
+
+    def hold_the_thread():
+        started.set()
+        assert release.wait(GUARD)
+        events.append("thread is free")
+
+    class Consumer(AsyncConsumer):
+        async def test_stop(self, event):
+            events.append("message is handled")
+            raise StopConsumer
+
+    holding = asyncio.create_task(sync_to_async(hold_the_thread)())
+    await asyncio.to_thread(started.wait, GUARD)
+    listening = asyncio.create_task(listen(Consumer, "test.stop"))
+    # Far more turns of the loop than the message needs when nothing holds it up.
+    for _ in range(100):
+        await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(holding, listening)
+    assert events == ["thread is free", "message is handled"]
+
+
+# Without the bridge, on the installed releases.
+
+
+async def test_channels_db_runs_on_one_thread():
+    """Twenty concurrent calls of ``channels.db`` run on one thread."""
+    get_thread = channels_db.database_sync_to_async(threading.get_ident)
+    threads = await asyncio.gather(*[get_thread() for _ in range(20)])
+    assert len(set(threads)) == 1
+
+
+@pytest.mark.parametrize("package", [asgiref, channels])
+def test_asgi_threads_is_read_by_nothing(package):
+    """The name ``ASGI_THREADS`` stands in no module of asgiref or Channels."""
+    modules = list(Path(package.__file__).parent.rglob("*.py"))
+    assert modules
+    assert [path for path in modules if "ASGI_THREADS" in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("value", ["1", "10"])
+def test_asgi_threads_changes_nothing(run_script, value):
+    """Whatever ``ASGI_THREADS`` says, ``channels.db`` runs its calls on one thread."""
+    assert run_script(COUNT_THREADS_OF_CHANNELS, ASGI_THREADS=value) == "1\n"
+
+
+COUNT_THREADS_OF_CHANNELS = """
+import asyncio, threading
+from channels.db import database_sync_to_async
+from django.conf import settings
+
+settings.configure()
+
+async def main():
+    get_thread = database_sync_to_async(threading.get_ident)
+    print(len(set(await asyncio.gather(*[get_thread() for _ in range(20)]))))
+
+asyncio.run(main())
+"""
+
+
+async def test_threads_of_the_loops_default_executor():
+    """Calls with ``thread_sensitive=False`` share ``min(32, CPUs + 4)`` threads, not CPUs * 5."""
+    cpus = getattr(os, "process_cpu_count", os.cpu_count)()
+    expected = min(32, cpus + 4)
+    all_are_running = threading.Barrier(expected)
+
+    def meet():
+        all_are_running.wait(GUARD)
+        return threading.get_ident()
+
+    call = channels_db.database_sync_to_async(meet, thread_sensitive=False)
+    # Twice as many calls as threads: the second half needs the threads of the first.
+    threads = await asyncio.gather(*[call() for _ in range(2 * expected)])
+    assert len(set(threads)) == expected
+
+
+async def test_requests_leave_connections_behind(ada, settings, connection_settings):
+    """Under Django's ASGI handler with ``CONN_MAX_AGE`` set, each request opens a connection.
+
+    It stays open when the request is over and its thread has ended, and no other request uses it.
+    """
+    settings.ROOT_URLCONF = (path("", count_users),)
+    connection_settings(CONN_MAX_AGE=60)
+    opened = []
+
+    def note_connection(connection, **kwargs):
+        connection.inc_thread_sharing()  # or this thread could not close it
+        opened.append((connection, threading.current_thread()))
+
+    connection_created.connect(note_connection)
+    try:
+        for _ in range(3):
+            client = ApplicationCommunicator(
+                ASGIHandler(), {"type": "http", "method": "GET", "path": "/", "headers": []}
+            )
+            await client.send_input({"type": "http.request"})
+            start = await client.receive_output(GUARD)
+            assert start["status"] == 200
+            await client.receive_output(GUARD)
+            await client.wait(GUARD)
+        assert [thread.is_alive() for _, thread in opened] == [False, False, False]
+        assert all(connection.connection is not None for connection, _ in opened)
+        assert len({id(connection.connection) for connection, _ in opened}) == 3
+    finally:
+        connection_created.disconnect(note_connection)
+        for connection_left_behind, _ in opened:
+            connection_left_behind.connection.close()
+
+
+async def count_users(request):
+    """Answer with Django's own async ORM, which uses the request's thread."""
+    return HttpResponse(str(await User.objects.acount()))
