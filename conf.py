@@ -6,11 +6,12 @@ The build needs no network and runs no example: see ``docs/_ext``.
 import datetime as dt
 import os
 import sys
-import tomllib
 from pathlib import Path
 
 import django
 from django.conf import settings
+
+import ormbridge
 
 ROOT = Path(__file__).parent
 # The extensions of the site are `docs._ext.*`.
@@ -25,7 +26,7 @@ if not settings.configured:
 
 project = "ormbridge"
 author = "the ormbridge authors"
-release = version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+release = version = ormbridge.__version__
 # The day of the build, or the one that a reproducible build asks for.
 day = dt.datetime.fromtimestamp(
     int(os.environ.get("SOURCE_DATE_EPOCH", dt.datetime.now(dt.UTC).timestamp())),
