@@ -4,12 +4,13 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asgiref
 import channels
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from channels import db as channels_db
 from channels.consumer import AsyncConsumer, SyncConsumer
@@ -21,6 +22,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_init
+from django.db.utils import ConnectionHandler
 from django.http import HttpResponse
 from django.test import AsyncClient
 from django.urls import path
@@ -175,6 +177,37 @@ def test_decorator_above_classmethod():
             @classmethod
             def get_name(cls):
                 return "ada"
+
+
+def test_channels_is_not_needed(run_script):
+    """The bridge works where Channels is not installed."""
+    output = run_script("""
+import asyncio, sys
+
+sys.modules["channels"] = None  # import channels: ImportError
+
+from django.conf import settings
+
+settings.configure()
+
+from ormbridge import database_sync_to_async
+
+print(asyncio.run(database_sync_to_async(int)("7")))
+""")
+    assert output == "7\n"
+
+
+def test_call_under_async_to_sync_runs_on_the_waiting_thread(db):
+    """Under ``async_to_sync`` a call runs on the thread that waits, in its transaction."""
+    User.objects.create(username="not committed")
+
+    def look():
+        return threading.get_ident(), connection.in_atomic_block, User.objects.count()
+
+    async def call():
+        return await database_sync_to_async(look)()
+
+    assert async_to_sync(call)() == (threading.get_ident(), True, 1)
 
 
 # Synchronous consumers.
@@ -348,10 +381,46 @@ async def test_connection_is_closed_at_its_age(transactional_db, connection_sett
     assert first is not second
 
 
+async def test_connection_without_age_is_kept(transactional_db, connection_settings):
+    """With ``CONN_MAX_AGE`` at ``None`` a connection has no age at which it is closed."""
+    connection_settings(CONN_MAX_AGE=None)
+
+    def get_age_limit():
+        return get_open_connection(), connection.close_at
+
+    (first, first_limit), (second, second_limit) = [
+        await database_sync_to_async(get_age_limit)() for _ in range(2)
+    ]
+    assert first is second
+    assert (first_limit, second_limit) == (None, None)
+
+
+def test_default_conn_max_age():
+    """A database whose settings say nothing else has a ``CONN_MAX_AGE`` of 0."""
+    handler = ConnectionHandler({"default": {"ENGINE": "django.db.backends.sqlite3"}})
+    assert handler.settings["default"]["CONN_MAX_AGE"] == 0
+
+
 def get_open_connection():
     """Return the driver's connection of the calling thread."""
     connection.ensure_connection()
     return connection.connection
+
+
+async def test_thread_sensitive_call_uses_the_thread_of_asgiref():
+    """With ``thread_sensitive=True`` a call runs on asgiref's one thread, not on a worker."""
+    call = database_sync_to_async(threading.get_ident, thread_sensitive=True)
+    assert await call() == await sync_to_async(threading.get_ident)()
+
+
+async def test_executor_is_outside_the_pool():
+    """With ``executor=`` a call runs in that executor, and the pool starts no worker."""
+    with ThreadPoolExecutor(1) as executor:
+        call = database_sync_to_async(
+            threading.get_ident, thread_sensitive=False, executor=executor
+        )
+        assert await call() == executor.submit(threading.get_ident).result(GUARD)
+    assert stats().threads == 0
 
 
 async def test_async_methods_of_the_orm_use_the_thread_of_asgiref(ada):

@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
@@ -20,6 +21,12 @@ from tests.guide.examples import example_source
 def test_refused_settings(run_script, recorded):
     """A key or value that is not understood is an ``ImproperlyConfigured``."""
     recorded("settings_refused", run_script(example_source("settings_refused")))
+
+
+def test_check_reports_refused_settings(pool_settings):
+    """``manage.py check`` reports a refused setting as ``ormbridge.E001``."""
+    pool_settings(MAX_THREADS=0)
+    assert [message.id for message in run_checks(tags=["ormbridge"])] == ["ormbridge.E001"]
 
 
 def test_no_setting_is_needed(settings):
