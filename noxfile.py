@@ -149,7 +149,7 @@ def tests(session: nox.Session, django: str) -> None:
         run_tests(session)
 
 
-@nox.session(name="tests-postgresql")
+@nox.session(name="tests-postgresql", allow_parallel=True)
 @nox.parametrize("python,django", ENDS)
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
@@ -157,7 +157,7 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
     run_tests(session, database="postgresql")
 
 
-@nox.session(name="tests-mariadb")
+@nox.session(name="tests-mariadb", allow_parallel=True)
 @nox.parametrize("python,django", ENDS)
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""

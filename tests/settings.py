@@ -82,7 +82,11 @@ if CHOICE not in CHOICES:
 
 # Connections persist, as in a project that uses the pool. A test that needs another value
 # changes it with the `connection_settings` fixture.
-DATABASES = {"default": {**CHOICES[CHOICE](), "CONN_MAX_AGE": 60}}
+DATABASES = {
+    "default": {**CHOICES[CHOICE](), "CONN_MAX_AGE": 60},
+    # A second way to the same test database.
+    "other": {**CHOICES[CHOICE](), "CONN_MAX_AGE": 60, "TEST": {"MIRROR": "default"}},
+}
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [
@@ -93,5 +97,5 @@ INSTALLED_APPS = [
     *(["channels"] if find_spec("channels") else []),
 ]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast; nothing is secret here
-SECRET_KEY = "for tests only"  # noqa: S105 - nothing is secret here
+SECRET_KEY = "for tests only"
 USE_TZ = True
