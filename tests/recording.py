@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import recordings, runs
+from docs._ext import proofs, recordings, runs
 
 RECORDER = pytest.StashKey["Recorder"]()
 PRINTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
@@ -168,8 +168,8 @@ class Recorder:
             if not failed and not parts <= self.passed:
                 continue
             try:
-                results[test] = (runs.find(self.root, test).sha256, not failed)
-            except runs.RunError:
+                results[test] = (proofs.find(self.root, test).sha256, not failed)
+            except proofs.UnknownTestError:
                 continue  # made by a plugin: no claim can name it
         run = runs.Run()
         if not self.fresh and (self.root / runs.RUN).exists():

@@ -3,6 +3,7 @@
 ============== =========================================================================
 ``markers``    what an example shows: highlight and part markers, taken out
 ``recordings`` what an example printed when it was last run
+``proofs``     the tests that sentences name: their source and docstring
 ``runs``       what the tests did in the last recorded run
 ``examples``   the ``example`` directive
 ``claims``     the ``claim`` role: a sentence names the test that proves it
@@ -10,6 +11,6 @@
 ``closed_set`` nothing on a page that was not run, nothing run that no page shows
 ============== =========================================================================
 
-The first three are plain functions that the build and ``tests/recording.py`` share; they need
+The first four are plain functions that the build and ``tests/recording.py`` share; they need
 nothing but the standard library. The build only reads: it runs no example and no test.
 """

@@ -12,6 +12,8 @@ the test is unknown, is not in the recorded run, did not pass there, or changed 
 import re
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
+from operator import itemgetter
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -22,7 +24,7 @@ from sphinx.util.docutils import SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
-from . import runs
+from . import proofs, runs
 
 logger = logging.getLogger(__name__)
 
@@ -99,30 +101,30 @@ def claims(env: BuildEnvironment) -> dict[str, list[Claim]]:
 
 def sentence_before(node: mark) -> tuple[tuple[bool, str], ...]:
     """Return the sentence that *node* stands behind, as pieces: (whether it is code, text)."""
-    pieces: list[tuple[bool, str]] = []
     siblings = node.parent.children[: node.parent.index(node)]
     while siblings and (isinstance(siblings[-1], mark) or not siblings[-1].astext().strip()):
         siblings.pop()  # marks of the same sentence
-    for sibling in reversed(siblings):
-        if isinstance(sibling, (mark, nodes.target, nodes.system_message)):
-            continue
-        is_code = (
-            isinstance(sibling, nodes.literal)
-            or next(iter(sibling.findall(nodes.literal)), None) is not None
-        )
-        text = re.sub(r"\s+", " ", sibling.astext())
-        if not is_code:
-            # Blanks behind the last sentence are not the beginning of another one.
-            searched = text if pieces else text.rstrip()
-            if ends := [match.end() for match in _END.finditer(searched)]:
-                pieces.append((False, text[ends[-1] :]))
-                break
-        pieces.append((is_code, text))
-    pieces.reverse()
+    before = [
+        (any(sibling.findall(nodes.literal)), sibling.astext())
+        for sibling in siblings
+        if not isinstance(sibling, (mark, nodes.system_message))
+    ]
+    pieces: list[tuple[bool, str]] = []
+    # The parser cuts text at every line end: only joined can it be searched for the last stop.
+    for is_code, group in reversed([(k, list(g)) for k, g in groupby(before, itemgetter(0))]):
+        text = re.sub(r"\s+", " ", "".join(text for _, text in group))
+        if not pieces:
+            text = text.rstrip()
+        ends = [] if is_code else [match.end() for match in _END.finditer(text)]
+        if ends:
+            text = text[ends[-1] :]
+        if text:
+            pieces.insert(0, (is_code, text))
+        if ends:
+            break
     if pieces:
         pieces[0] = (pieces[0][0], pieces[0][1].lstrip())
-        pieces[-1] = (pieces[-1][0], pieces[-1][1].rstrip())
-    return tuple((is_code, text) for is_code, text in pieces if text)
+    return tuple(pieces)
 
 
 def entry_anchor(test: str) -> str:
@@ -147,7 +149,7 @@ def check_claims(app: Sphinx, env: BuildEnvironment) -> list[str]:
     for claim in found:
         try:
             runs.check(root, run, claim.test)
-        except runs.RunError as error:
+        except (proofs.UnknownTestError, runs.RunError) as error:
             logger.warning("claim: %s", error, location=(claim.docname, claim.line), type="claim")
     return []
 

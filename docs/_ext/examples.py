@@ -7,8 +7,9 @@
     ```
 
 shows the whole module ``examples/database_access_inline.py``, its file name above it. ``output``
-adds what it printed when it was last recorded; ``part`` shows one part only (see ``markers``). A
-part alone does not count as showing the example: a reader must be able to copy all of it.
+adds what it printed when it was last recorded, under the word "prints" or what is written behind
+``:output:``. ``part`` shows one part only (see ``markers``). A part alone does not count as showing
+the example: a reader must be able to copy all of it.
 
 Nothing is run here. A page is read again when its example or recording changes. What is missing or
 stale is reported by ``closed_set``, in every build, not only when the page is read.
@@ -37,7 +38,7 @@ class Example(SphinxDirective):
 
     required_arguments = 1
     option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {
-        "output": directives.flag,
+        "output": directives.unchanged,
         "part": directives.unchanged_required,
     }
 
@@ -83,8 +84,9 @@ class Example(SphinxDirective):
             )
             return []
         traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
+        label = self.options["output"] or "prints"
         block = nodes.container("", classes=["example-output"])
-        block += nodes.paragraph("", "prints", classes=["example-output-label"])
+        block += nodes.paragraph("", label, classes=["example-output-label"])
         block += literal("\n".join(lines) + "\n", "pytb" if traceback else "text")
         return [block]
 

@@ -18,7 +18,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import runs
+from . import proofs, runs
 from .claims import Claim, claims, entry_anchor
 from .examples import literal
 
@@ -95,7 +95,7 @@ def build(app: Sphinx, docname: str) -> list[nodes.Node]:
     for test, found in by_test.items():
         try:
             proof, outcome = runs.check(root, run, test)
-        except runs.RunError:
+        except (proofs.UnknownTestError, runs.RunError):
             continue  # an unproven claim is reported by claims.check_claims; it is not listed here
         if section is None or found[0].docname != page:
             page = found[0].docname
@@ -125,12 +125,14 @@ def summary(run: runs.Run, by_test: dict[str, list[Claim]]) -> Iterable[nodes.No
     if not by_test:
         yield nodes.paragraph("", "No page makes a claim yet.")
         return
-    count = sum(map(len, by_test.values()))
+    sentences = {(each.docname, each.sentence) for found in by_test.values() for each in found}
     outcomes = [run.tests[test] for test in by_test if test in run.tests]
     days = sorted({each.recorded for each in outcomes})
     used = sorted({environment for each in outcomes for environment in each.passed})
     when = f" The record is of {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else ""
-    said = f"{plural(count, 'sentence')} of this site, {plural(len(by_test), 'test')}.{when}"
+    said = (
+        f"{plural(len(sentences), 'sentence')} of this site, {plural(len(by_test), 'test')}.{when}"
+    )
     yield nodes.paragraph("", said)
     if used:
         yield environments(used)
@@ -158,14 +160,14 @@ def row(cells: Iterable[str]) -> nodes.row:
 
 
 def entry(
-    app: Sphinx, docname: str, proof: runs.Proof, outcome: runs.Outcome, found: list[Claim]
+    app: Sphinx, docname: str, proof: proofs.Proof, outcome: runs.Outcome, found: list[Claim]
 ) -> nodes.section:
     """Return the section of one test."""
     section = nodes.section("", ids=[entry_anchor(proof.test)], classes=["proven"])
-    heading = proof.docstring.split("\n\n")[0].replace("\n", " ") or proof.test.rpartition("::")[2]
-    section += nodes.title("", heading.rstrip("."))
-    for text in proof.docstring.split("\n\n")[1:]:
-        section += nodes.paragraph("", text.replace("\n", " "))
+    first, *more = proof.docstring.split("\n\n")
+    section += nodes.title("", "", *inline(first.rstrip(".") or proof.test.rpartition("::")[2]))
+    for text in more:
+        section += nodes.paragraph("", "", *inline(text))
     listing = nodes.bullet_list("", classes=["proven-claims"])
     for claim in found:
         page = app.builder.get_relative_uri(docname, claim.docname)
@@ -190,6 +192,16 @@ def entry(
     section += literal(proof.source, "python")
     section += nodes.raw("", "</details>", format="html")
     return section
+
+
+def inline(text: str) -> list[nodes.Node]:
+    """Return *text* of a docstring as nodes: what is in double backticks is code."""
+    pieces = " ".join(text.split()).split("``")
+    return [
+        nodes.literal("", piece) if number % 2 else nodes.Text(piece)
+        for number, piece in enumerate(pieces)
+        if piece
+    ]
 
 
 def passed(outcome: runs.Outcome) -> str:

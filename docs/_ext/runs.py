@@ -4,28 +4,26 @@
 the build. A test is named by its pytest id without parameters, ``tests/guide/test_x.py::test_y``.
 It passed in an environment if it ran there with every parameter and none failed or was skipped.
 
-A record holds for the source it was made from: the text of the test function, decorators included.
-Once this text changes the record proves nothing, and says so until the next recording.
+A record holds for the source it was made from (see ``proofs``). Once this changes the record proves
+nothing, and :func:`check` says so until the next recording.
 
 File format: ``environments`` is a list; in ``tests`` each id has the digest of its source, the day
 of the record, and in ``passed`` and ``failed`` the positions of environments in the list.
 """
 
-import ast
-import functools
 import json
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .recordings import REMEDY, digest
+from . import proofs
+from .recordings import REMEDY
 
 RUN = "docs/_recorded/run.json"
 
 
 class RunError(ValueError):
-    """A test, or a record of it, that is missing or does not hold."""
+    """A record that is missing or does not hold."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,22 +76,6 @@ class Run:
                 old.passed | here if passed else old.passed - here,
                 old.failed - here if passed else old.failed | here,
             )
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A test as it stands in the tree."""
-
-    test: str
-    path: str
-    line: int
-    docstring: str
-    source: str
-
-    @property
-    def sha256(self) -> str:
-        """The digest of the source."""
-        return digest(self.source)
 
 
 def load(root: Path) -> Run:
@@ -153,52 +135,13 @@ def save(root: Path, run: Run) -> None:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _parse(path: Path, _changed: int) -> tuple[list[str], ast.Module]:
-    text = path.read_text(encoding="utf-8")
-    return text.splitlines(), ast.parse(text)
-
-
-def find(root: Path, test: str) -> Proof:
-    """Return the test with the id *test* from the tree, without importing it.
-
-    :raises RunError: if there is no such test.
-    """
-    file, _, rest = test.partition("::")
-    path = root / file
-    if not rest or "[" in rest:
-        raise RunError(
-            f"'{test}' does not name a test; write tests/<file>.py::<test>, without parameters"
-        )
-    if not path.is_file():
-        raise RunError(f"no test '{test}': {file} does not exist; correct the name or add the test")
-    lines, body = _parse(path, path.stat().st_mtime_ns)
-    node: ast.AST = body
-    for name in rest.split("::"):
-        found = [
-            each
-            for each in ast.iter_child_nodes(node)
-            if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-            and each.name == name
-        ]
-        if not found:
-            raise RunError(
-                f"no test '{test}': {file} has no '{name}'; correct the name or add the test"
-            )
-        node = found[-1]
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        raise RunError(f"'{test}' is a class; name one test of it")
-    start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-    source = textwrap.dedent("\n".join(lines[start - 1 : node.end_lineno])) + "\n"
-    return Proof(test, file, start, ast.get_docstring(node) or "", source)
-
-
-def check(root: Path, run: Run, test: str) -> tuple[Proof, Outcome]:
+def check(root: Path, run: Run, test: str) -> tuple[proofs.Proof, Outcome]:
     """Return the test and its record if the record holds.
 
-    :raises RunError: if the test is unknown, not recorded, changed since, or did not pass.
+    :raises UnknownTestError: if there is no such test.
+    :raises RunError: if it is not recorded, changed since, or did not pass.
     """
-    proof = find(root, test)
+    proof = proofs.find(root, test)
     outcome = run.tests.get(test)
     if outcome is None:
         raise RunError(f"test '{test}' is not in the recorded run; {REMEDY}")

@@ -1,0 +1,149 @@
+"""A small site with one example and one claim, all in order; tests spoil it and build it."""
+
+import io
+import re
+import warnings
+from html import unescape
+from pathlib import Path
+
+import pytest
+from sphinx.application import Sphinx
+from sphinx.util.console import strip_colors
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from docs._ext import proofs, recordings, runs
+
+EXTENSIONS = ["examples", "claims", "proven", "closed_set"]
+CLAIM = "tests/test_greeting.py::test_greets"
+
+FILES = {
+    "examples/greeting.py": """\
+def greet(name):
+    return f"Hello, {name}"  # <--
+
+
+# [call]
+print(greet("ada"))
+# [/call]
+""",
+    "tests/test_greeting.py": '''\
+import pytest
+
+
+@pytest.mark.parametrize("name", ["ada"])
+def test_greets(name):
+    """``greet`` says hello.
+
+    It knows the name.
+    """
+    assert name
+
+
+def test_other():
+    pass
+''',
+    "docs/index.md": f"""\
+# Home
+
+The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not claimed.
+
+```{{example}} greeting
+:output:
+```
+
+```{{toctree}}
+guide
+proven
+```
+""",
+    "docs/guide.md": "# Guide\n\nNothing here.\n",
+    "docs/proven.md": "# Proven\n\n```{proven}\n```\n",
+}
+
+SQLITE = runs.Environment("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0")
+POSTGRESQL = runs.Environment("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0")
+
+
+class Site:
+    """A project with pages, examples, tests and recordings below *root*."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.output = root / "out"
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the project."""
+        return self.root / name
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the project."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def add(self, name: str, text: str) -> None:
+        """Add to the end of a file of the project."""
+        self.write(name, self.path(name).read_text(encoding="utf-8") + text)
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Replace the only *old* in a file of the project."""
+        text = self.path(name).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{name} has {text.count(old)} times {old!r}"
+        self.write(name, text.replace(old, new))
+
+    def record(self, test: str = CLAIM, *, passed: bool = True) -> None:
+        """Record that *test* passed on SQLite, and passed or failed on PostgreSQL."""
+        sha256 = proofs.find(self.root, test).sha256
+        run = runs.load(self.root) if self.path(runs.RUN).exists() else runs.Run()
+        run.add(SQLITE, "2025-01-31", {test: (sha256, True)})
+        run.add(POSTGRESQL, "2025-01-31", {test: (sha256, passed)})
+        runs.save(self.root, run)
+
+    def build(self) -> list[str]:
+        """Build the site, in what an earlier build left, and return the warnings."""
+        output = io.StringIO()
+        with patch_docutils(), docutils_namespace(), warnings.catch_warnings():
+            # MyST's way to the builder is deprecated in Sphinx and goes in Sphinx 11.
+            warnings.filterwarnings("ignore", ".*MystReferenceResolver.app", DeprecationWarning)
+            warnings.filterwarnings(
+                "ignore", ".*MystReferenceResolver.app", PendingDeprecationWarning
+            )
+            app = Sphinx(
+                srcdir=self.root / "docs",
+                confdir=None,
+                outdir=self.output,
+                doctreedir=self.root / "doctrees",
+                buildername="html",
+                confoverrides={
+                    "extensions": ["myst_parser", *(f"docs._ext.{each}" for each in EXTENSIONS)],
+                    "html_theme": "basic",
+                    "html_copy_source": False,
+                    "exclude_patterns": ["_*"],
+                    "highlight_language": "text",
+                },
+                status=None,
+                warning=output,
+            )
+            app.build()
+        text = strip_colors(output.getvalue()).replace(f"{self.root}/", "")
+        return text.splitlines()
+
+    def html(self, page: str) -> str:
+        """Return the HTML of *page*."""
+        return (self.output / f"{page}.html").read_text(encoding="utf-8")
+
+    def code(self, page: str) -> list[str]:
+        """Return the text of each block of code of *page*."""
+        blocks = re.findall(r"<pre>(.*?)</pre>", self.html(page), flags=re.DOTALL)
+        return [unescape(re.sub(r"<[^>]+>", "", block)) for block in blocks]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Make a site that builds without a warning."""
+    site = Site(tmp_path)
+    for name, text in FILES.items():
+        site.write(name, text)
+    recordings.save(site.root, "greeting", ["Hello, ada"])
+    site.record()
+    return site

@@ -1,0 +1,200 @@
+"""The ``claim`` role and the ``proven`` directive."""
+
+import re
+
+import pytest
+
+from docs._ext import runs
+from tests.docs.conftest import CLAIM, Site
+
+ENTRY = "test-greeting-test-greets"
+
+
+def test_mark_links_to_its_entry(site: Site):
+    """The mark says which test it stands for and links to the entry of this test."""
+    site.build()
+    assert (
+        f'<a class="claim" id="claim-1" href="proven.html#{ENTRY}" '
+        'title="tested by test_greets" aria-label="tested by test_greets">tested</a>'
+    ) in site.html("index")
+
+
+def test_entry_tells_what_is_proven(site: Site):
+    """An entry has the docstring, the sentence with a link back, where it passed, the source."""
+    site.build()
+    html = site.html("proven")
+    entry = html.partition(f'id="{ENTRY}"')[2].partition("</section>")[0]
+    text = re.sub(r"<[^>]+>", "", entry.partition("<details")[0])
+    lines = [line.strip(" >¶") for line in text.splitlines()]
+    assert [line for line in lines if line] == [
+        "greet says hello",
+        "It knows the name.",
+        "greet says hello to a name. Home",
+        "Passed on PostgreSQL 15.6 and SQLite 3.40.1.",
+    ]
+    assert 'href="index.html#claim-1"' in entry
+    assert "<summary><code>tests/test_greeting.py</code>, line 4</summary>" in entry
+    (source,) = site.code("proven")
+    assert source.startswith('@pytest.mark.parametrize("name", ["ada"])\ndef test_greets(name):')
+    assert source.endswith("    assert name\n")
+
+
+def test_page_tells_the_versions(site: Site):
+    """The table above the entries has each environment, the text how much there is and of when."""
+    site.build()
+    html = site.html("proven")
+    assert "1 sentence of this site, 1 test. The record is of 2025-01-31." in html
+    cells = re.findall(r"<td><p>(.*?)</p></td>", html)
+    assert cells == [
+        *("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0"),
+        *("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0"),
+    ]
+
+
+def test_test_claimed_twice_has_one_entry(site: Site):
+    """A test that two pages name has one entry with two links back."""
+    site.add("docs/guide.md", f"\nIt greets. {{claim}}`{CLAIM}`\n")
+    assert site.build() == []
+    html = site.html("proven")
+    assert html.count(f'id="{ENTRY}"') == 1
+    assert 'href="index.html#claim-1"' in html
+    assert 'href="guide.html#claim-1"' in html
+    assert "2 sentences of this site, 1 test." in html
+
+
+def test_list_follows_the_pages(site: Site):
+    """A claim that goes from a page goes from the list in the next build, and back again."""
+    text = site.path("docs/index.md").read_text()
+    site.build()
+    site.replace("docs/index.md", f"{{claim}}`{CLAIM}`", "")
+    assert site.build() == []
+    assert "No page makes a claim yet." in site.html("proven")
+    site.write("docs/index.md", text)
+    assert site.build() == []
+    assert ENTRY in site.html("proven")
+
+
+def test_list_follows_the_run(site: Site):
+    """A new record shows on the page in the next build, though no page changed."""
+    site.build()
+    site.path(runs.RUN).write_text(
+        site.path(runs.RUN).read_text().replace("PostgreSQL 15.6", "PostgreSQL 17.1")
+    )
+    site.build()
+    assert "Passed on PostgreSQL 17.1 and SQLite 3.40.1." in site.html("proven")
+
+
+SENTENCES = {
+    "the one before": ("First. The second one. {}", "The second one."),
+    "stop behind the mark": ("First. The second one {}.", "The second one"),
+    "code at the start": ("First. `f()` is called. {} Third.", "f() is called."),
+    "stop in code": ("Call `a. B` now. {}", "Call a. B now."),
+    "link": ("First. See [the Guide](guide.md) now. {}", "See the Guide now."),
+    "over two lines": ("First. The second\none. {}", "The second one."),
+    "stop at a line's end": ("First.\nThe second one. {}", "The second one."),
+    "in a list": ("- Only this. {}", "Only this."),
+    "two marks": ("First. The second one. {} {}", "The second one."),
+    "another mark before": ("First. {} The second one. {}", "The second one."),
+    "name with a stop": ("First. Since Django 5.2 it works, e.g. here. {}", None),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), SENTENCES.values(), ids=SENTENCES)
+def test_sentence_is_the_one_before_the_mark(site: Site, text: str, expected: str | None):
+    """What counts as the sentence is the text from the last stop to the mark."""
+    mark = f"{{claim}}`{CLAIM}`"
+    site.replace("docs/index.md", mark, "")
+    site.add("docs/guide.md", "\n" + text.replace("{}", mark) + "\n")
+    assert site.build() == []
+    said = re.findall(
+        r'<span class="proven-sentence">(.*?)</span> <a', site.html("proven"), re.DOTALL
+    )
+    expected = expected or "Since Django 5.2 it works, e.g. here."
+    assert re.sub(r"<[^>]+>", "", said[-1]) == expected
+
+
+def spoil_name(site: Site) -> None:
+    site.replace("docs/index.md", CLAIM, "tests/test_greeting.py::test_gone")
+
+
+def spoil_file(site: Site) -> None:
+    site.replace("docs/index.md", CLAIM, "tests/test_gone.py::test_greets")
+
+
+def spoil_parameter(site: Site) -> None:
+    site.replace("docs/index.md", CLAIM, f"{CLAIM}[ada]")
+
+
+def spoil_record(site: Site) -> None:
+    site.replace("docs/index.md", CLAIM, "tests/test_greeting.py::test_other")
+
+
+def spoil_outcome(site: Site) -> None:
+    site.record(passed=False)
+
+
+def spoil_source(site: Site) -> None:
+    site.replace("tests/test_greeting.py", "    assert name\n", "    assert not name\n")
+
+
+def spoil_parameters(site: Site) -> None:
+    site.replace("tests/test_greeting.py", '["ada"]', '["ada", "bob"]')
+
+
+def spoil_run(site: Site) -> None:
+    site.path(runs.RUN).unlink()
+
+
+def spoil_json(site: Site) -> None:
+    site.write(runs.RUN, "[]")
+
+
+REFUSED = {
+    spoil_name: "claim: no test 'tests/test_greeting.py::test_gone': tests/test_greeting.py has no "
+    "'test_gone'; correct the name or add the test",
+    spoil_file: "claim: no test 'tests/test_gone.py::test_greets': tests/test_gone.py does not "
+    "exist; correct the name or add the test",
+    spoil_parameter: f"claim: '{CLAIM}[ada]' does not name a test; "
+    "write tests/<file>.py::<test>, without parameters",
+    spoil_record: "claim: test 'tests/test_greeting.py::test_other' is not in the recorded run; "
+    "run: nox -s record",
+    spoil_outcome: f"claim: test '{CLAIM}' failed in the recorded run (PostgreSQL 15.6); "
+    "mend it, then run: nox -s record",
+    spoil_source: f"claim: test '{CLAIM}' (tests/test_greeting.py:4) changed after it was "
+    "recorded; run: nox -s record",
+    spoil_parameters: f"claim: test '{CLAIM}' (tests/test_greeting.py:4) changed after it was "
+    "recorded; run: nox -s record",
+    spoil_run: "1 claims: no run is recorded (docs/_recorded/run.json is missing); "
+    "run: nox -s record",
+    spoil_json: "1 claims: docs/_recorded/run.json is damaged (TypeError('list indices must be "
+    "integers or slices, not str')); run: nox -s record",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
+def test_claim_that_is_not_proven_is_refused(site: Site, spoil):
+    """The warning names page, line, test and remedy, and the page does not list the test."""
+    site.build()
+    spoil(site)
+    expected = [f"docs/index.md:3: WARNING: {REFUSED[spoil]} [claim]"]
+    assert site.build() == expected
+    assert site.build() == expected, "the next build must not forget the warning"
+    assert ENTRY not in site.html("proven")
+
+
+def test_claim_without_a_sentence_is_refused(site: Site):
+    """A mark that stands alone proves nothing."""
+    site.add("docs/guide.md", f"\n{{claim}}`{CLAIM}`\n")
+    assert site.build() == [
+        f"docs/guide.md:5: WARNING: claim '{CLAIM}' follows no sentence; "
+        "put it behind the sentence it proves [claim]"
+    ]
+
+
+def test_claims_need_the_page_they_link_to(site: Site):
+    """Claims on a site without a ``proven`` directive are refused."""
+    site.write("docs/proven.md", "# Proven\n\nNothing.\n")
+    assert site.build() == [
+        "docs/index.md:3: WARNING: claims link nowhere: no page has the 'proven' directive; "
+        "put it on one [claim]"
+    ]

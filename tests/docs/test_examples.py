@@ -1,0 +1,88 @@
+"""The ``example`` directive."""
+
+from tests.docs.conftest import Site
+
+
+def test_a_site_in_order_builds_without_a_warning(site: Site):
+    """The small site that the other tests spoil has nothing to complain about."""
+    assert site.build() == []
+
+
+def test_whole_module_is_shown_without_markers(site: Site):
+    """A page shows the example as it is, but for the markers, and what it printed."""
+    site.build()
+    shown = 'def greet(name):\n    return f"Hello, {name}"\n\n\nprint(greet("ada"))\n'
+    assert site.code("index") == [shown, "Hello, ada\n"]
+
+
+def test_marked_line_is_highlighted(site: Site):
+    """The line with ``# <--``, and no other, is highlighted."""
+    site.build()
+    html = site.html("index")
+    assert html.count('class="hll"') == 1
+    line = html.partition('class="hll"')[2].partition("\n")[0]
+    assert "return" in line
+    assert "&lt;--" not in html
+
+
+def test_caption_is_the_file_name(site: Site):
+    """The file name stands above the code, the label above the output."""
+    site.replace("docs/index.md", ":output:", ":output: says")
+    site.build()
+    html = site.html("index")
+    assert '<span class="caption-text">examples/greeting.py</span>' in html
+    assert '<p class="example-output-label">says</p>' in html
+
+
+def test_part_shows_only_its_lines(site: Site):
+    """``:part:`` shows what lies between the markers of this name."""
+    site.add("docs/guide.md", "\n```{example} greeting\n:part: call\n```\n")
+    assert site.build() == []
+    assert site.code("guide") == ['print(greet("ada"))\n']
+    assert "examples/greeting.py (call)" in site.html("guide")
+
+
+def test_unknown_part_is_refused(site: Site):
+    """The warning names page, line, example, the parts there are, and what to add."""
+    site.add("docs/guide.md", "\n```{example} greeting\n:part: cell\n```\n")
+    expected = [
+        "docs/guide.md:5: WARNING: example 'greeting', examples/greeting.py: no part 'cell' "
+        "(parts: call); enclose it in '# [cell]' and '# [/cell]' [example]"
+    ]
+    assert site.build() == expected
+    assert site.build() == expected, "the next build must not forget the warning"
+
+
+def test_unknown_example_is_refused(site: Site):
+    """The warning names page, line and the file that does not exist."""
+    site.add("docs/guide.md", "\n```{example} greetings\n```\n")
+    expected = [
+        "docs/guide.md:5: WARNING: no example 'greetings': examples/greetings.py does not exist; "
+        "correct the name or add the file [example]"
+    ]
+    assert site.build() == expected
+
+
+def test_output_of_an_example_that_prints_nothing_is_refused(site: Site):
+    """A page cannot show an output that is not there."""
+    site.replace("examples/recorded/greeting.json", '"Hello, ada"', "")
+    assert site.build() == [
+        "docs/index.md:5: WARNING: example 'greeting' printed nothing when it was recorded; "
+        "take ':output:' away [example]"
+    ]
+
+
+def test_page_is_read_again_when_its_example_changes(site: Site):
+    """A second build in the same directory shows the example as it is now."""
+    site.build()
+    site.replace("examples/greeting.py", "Hello", "Good day")
+    site.build()
+    assert "Good day" in site.code("index")[0]
+
+
+def test_page_is_read_again_when_its_recording_changes(site: Site):
+    """A second build in the same directory shows the output as it is recorded now."""
+    site.build()
+    site.replace("examples/recorded/greeting.json", "Hello, ada", "Good day, ada")
+    assert site.build() == []
+    assert site.code("index")[1] == "Good day, ada\n"

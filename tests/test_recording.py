@@ -1,0 +1,365 @@
+"""The plugin that records what examples print and which tests passed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from docs._ext import markers, proofs, recordings, runs
+
+ROOT = Path(__file__).parents[1]
+
+
+# The recordings of this project.
+
+
+def test_every_example_has_its_recording():
+    """Each example was run as it is now, and no recording is left over."""
+    assert [problem.message for problem in recordings.problems(ROOT)] == []
+
+
+# Markers.
+
+
+def test_markers_are_taken_out():
+    """Highlight and part markers go; the highlighted lines are counted as they are shown."""
+    source = "# [all]\na = 1  # <--\n# [one]\nb = 2\n# [/one]\nc = 3 # <--\n# [/all]\n"
+    assert markers.excerpt(source) == markers.Excerpt("a = 1\nb = 2\nc = 3\n", (1, 3))
+    assert markers.excerpt(source, "one") == markers.Excerpt("b = 2\n", ())
+
+
+def test_part_loses_its_common_indentation():
+    """A part from inside a class is shown from the left edge."""
+    source = "class A:\n    # [body]\n    def f():\n        pass\n    # [/body]\n"
+    assert markers.excerpt(source, "body").text == "def f():\n    pass\n"
+
+
+def test_comments_that_are_no_markers_stay():
+    """Only a comment that is a marker and nothing else is taken out."""
+    source = "a = 1  # <-- see\n# [one] two\nb = '# [one]'\n"
+    assert markers.excerpt(source) == markers.Excerpt(source, ())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("# [one]\n", "part 'one' is not closed; add '# [/one]'"),
+        ("a\n# [/one]\n", "line 2: '# [/one]' ends a part that was not begun; add '# [one]' above"),
+        ("# [one]\n# [/one]\n# [one]\n", "line 3: part 'one' is marked twice"),
+    ],
+)
+def test_markers_that_do_not_match_are_refused(source: str, message: str):
+    """The error names the marker, its line and the remedy."""
+    with pytest.raises(markers.MarkerError) as caught:
+        markers.excerpt(source)
+    assert str(caught.value).startswith(message)
+
+
+# Outputs.
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("took 0.51 s", "took 12.48 s"),
+        ("took 51.25ms", "took 7.01ms"),
+        ("at 2026-01-31 10:00:00", "at 2025-12-01T09:59:59.125+00:00"),
+        ("<Pool at 0x7f00aa11bb22>", "<Pool at 0x55d0c0ffee00>"),
+        ("pid 12", "pid 34567"),
+    ],
+)
+def test_measured_figures_are_not_compared(one: str, other: str):
+    """Durations, timestamps, addresses and process ids differ from run to run."""
+    assert recordings.masked([one]) == recordings.masked([other])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("waited 30.0 s", "waited 10.0 s"),
+        ("Django 5.2", "Django 6.1"),
+        ("ormbridge-worker-1", "ormbridge-worker-2"),
+        ("3 ms", "4 ms"),
+        ("20 calls", "21 calls"),
+    ],
+)
+def test_facts_are_compared(one: str, other: str):
+    """A setting, a version, a name or a count is a fact."""
+    assert recordings.masked([one]) != recordings.masked([other])
+
+
+def test_paths_of_the_machine_are_cut(tmp_path: Path):
+    """A traceback says where in the project, in a package or in Python, not where on a disk."""
+    output = (
+        f'  File "{tmp_path}/examples/a.py", line 1\n'
+        '  File "/home/ada/env/lib/python3.12/site-packages/django/db/utils.py", line 2  \n'
+        '  File "/usr/lib/python3.12/asyncio/runners.py", line 3\n\n'
+    )
+    assert recordings.lines_of(output, tmp_path) == (
+        '  File "examples/a.py", line 1',
+        '  File ".../site-packages/django/db/utils.py", line 2',
+        '  File ".../lib/python3/asyncio/runners.py", line 3',
+    )
+
+
+def test_recording_is_left_alone_if_only_measured_figures_differ(tmp_path: Path):
+    """Recording twice does not change a file for nothing; another source or output does."""
+    example = recordings.example_path(tmp_path, "a")
+    example.parent.mkdir()
+    example.write_text("a\n")
+    assert recordings.save(tmp_path, "a", ["took 0.51 s"])
+    assert not recordings.save(tmp_path, "a", ["took 0.52 s"])
+    assert recordings.load(tmp_path, "a").output == ("took 0.51 s",)
+    assert recordings.save(tmp_path, "a", ["slept 0.52 s"])
+    example.write_text("b\n")
+    assert recordings.save(tmp_path, "a", ["slept 0.52 s"])
+    assert recordings.load(tmp_path, "a").sha256 == recordings.digest("b\n")
+
+
+# Tests that sentences name.
+
+MODULE = '''\
+import pytest
+
+
+class TestPool:
+    @pytest.mark.parametrize(
+        "size", [1, 2]
+    )
+    async def test_size(self, size):
+        """It has a size."""
+        assert size
+
+
+def test_plain():
+    pass
+'''
+
+
+def test_proof_is_the_function_with_its_decorators(tmp_path: Path):
+    """A test is found in its class, with docstring, line and source from the first decorator on."""
+    (tmp_path / "test_a.py").write_text(MODULE)
+    proof = proofs.find(tmp_path, "test_a.py::TestPool::test_size")
+    assert (proof.path, proof.line, proof.docstring) == ("test_a.py", 5, "It has a size.")
+    assert proof.source == (
+        '@pytest.mark.parametrize(\n    "size", [1, 2]\n)\n'
+        'async def test_size(self, size):\n    """It has a size."""\n    assert size\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["test_a.py", "test_a.py::TestPool", "test_a.py::test_size", "test_b.py::test_plain"]
+)
+def test_name_of_no_test_is_refused(tmp_path: Path, name: str):
+    """A file, a class, a method without its class and an unknown file are no tests."""
+    (tmp_path / "test_a.py").write_text(MODULE)
+    with pytest.raises(proofs.UnknownTestError, match="test_"):
+        proofs.find(tmp_path, name)
+
+
+# The plugin, run on a small project.
+
+PROJECT = {
+    "examples/greeting.py": "print('Hello, ada')\n",
+    "test_greeting.py": """\
+import pytest
+
+@pytest.mark.parametrize("name", ["ada", "bob"])
+def test_greets(recorded, name):
+    recorded("greeting", f"Hello, {NAMES.get(name, 'ada')}")
+
+def test_plain():
+    assert PLAIN
+
+NAMES = {}
+PLAIN = True
+""",
+}
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Make a project with one example and two tests."""
+    # The plugin of the project is all that its tests need.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]")
+    for name, text in PROJECT.items():
+        path = pytester.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return pytester
+
+
+def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """Run the tests of *project* with the plugin and nothing else."""
+    return project.runpytest_inprocess("-p", "tests.recording", *arguments)
+
+
+def change(project: pytest.Pytester, old: str, new: str, name: str = "test_greeting.py") -> None:
+    """Replace *old* in a file of *project*."""
+    text = (project.path / name).read_text()
+    assert old in text
+    (project.path / name).write_text(text.replace(old, new))
+
+
+def outcomes(project: pytest.Pytester) -> dict[str, tuple[int, int]]:
+    """Return what is recorded: test to (in how many environments it passed, and failed)."""
+    tests = runs.load(project.path).tests
+    return {name: (len(each.passed), len(each.failed)) for name, each in tests.items()}
+
+
+GREETS, PLAIN = "test_greeting.py::test_greets", "test_greeting.py::test_plain"
+
+
+def test_recorded_output_passes(project: pytest.Pytester):
+    """After ``--record`` the same output passes, and the files say what was printed and passed."""
+    run(project, "--record").assert_outcomes(passed=3)
+    recording = json.loads((project.path / "examples/recorded/greeting.json").read_text())
+    assert recording == {
+        "example": "greeting.py",
+        "sha256": recordings.digest("print('Hello, ada')\n"),
+        "output": ["Hello, ada"],
+    }
+    assert outcomes(project) == {GREETS: (1, 0), PLAIN: (1, 0)}
+    run(project).assert_outcomes(passed=3)
+
+
+def test_another_output_fails(project: pytest.Pytester):
+    """An output that is not the recorded one fails with the difference and the remedy."""
+    run(project, "--record")
+    change(project, "NAMES = {}", "NAMES = {'bob': 'bob'}")
+    result = run(project)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "example 'greeting' prints something else*",
+            "-Hello, ada",
+            "+Hello, bob",
+            "*nox -s record",
+        ]
+    )
+
+
+def test_missing_recording_fails(project: pytest.Pytester):
+    """Without a recording the test fails and names the file and the remedy."""
+    result = run(project)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*(examples/recorded/greeting.json is missing); run: nox -s record"]
+    )
+
+
+def test_stale_recording_fails(project: pytest.Pytester):
+    """A recording of another source fails, though the output is the same."""
+    run(project, "--record")
+    change(project, "print", "print  ", "examples/greeting.py")
+    result = run(project)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*'greeting' changed after its output was recorded; run: nox*"])
+
+
+def test_example_must_exist(project: pytest.Pytester):
+    """A test cannot record the output of an example that is not there."""
+    (project.path / "examples/greeting.py").unlink()
+    result = run(project, "--record")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["no example 'greeting': examples/greeting.py does not exist"])
+
+
+def test_two_outputs_of_one_example_are_not_recorded(project: pytest.Pytester):
+    """Parameters that print different things fail while recording, too."""
+    change(project, "NAMES = {}", "NAMES = {'bob': 'bob'}")
+    run(project, "--record").assert_outcomes(passed=2, failed=1)
+    assert recordings.load(project.path, "greeting").output == ("Hello, ada",)
+    assert outcomes(project) == {GREETS: (0, 1), PLAIN: (1, 0)}
+
+
+def test_output_of_a_failed_test_is_not_recorded(project: pytest.Pytester):
+    """What a test printed before it failed is no output to show."""
+    change(project, "'ada')}\")", "'ada')}\")\n    assert not name")
+    run(project, "--record").assert_outcomes(passed=1, failed=2)
+    assert not recordings.recording_path(project.path, "greeting").exists()
+
+
+@pytest.mark.parametrize("phase", ["setup", "teardown"])
+def test_failure_around_the_test_counts(project: pytest.Pytester, phase: str):
+    """A test whose fixture fails, before it or after it, did not pass."""
+    fixture = {"setup": "assert False", "teardown": "yield; assert False"}[phase]
+    source = f"@pytest.fixture\ndef broken():\n    {fixture}\n\ndef test_plain(broken):"
+    change(project, "def test_plain():", source)
+    run(project, "--record")
+    assert outcomes(project) == {GREETS: (1, 0), PLAIN: (0, 1)}
+
+
+@pytest.mark.parametrize("how", ["pytest.skip('no')", "pytest.xfail('no')"])
+def test_skipped_parameter_leaves_the_test_out(project: pytest.Pytester, how: str):
+    """A test that ran with some of its parameters only is not recorded as passed."""
+    change(project, "    recorded(", f"    if name == 'bob': {how}\n    recorded(")
+    run(project, "--record")
+    assert outcomes(project) == {PLAIN: (1, 0)}
+
+
+def test_deselected_parameter_leaves_the_test_out(project: pytest.Pytester):
+    """A test of which ``-k`` left a part out is not recorded as passed."""
+    run(project, "--record", "-k", "ada or plain").assert_outcomes(passed=2, deselected=1)
+    assert outcomes(project) == {PLAIN: (1, 0)}
+
+
+def test_part_of_a_test_cannot_be_recorded(project: pytest.Pytester):
+    """An id with parameters is refused with the remedy."""
+    result = run(project, "--record", f"{GREETS}[ada]")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*is a part of a test; name it without parameters*"])
+    assert not (project.path / runs.RUN).exists()
+
+
+def test_runs_merge(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    """Another environment is added; ``--record-fresh`` forgets all that was recorded."""
+    run(project, "--record")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("platform.python_version", lambda: "3.99.0")
+        run(project, "--record", PLAIN)
+    assert outcomes(project) == {GREETS: (1, 0), PLAIN: (2, 0)}
+    assert "3.99.0" in {each.python for each in runs.load(project.path).environments}
+    run(project, "--record-fresh", PLAIN)
+    assert outcomes(project) == {PLAIN: (1, 0)}
+
+
+def test_result_in_the_same_environment_is_replaced(project: pytest.Pytester):
+    """A test that passes after it failed is recorded as passed, and the other way round."""
+    change(project, "PLAIN = True", "PLAIN = False")
+    run(project, "--record")
+    assert outcomes(project)[PLAIN] == (0, 1)
+    change(project, "PLAIN = False", "PLAIN = True")
+    run(project, "--record")
+    assert outcomes(project)[PLAIN] == (1, 0)
+
+
+def test_other_source_forgets_what_was_recorded(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    """What passed in another environment proves nothing for a test that changed since."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("platform.python_version", lambda: "3.99.0")
+        run(project, "--record")
+    change(project, "assert PLAIN", "assert PLAIN is True")
+    run(project, "--record")
+    assert outcomes(project) == {GREETS: (2, 0), PLAIN: (1, 0)}
+
+
+def test_run_that_is_cut_short_is_not_recorded(project: pytest.Pytester):
+    """A run that could not be collected leaves the record as it was."""
+    run(project, "--record")
+    before = (project.path / runs.RUN).read_text()
+    (project.path / "test_broken.py").write_text("import missing_module\n")
+    assert run(project, "--record-fresh").ret == pytest.ExitCode.INTERRUPTED
+    assert (project.path / runs.RUN).read_text() == before
+
+
+def test_without_record_nothing_is_written(project: pytest.Pytester):
+    """A plain run of the tests leaves the files alone."""
+    run(project, "--record")
+    files = {path: path.read_bytes() for path in project.path.rglob("*.json")}
+    run(project)
+    assert {path: path.read_bytes() for path in project.path.rglob("*.json")} == files
+    assert len(files) == 2
