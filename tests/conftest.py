@@ -2,13 +2,18 @@
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.db import connections
 
+from ormbridge import process
 from tests import settings as test_settings
+from tests.gate import Gate
+
+# The `recorded` fixture and --record; and what the tests of that plugin run pytest with.
+pytest_plugins = ["tests.recording", "pytester"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,3 +87,31 @@ def connection_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setitem(connections.settings[using], name, value)
 
     return change
+
+
+@pytest.fixture(autouse=True)
+def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test a pool of its own, and end the threads of it."""
+    monkeypatch.delenv("ASGI_THREADS", raising=False)
+    yield
+    pool, process._pool = process._pool, None
+    if pool is not None:
+        pool.close(refuse=True)
+
+
+@pytest.fixture
+def pool_settings(settings: Any) -> Callable[..., None]:
+    """Set ``settings.ORMBRIDGE`` for one test: ``pool_settings(MAX_THREADS=1)``."""
+
+    def change(**values: Any) -> None:
+        settings.ORMBRIDGE = values
+
+    return change
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Return a function that blocks its thread until the test lets it go."""
+    gate = Gate()
+    yield gate
+    gate.open.set()

@@ -106,24 +106,24 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             self.func,
             mailbox_of(loop),
         )
+        future = call.future
         try:
             call.place(pool, live_frame(loop), self._anywhere)
-            return await call.future  # type: ignore[misc, no-any-return]
+            return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError:
-            if call.cancel(pool):
-                raise
             # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
             # on in spite of it, so does the function, and so do we.
+            if call.cancel(pool) or not await _survives_cancellation(task_context):
+                raise
             future = call.await_again()
-            if await _survives_cancellation(task_context) and not future.done():
-                return await future  # type: ignore[no-any-return]
-            call.abandon()
-            raise
+            if future is None:
+                raise
+            return await future  # type: ignore[no-any-return]
         finally:
             if self.context is None:
                 _restore_context(context)
             # An exception's traceback holds this frame, which must not hold the exception.
-            del call
+            del call, future
 
     # Three overloads, for type checkers. `self` is written as what it is called with: mypy solves
     # the first parameter of a callable only. It cannot know that `type[_T]` may not match.

@@ -48,7 +48,7 @@ class Call:
         self._result: Any = None
         self._error: BaseException | None = None
         self.asked = 0.0
-        #: What the caller awaits; None once nobody does. Used on the loop's thread only.
+        #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Call:
                 )
             if transaction_open_on(holder.connections):
                 raise PoolTimeout(
-                    f"{self} is called with thread_sensitive=False inside a transaction "
+                    f"{self} is called with thread_sensitive=False in a transaction "
                     f"on {holder.name}, which it must not join, and no other worker is free. Leave "
                     "thread_sensitive out to join the transaction, or make the call after it"
                 )
@@ -102,21 +102,16 @@ class Call:
             return True
         return False
 
-    def await_again(self) -> asyncio.Future[Any]:
-        """Return a new future for the outcome, after the first one was cancelled."""
-        future = self.future = self._mailbox.loop.create_future()
-        return future
-
-    def abandon(self) -> None:
-        """Drop the outcome: nobody awaits it any more."""
-        future, self.future = self.future, None
-        if future is not None and future.done() and not future.cancelled():
-            future.exception()  # seen, so that asyncio does not report it as never retrieved
+    def await_again(self) -> asyncio.Future[Any] | None:
+        """Return a new future, the first one being cancelled; None if the outcome came meanwhile."""
+        if self.future is not None:
+            self.future = self._mailbox.loop.create_future()
+        return self.future
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
-        future = self.future
-        # The traceback holds run(), and so this call: keep no reference back.
+        # The traceback of an error holds run(), and so this call: keep no reference back.
+        future, self.future = self.future, None
         error, self._error = self._error, None
         if future is None or future.done():
             if error is not None:

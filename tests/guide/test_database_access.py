@@ -4,7 +4,6 @@ import asyncio
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asgiref
@@ -19,7 +18,7 @@ from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
 from django.contrib.auth.models import User
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
-from django.db import connection, connections
+from django.db import connection
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_init
 from django.db.utils import ConnectionHandler
@@ -108,32 +107,6 @@ async def test_orm_refuses_the_event_loop(ada):
     """A query in a coroutine raises ``SynchronousOnlyOperation``."""
     with pytest.raises(SynchronousOnlyOperation):
         User.objects.all()[0]
-
-
-async def test_calls_run_at_the_same_time():
-    """Two calls are inside their functions at once, on two threads."""
-    both_are_running = threading.Barrier(2)
-
-    def meet():
-        both_are_running.wait(GUARD)
-        return threading.get_ident()
-
-    first, second = await asyncio.gather(
-        database_sync_to_async(meet)(), database_sync_to_async(meet)()
-    )
-    assert len({first, second, threading.get_ident()}) == 3
-
-
-async def test_arguments_and_result():
-    """Arguments go in by position and by name, and the result comes back."""
-    assert await database_sync_to_async(divmod)(7, 2) == (3, 1)
-    assert await database_sync_to_async(int)("ff", base=16) == 255
-
-
-async def test_exception_reaches_the_coroutine(ada):
-    """What the function raises is raised by the ``await``."""
-    with pytest.raises(User.DoesNotExist):
-        await database_sync_to_async(User.objects.get)(username="grace")
 
 
 async def test_function_called_too_early(ada):
@@ -275,110 +248,19 @@ async def test_sync_consumers_share_one_thread():
 # Database connections.
 
 
-async def test_each_worker_has_a_connection_of_its_own(transactional_db):
-    """Two calls that run at once use two connections."""
-    both_are_connected = threading.Barrier(2)
-
-    def connect():
-        connection.ensure_connection()
-        both_are_connected.wait(GUARD)
-        return connection.connection
-
-    first, second = await asyncio.gather(
-        database_sync_to_async(connect)(), database_sync_to_async(connect)()
+async def test_open_consumer_holds_no_worker(ada, load_example):
+    """A consumer that is open takes a worker for its call, and holds none between calls."""
+    module = load_example("database_access_inline")
+    client = ApplicationCommunicator(
+        module.GreetingConsumer.as_asgi(), {"type": "websocket", "path": "/"}
     )
-    assert first is not second
-
-
-async def test_no_more_connections_than_workers(transactional_db, pool_settings):
-    """Six calls at once on three workers open three connections."""
-    pool_settings(MAX_THREADS=3)
-    all_three_are_connected = threading.Barrier(3)
-
-    def connect():
-        connection.ensure_connection()
-        all_three_are_connected.wait(GUARD)
-        return connection.connection
-
-    connected = await asyncio.gather(*[database_sync_to_async(connect)() for _ in range(6)])
-    assert len({id(each) for each in connected}) == 3
-
-
-async def test_worker_starts_only_when_none_is_free():
-    """Calls made one after the other share one worker."""
-    get_thread = database_sync_to_async(threading.get_ident)
-    assert len({await get_thread() for _ in range(5)}) == 1
-    assert stats().threads == 1
-
-
-async def test_worker_used_last_is_used_first(gate):
-    """Of several free workers the next call takes the one used last."""
-    holding = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(3)]
-    await gate.entered(3)
-    gate.open.set()
-    await asyncio.gather(*holding)
-    assert stats().idle == 3
-    get_thread = database_sync_to_async(threading.get_ident)
-    assert len({await get_thread() for _ in range(5)}) == 1
-
-
-async def test_calls_wait_in_line(gate, pool_settings):
-    """With every worker busy, calls wait, and start in the order they came."""
-    pool_settings(MAX_THREADS=1)
-    started = []
-    holding = asyncio.create_task(database_sync_to_async(gate)())
-    await gate.entered()
-    waiting = [asyncio.ensure_future(database_sync_to_async(started.append)(n)) for n in range(3)]
-    await asyncio.sleep(0)  # the three tasks make their calls
-    assert stats().waiting == 3
-    gate.open.set()
-    await asyncio.gather(holding, *waiting)
-    assert started == [0, 1, 2]
-
-
-async def test_idle_worker_retires(transactional_db, pool_settings):
-    """A worker without a call for ``MAX_IDLE`` seconds ends and closes its connection."""
-    pool_settings(MAX_IDLE=0.01)
-
-    def connect():
-        connection.inc_thread_sharing()  # or this thread could not look at it
-        connection.ensure_connection()
-        return threading.current_thread(), connections["default"]
-
-    worker, kept = await database_sync_to_async(connect)()
-    await asyncio.to_thread(worker.join, GUARD)
-    assert not worker.is_alive()
-    assert kept.connection is None
-
-
-async def test_connection_is_closed_after_each_call(transactional_db, connection_settings):
-    """With ``CONN_MAX_AGE`` at 0 each call opens a connection, and closes it."""
-    connection_settings(CONN_MAX_AGE=0)
-    assert connection.settings_dict["CONN_MAX_AGE"] == 0
-    first, second = [await database_sync_to_async(get_open_connection)() for _ in range(2)]
-    assert first is not second
-    assert await database_sync_to_async(lambda: connection.connection)() is None
-
-
-async def test_connection_is_kept_between_calls(transactional_db, connection_settings):
-    """With ``CONN_MAX_AGE`` set, the next call on the worker finds the connection open."""
-    connection_settings(CONN_MAX_AGE=60)
-    first, second = [await database_sync_to_async(get_open_connection)() for _ in range(2)]
-    assert first is second
-
-
-async def test_connection_is_closed_at_its_age(transactional_db, connection_settings):
-    """A connection older than ``CONN_MAX_AGE`` is closed, and the next call opens a new one."""
-    connection_settings(CONN_MAX_AGE=60)
-
-    def age():
-        opened = get_open_connection()
-        connection.close_at = time.monotonic()
-        return opened
-
-    first = await database_sync_to_async(age)()
-    second = await database_sync_to_async(get_open_connection)()
-    assert first is not second
+    await client.send_input({"type": "websocket.connect"})
+    await client.receive_output(GUARD)
+    await client.receive_output(GUARD)
+    assert not client.future.done()
+    assert (stats().calls, stats().threads, stats().idle) == (1, 1, 1)
+    await client.send_input({"type": "websocket.disconnect", "code": 1000})
+    await client.wait(GUARD)
 
 
 async def test_connection_without_age_is_kept(transactional_db, connection_settings):
@@ -405,22 +287,6 @@ def get_open_connection():
     """Return the driver's connection of the calling thread."""
     connection.ensure_connection()
     return connection.connection
-
-
-async def test_thread_sensitive_call_uses_the_thread_of_asgiref():
-    """With ``thread_sensitive=True`` a call runs on asgiref's one thread, not on a worker."""
-    call = database_sync_to_async(threading.get_ident, thread_sensitive=True)
-    assert await call() == await sync_to_async(threading.get_ident)()
-
-
-async def test_executor_is_outside_the_pool():
-    """With ``executor=`` a call runs in that executor, and the pool starts no worker."""
-    with ThreadPoolExecutor(1) as executor:
-        call = database_sync_to_async(
-            threading.get_ident, thread_sensitive=False, executor=executor
-        )
-        assert await call() == executor.submit(threading.get_ident).result(GUARD)
-    assert stats().threads == 0
 
 
 async def test_async_methods_of_the_orm_use_the_thread_of_asgiref(ada):

@@ -1,0 +1,1 @@
+"""The benchmark: how many calls a second, side by side with the alternatives."""

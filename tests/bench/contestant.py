@@ -1,0 +1,148 @@
+"""One contestant: a process that calls one function as often as it can, when it is told to.
+
+`python -m tests.bench.contestant NAME FUNCTION CALLERS LOOP` prints a line when it is warm. For
+each number of seconds it then reads, it makes calls for that long and prints what it did as a line
+of JSON. Between two turns it sleeps; threads, connections and the event loop stay as they are, as
+in a server.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+
+import django
+from django.conf import settings
+
+THREADS = 10
+DATABASE = {
+    "ENGINE": "django.db.backends.postgresql",
+    "NAME": os.environ.get("BENCH_DATABASE", "postgres"),
+    "HOST": os.environ.get("PGHOST", "127.0.0.1"),
+    "PORT": os.environ.get("PGPORT", "5432"),
+    "USER": os.environ.get("PGUSER", "postgres"),
+    "PASSWORD": os.environ.get("PGPASSWORD", ""),
+    "CONN_MAX_AGE": None,
+    "OPTIONS": {"sslmode": "disable", "gssencmode": "disable"},
+}
+
+
+def configure(**database):
+    """Set Django up, with persistent connections to one database."""
+    settings.configure(
+        DATABASES={"default": {**DATABASE, **database}},
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
+        DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+        ORMBRIDGE={"MAX_THREADS": THREADS},
+        USE_TZ=True,
+    )
+    django.setup()
+
+
+def noop():
+    """Do nothing: what remains is the cost of the call."""
+
+
+def username():
+    """Make the query of the guide."""
+    from django.contrib.auth.models import User
+
+    return User.objects.all()[0].username
+
+
+def wrap(name, function):
+    """Return the awaitable form of `function`, as contestant `name` makes it."""
+    if name == "channels.db":
+        from channels.db import database_sync_to_async
+
+        return database_sync_to_async(function)
+    if name.startswith("asgiref"):
+        from asgiref.sync import sync_to_async
+
+        return sync_to_async(function, thread_sensitive=name == "asgiref")
+    from ormbridge import database_sync_to_async
+
+    return database_sync_to_async(function)
+
+
+async def turn(call, callers, seconds):
+    """Let `callers` tasks call, each one call after the other; returns the number of calls."""
+    end = time.perf_counter() + seconds
+
+    async def caller():
+        made = 0
+        while time.perf_counter() < end:
+            await call()
+            made += 1
+        return made
+
+    return sum(await asyncio.gather(*(caller() for _ in range(callers))))
+
+
+def loop_over(function, seconds, counts):
+    """Call `function`, with nothing around it."""
+    end = time.perf_counter() + seconds
+    made = 0
+    while time.perf_counter() < end:
+        function()
+        made += 1
+    counts.append(made)
+
+
+class Bound:
+    """Plain threads that loop over the function, with no event loop: as fast as it can be.
+
+    A connection belongs to its thread, so the threads stay; they wait at a barrier between turns.
+    """
+
+    def __init__(self, function):
+        self.barrier = threading.Barrier(THREADS + 1)
+        self.counts = []
+        for _ in range(THREADS):
+            threading.Thread(target=self.run, args=(function,), daemon=True).start()
+
+    def run(self, function):
+        """Take part in every turn; on a thread of its own."""
+        while True:
+            self.barrier.wait()
+            loop_over(function, self.seconds, self.counts)
+            self.barrier.wait()
+
+    def turn(self, seconds):
+        """Let all threads loop for `seconds`, and return how many calls they made."""
+        self.seconds, self.counts = seconds, []
+        self.barrier.wait()
+        self.barrier.wait()
+        return sum(self.counts)
+
+
+def main(name, function, callers, loop):
+    """Warm up, then take a turn for each line of standard input."""
+    configure()
+    function = {"noop": noop, "username": username}[function]
+    if loop == "uvloop":
+        from uvloop import new_event_loop as factory
+    else:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        if name == "bound":
+            take = Bound(function).turn
+        else:
+            call = wrap(name, function)
+
+            def take(seconds):
+                return runner.run(turn(call, int(callers), seconds))
+
+        take(0.3)
+        print("warm", flush=True)
+        for line in sys.stdin:
+            start, cpu = time.perf_counter(), time.process_time()
+            calls = take(float(line))
+            spent = time.perf_counter() - start, time.process_time() - cpu
+            print(json.dumps({"calls": calls, "seconds": spent[0], "cpu": spent[1]}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+"""A function that a test can hold on its thread."""
+
+import asyncio
+import threading
+
+GUARD = 30.0
+"""Seconds after which a test that hangs gives up. No test depends on the figure."""
+
+
+class Gate:
+    """Called on a worker, it blocks there until ``open`` is set.
+
+    ``calls`` counts the calls that came in; ``threads`` names where.
+    """
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.threads: list[str] = []
+        self._entered = threading.Semaphore(0)
+
+    def __call__(self) -> str:
+        self.threads.append(threading.current_thread().name)
+        self._entered.release()
+        if not self.open.wait(GUARD):
+            raise AssertionError(f"nobody opened the gate within {GUARD} s")
+        return threading.current_thread().name
+
+    async def entered(self, calls: int = 1) -> None:
+        """Wait until *calls* more calls have come in."""
+        for _ in range(calls):
+            if not await asyncio.to_thread(self._entered.acquire, timeout=GUARD):
+                raise AssertionError(f"nobody came to the gate within {GUARD} s")
