@@ -252,9 +252,7 @@ async def test_connection_whose_reset_fails_is_discarded(pool_settings, caplog):
 
 async def test_reset_that_opens_a_transaction_is_discarded(pool_settings, caplog):
     """If RESET leaves a transaction open, the connection is discarded."""
-    pool_settings(
-        MAX_THREADS=1, RESET="tests.test_connections.reset_that_opens_a_transaction"
-    )
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset_that_opens_a_transaction")
     before = await database_sync_to_async(raw)()
     assert await database_sync_to_async(raw)() is not before
     assert "RESET left a transaction open" in caplog.text

@@ -191,9 +191,7 @@ async def test_each_waiting_call_has_its_own_deadline(gate, pool_settings):
     first = asyncio.create_task(database_sync_to_async(len)(""))
     await asyncio.sleep(0.01)  # so that the second is not yet due when the timer rings
     second = asyncio.create_task(database_sync_to_async(len)(""))
-    outcomes = await asyncio.wait_for(
-        asyncio.gather(first, second, return_exceptions=True), GUARD
-    )
+    outcomes = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), GUARD)
     assert [type(outcome) for outcome in outcomes] == [PoolTimeout, PoolTimeout]
     gate.open.set()
     await running

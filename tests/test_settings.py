@@ -94,8 +94,7 @@ def test_bad_asgi_threads_is_refused(monkeypatch, value):
     with pytest.raises(ImproperlyConfigured) as caught:
         load_settings()
     assert str(caught.value) == (
-        f"the environment variable ASGI_THREADS is {value!r}; "
-        "expected a whole number of 1 or more"
+        f"the environment variable ASGI_THREADS is {value!r}; expected a whole number of 1 or more"
     )
 
 

@@ -1,0 +1,109 @@
+"""The shape of the package: its public names, its one-way imports, its size."""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import ormbridge
+
+SOURCE = Path(ormbridge.__file__).parent
+MODULES = sorted(SOURCE.glob("*.py"))
+
+# The way of a call: each module may import those after it, and none before. What is not on the
+# way (errors, settings) imports nothing but what is after it either.
+ORDER = [
+    "__init__",
+    "checks",
+    "bridge",
+    "lease",
+    "process",
+    "pool",
+    "worker",
+    "connections",
+    "mailbox",
+    "frames",
+    "stats",
+    "settings",
+    "errors",
+]
+
+
+def test_public_names():
+    """These names are the public contract, sorted; nothing else is offered."""
+    assert ormbridge.__all__ == [
+        "BridgeError",
+        "DatabaseSyncToAsync",
+        "PoolClosed",
+        "PoolStats",
+        "PoolTimeout",
+        "aclose_old_connections",
+        "database_sync_to_async",
+        "stats",
+    ]
+    for name in ormbridge.__all__:
+        assert getattr(ormbridge, name).__doc__, name
+
+
+def imported(path):
+    """Return the modules of the package that the module at *path* imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names.update([node.module] if node.module else [alias.name for alias in node.names])
+    return names
+
+
+def for_types_only(path):
+    """Return those that it imports only for the type checker."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            names.update(child.module for child in node.body if isinstance(child, ast.ImportFrom))
+    return names
+
+
+def test_imports_point_one_way():
+    """The modules import each other in one direction only: along the way of a call."""
+    assert sorted(path.stem for path in MODULES) == sorted(ORDER)
+    for path in MODULES:
+        place = ORDER.index(path.stem)
+        back = {
+            name for name in imported(path) - for_types_only(path) if ORDER.index(name) <= place
+        }
+        assert back == set(), f"{path.name} imports back: {back}"
+
+
+def lines_of_code(path):
+    """Count the lines that hold code: no blank lines, comments or docstrings."""
+    source = path.read_text()
+    lines = set()
+    skipped = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    docstrings = {
+        node.body[0].lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and ast.get_docstring(node) is not None
+    }
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        is_docstring = token.type == tokenize.STRING and token.start[0] in docstrings
+        if token.type not in skipped and not is_docstring:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines)
+
+
+def test_package_is_small():
+    """The package stays under 1,000 lines of code."""
+    assert 0 < sum(map(lines_of_code, MODULES)) < 1000
+
+
+def test_package_is_typed():
+    """The package ships its types."""
+    assert (SOURCE / "py.typed").exists()
