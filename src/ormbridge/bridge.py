@@ -32,14 +32,8 @@ _T = TypeVar("_T")
 class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     """Call a synchronous function that uses the database from async code.
 
-    Inline::
-
-        name = await database_sync_to_async(get_name)(user_id)
-
-    or as a decorator of functions and methods::
-
-        @database_sync_to_async
-        def get_name(user_id): ...
+    Wrap the function where you call it, ``await database_sync_to_async(get_name)(user_id)``, or
+    decorate a function or method with ``@database_sync_to_async``.
 
     The function runs on a worker of the pool, a thread with its own database connections; at most
     ``MAX_THREADS`` calls run at one time, the others wait in line. Under a live synchronous frame

@@ -14,16 +14,19 @@ class PoolStats:
 
     #: The bound on workers.
     max_threads: int
-    #: Workers that exist, and how many of them are free.
+    #: Workers that exist.
     threads: int
+    #: Workers that are free.
     idle: int
     #: Calls that wait for a worker now.
     waiting: int
-    #: Calls that have run, and how many calls had to wait for a worker first.
+    #: Calls that have run.
     calls: int
+    #: Calls that had to wait for a worker.
     queued: int
-    #: Seconds, summed over all calls: waiting for a worker, and having one.
+    #: Seconds that calls have waited for a worker, summed.
     wait_seconds: float
+    #: Seconds that calls have had a worker, summed.
     run_seconds: float
     #: Calls that failed with ``PoolTimeout``.
     timeouts: int
