@@ -11,6 +11,7 @@ from django.db import connection, connections
 from ormbridge import PoolTimeout, database_sync_to_async, stats
 from tests.gate import GUARD
 from tests.settings import CHOICE
+from tests.test_lease import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -69,12 +70,12 @@ if CHOICE in SESSIONS:  # SQLite has no server to ask
         assert sampler.most == bound
 
 
-class Failure(Exception):
+class FailureError(Exception):
     """What a call of the storm raises."""
 
 
 async def test_storm_of_cancelled_calls(pool_settings):
-    """Of thousands of calls, half cancelled at random times, every result is right, none is lost."""
+    """Of thousands of calls, half cancelled at random, every result is right, none is lost."""
     pool_settings(MAX_THREADS=3, TIMEOUT=GUARD)
     chance = random.Random(20261122)
     started, finished = set(), set()
@@ -82,7 +83,7 @@ async def test_storm_of_cancelled_calls(pool_settings):
     def call(number):
         started.add(number)
         if number % 7 == 0:
-            raise Failure(number)
+            raise FailureError(number)
         finished.add(number)
         return number * 2
 
@@ -96,7 +97,7 @@ async def test_storm_of_cancelled_calls(pool_settings):
             return await task
         except asyncio.CancelledError:
             return "cancelled"
-        except Failure as failure:
+        except FailureError as failure:
             return failure.args[0]
 
     async def some(numbers):
@@ -105,8 +106,7 @@ async def test_storm_of_cancelled_calls(pool_settings):
     parts = [range(start, 5000, 50) for start in range(50)]
     async with asyncio.timeout(GUARD * 3):
         results = await asyncio.gather(*map(some, parts))
-        while stats().idle != stats().threads:
-            await asyncio.sleep(0)
+        await until(lambda: stats().idle == stats().threads)
     outcomes = dict(pair for part in results for pair in part)
     assert len(outcomes) == 5000
     for number, outcome in outcomes.items():

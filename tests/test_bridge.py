@@ -170,18 +170,18 @@ async def test_sees_the_exception_being_handled():
 async def test_failed_call_leaves_no_cycle():
     """A failed call is freed at once: its exception is in no reference cycle of ours."""
 
-    class Failure(Exception):
+    class FailureError(Exception):
         pass
 
     def fail():
-        raise Failure
+        raise FailureError
 
     gc.collect()
     gc.disable()
     try:
         try:
             await database_sync_to_async(fail)()
-        except Failure as error:
+        except FailureError as error:
             seen = weakref.ref(error)
         # The worker lets go of the call a moment after the outcome is here.
         await database_sync_to_async(len)("")

@@ -59,7 +59,7 @@ async def test_old_connection_is_closed_before_the_next_call(connection_settings
 
 
 async def test_health_checks_replace_a_dead_connection(connection_settings):
-    """With CONN_HEALTH_CHECKS a connection that died while idle is replaced before its first query."""
+    """With CONN_HEALTH_CHECKS a connection that died while idle is replaced in time."""
     connection_settings(CONN_HEALTH_CHECKS=True, CONN_MAX_AGE=None)
     held = await database_sync_to_async(wrapper)()
     before = held.connection
@@ -87,7 +87,7 @@ async def test_connection_is_closed_when_an_error_made_it_unusable(connection_se
 
 
 async def test_connection_that_failed_half_way_through_connecting_is_closed():
-    """A connection whose set-up failed is closed as its call ends, and the next call has a new one."""
+    """A connection whose set-up failed is cleaned as its call ends."""
     with (
         mock.patch.object(
             type(connections["default"]), "init_connection_state", side_effect=LookupError("half")
@@ -112,7 +112,7 @@ def test_unannounced_connection_is_found_at_the_next_sweep():
 
 
 async def test_atomic_block_left_open_is_rolled_back(caplog):
-    """A call that enters an atomic block and never leaves it is rolled back; others never see it."""
+    """An atomic block that a call enters and never leaves is rolled back; no other call sees it."""
 
     def leave_open():
         transaction.atomic().__enter__()
@@ -129,7 +129,7 @@ async def test_atomic_block_left_open_is_rolled_back(caplog):
 
 
 async def test_autocommit_switched_off_is_rolled_back(caplog):
-    """A call that switches autocommit off and does not commit is rolled back; others never see it."""
+    """A call that leaves autocommit off is rolled back; no other call sees it."""
 
     def leave_open():
         transaction.set_autocommit(False)
@@ -310,7 +310,7 @@ async def test_one_connection_per_worker(pool_settings):
 
 
 def test_aclose_old_connections_closes_old_ones(connection_settings):
-    """aclose_old_connections() closes a connection past its age, on the thread it is called under."""
+    """aclose_old_connections() closes a connection past its age, on the thread above it."""
     connection.close()
     connection_settings(CONN_MAX_AGE=0)
     connection.ensure_connection()

@@ -180,7 +180,7 @@ async def test_loop_on_a_worker_never_waits_for_a_second_worker(pool_settings):
     def run_a_loop():
         return asyncio.run(bridged_thread_name())
 
-    with pytest.raises(PoolTimeout, match="Use async_to_sync in place of asyncio.run"):
+    with pytest.raises(PoolTimeout, match=r"Use async_to_sync in place of asyncio\.run"):
         await asyncio.wait_for(database_sync_to_async(run_a_loop)(), GUARD)
 
 
@@ -278,7 +278,7 @@ def test_frame_replaces_a_dead_connection():
     connection.ensure_connection()
     before = connection.connection
     connection.errors_occurred = True
-    with mock.patch.object(type(connections["default"]), "is_usable", lambda self: False):
+    with mock.patch.object(type(connections["default"]), "is_usable", return_value=False):
         assert async_to_sync(database_sync_to_async(User.objects.count))() == 0
     assert connection.connection is not before
 

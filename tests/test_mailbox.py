@@ -10,9 +10,12 @@ import pytest
 from ormbridge import database_sync_to_async, stats
 from ormbridge.mailbox import Mailbox, mailbox_of
 from tests.gate import GUARD, Gate
+from tests.test_lease import until
 
 
 class Item:
+    """Notes that it was delivered, or fails."""
+
     def __init__(self, delivered, value):
         self.delivered = delivered
         self.value = value
@@ -81,8 +84,7 @@ async def test_timer_runs_once_for_a_key():
     for _ in range(2):
         mailbox.at("key", 0.0, rung.append, "first")
         mailbox.at("key", 0.0, rung.append, "second")
-        while mailbox.timers:
-            await asyncio.sleep(0)
+        await until(lambda: not mailbox.timers)
     assert rung == ["first", "first"]
 
 
@@ -99,8 +101,7 @@ def test_several_loops_at_once(pool_settings):
     results = []
 
     def run_a_loop():
-        for _ in range(5):
-            results.append(asyncio.run(many_calls()))
+        results.extend([asyncio.run(many_calls()) for _ in range(5)])
 
     threads = [threading.Thread(target=run_a_loop) for _ in range(4)]
     for thread in threads:
@@ -138,7 +139,7 @@ def test_debug_mode():
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_loop_closed_while_a_call_runs(debug):
-    """If the loop closes while a call runs, the call runs to its end and its worker is free again."""
+    """If the loop closes while a call runs, the call ends and its worker is free again."""
     gate = Gate()
 
     async def leave_behind():

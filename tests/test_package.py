@@ -46,7 +46,7 @@ def test_public_names():
 
 
 def imported(path):
-    """Return the modules of the package that the module at *path* imports, also inside functions."""
+    """Return the modules of the package that the module at *path* imports, wherever."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 1:

@@ -1,4 +1,4 @@
-"""The end of the process, and forks: running calls finish, nothing hangs, the parent is left alone."""
+"""The end of the process, and forks: calls finish, nothing hangs, parents are left alone."""
 
 import os
 
@@ -86,7 +86,7 @@ while not stats().waiting:
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "PoolClosed the interpreter is exiting; the call was waiting for a worker and did not run",
-        "PoolClosed builtins.print came too late: the interpreter exits, and the pool takes no calls",
+        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken",
     ]
     assert result.returncode == 0
 

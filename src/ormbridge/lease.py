@@ -79,8 +79,8 @@ class Call:
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
-                    f"{self} is called from an event loop that was started on {holder.name}, and no "
-                    "other worker is free; waiting for one while holding one could deadlock. Use "
+                    f"{self} is called from an event loop that was started on {holder.name}, and "
+                    "no other worker is free; waiting for one while holding one could deadlock. Use "
                     "async_to_sync in place of asyncio.run"
                 )
             if transaction_open_on(holder.connections):
@@ -103,7 +103,7 @@ class Call:
         return False
 
     def await_again(self) -> asyncio.Future[Any] | None:
-        """Return a new future, the first one being cancelled; None if the outcome came meanwhile."""
+        """Return a new future for the cancelled one; None if the outcome came meanwhile."""
         if self.future is not None:
             self.future = self._mailbox.loop.create_future()
         return self.future

@@ -56,7 +56,7 @@ class Pool:
         with self._lock:
             if self._closed:
                 raise PoolClosed(
-                    f"{lease} came too late: the interpreter exits, and the pool takes no calls"
+                    f"{lease} came too late: the interpreter exits, no calls are taken"
                 )
             new = not self._idle and len(self._workers) < self.settings.max_threads
             if new:

@@ -30,7 +30,8 @@ def test_entry_tells_what_is_proven(site: Site):
         "greet says hello",
         "It knows the name.",
         "greet says hello to a name. Home",
-        "Passed on PostgreSQL 15.6 and SQLite 3.40.1.",
+        "Passed on PostgreSQL 15.6, with Python 3.13.0, Django 6.1, Channels 4.3.2 and asgiref "
+        "3.13.0; SQLite 3.40.1, with Python 3.11.2, Django 5.2, Channels 4.3.2 and asgiref 3.13.0.",
     ]
     assert 'href="index.html#claim-1"' in entry
     assert "<summary><code>tests/test_greeting.py</code>, line 4</summary>" in entry
@@ -81,7 +82,7 @@ def test_list_follows_the_run(site: Site):
         site.path(runs.RUN).read_text().replace("PostgreSQL 15.6", "PostgreSQL 17.1")
     )
     site.build()
-    assert "Passed on PostgreSQL 17.1 and SQLite 3.40.1." in site.html("proven")
+    assert "Passed on PostgreSQL 17.1, with" in site.html("proven")
 
 
 SENTENCES = {

@@ -194,6 +194,12 @@ async def listen(consumer, *messages):
     await client.wait(GUARD)
 
 
+async def many_turns_of_the_loop():
+    """Let tasks run for far longer than a message needs when nothing holds it up."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 def test_generic_consumers_are_sync_consumers():
     """``WebsocketConsumer`` and ``JsonWebsocketConsumer`` are built on ``SyncConsumer``."""
     assert issubclass(WebsocketConsumer, SyncConsumer)
@@ -234,13 +240,18 @@ async def test_channels_cleans_up_around_sync_handlers(monkeypatch):
 async def test_sync_consumers_share_one_thread():
     """The handlers of all sync consumers of the process run on one thread."""
     threads = []
+    all_are_sent = threading.Event()
 
     class Consumer(SyncConsumer):
         def test_stop(self, event):
+            assert all_are_sent.wait(GUARD)
             threads.append(threading.get_ident())
             raise StopConsumer
 
-    await asyncio.gather(*[listen(Consumer, "test.stop") for _ in range(8)])
+    listening = [asyncio.create_task(listen(Consumer, "test.stop")) for _ in range(8)]
+    await many_turns_of_the_loop()
+    all_are_sent.set()
+    await asyncio.gather(*listening)
     assert len(threads) == 8
     assert len(set(threads)) == 1
 
@@ -368,9 +379,7 @@ async def test_async_handlers_wait_for_the_thread_of_asgiref():
     holding = asyncio.create_task(sync_to_async(hold_the_thread)())
     await asyncio.to_thread(started.wait, GUARD)
     listening = asyncio.create_task(listen(Consumer, "test.stop"))
-    # Far more turns of the loop than the message needs when nothing holds it up.
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await many_turns_of_the_loop()
     release.set()
     await asyncio.gather(holding, listening)
     assert events == ["thread is free", "message is handled"]
@@ -381,9 +390,17 @@ async def test_async_handlers_wait_for_the_thread_of_asgiref():
 
 async def test_channels_db_runs_on_one_thread():
     """Twenty concurrent calls of ``channels.db`` run on one thread."""
-    get_thread = channels_db.database_sync_to_async(threading.get_ident)
-    threads = await asyncio.gather(*[get_thread() for _ in range(20)])
-    assert len(set(threads)) == 1
+    all_are_made = threading.Event()
+
+    def wait_for_the_others():
+        assert all_are_made.wait(GUARD)
+        return threading.get_ident()
+
+    call = channels_db.database_sync_to_async(wait_for_the_others)
+    calls = [asyncio.create_task(call()) for _ in range(20)]
+    await asyncio.sleep(0)  # the tasks make their calls
+    all_are_made.set()
+    assert len(set(await asyncio.gather(*calls))) == 1
 
 
 @pytest.mark.parametrize("package", [asgiref, channels])
@@ -407,9 +424,18 @@ from django.conf import settings
 
 settings.configure()
 
+all_are_made = threading.Event()
+
+@database_sync_to_async
+def wait_for_the_others():
+    assert all_are_made.wait(30)
+    return threading.get_ident()
+
 async def main():
-    get_thread = database_sync_to_async(threading.get_ident)
-    print(len(set(await asyncio.gather(*[get_thread() for _ in range(20)]))))
+    calls = [asyncio.create_task(wait_for_the_others()) for _ in range(20)]
+    await asyncio.sleep(0)  # the tasks make their calls
+    all_are_made.set()
+    print(len(set(await asyncio.gather(*calls))))
 
 asyncio.run(main())
 """
