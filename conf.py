@@ -6,6 +6,7 @@ The build needs no network and runs no example: see ``docs/_ext``.
 import datetime as dt
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import django
@@ -34,6 +35,9 @@ day = dt.datetime.fromtimestamp(
 )
 project_copyright = f"{day.year}, {author}"
 
+# The release of sphinx-autodoc-typehints for Python 3.11 uses what Sphinx will drop.
+warnings.filterwarnings("ignore", ".*_RstSnippetParser.set_application", DeprecationWarning)
+
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -48,6 +52,11 @@ extensions = [
 exclude_patterns = ["_*", "README.md"]
 templates_path = ["docs/_templates"]
 nitpicky = True
+# Types that Python documents under another name than the one they know themselves by.
+nitpick_ignore = [
+    ("py:class", "_contextvars.Context"),
+    ("py:class", "concurrent.futures.thread.ThreadPoolExecutor"),
+]
 # A block of code that names no language is shown as it is.
 highlight_language = "text"
 
@@ -56,8 +65,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
-typehints_fully_qualified = False
-always_document_param_types = True
+typehints_document_rtype_none = False
 
 # Inventories are files of the repository, so that the build needs no network.
 # `nox -s inventories` fetches them anew.

@@ -9,6 +9,7 @@ are all claims known, and it is written again in every build.
 """
 
 from collections.abc import Iterable
+from dataclasses import astuple
 from html import escape
 
 from docutils import nodes
@@ -23,6 +24,9 @@ from .claims import Claim, claims, entry_anchor
 from .examples import literal
 
 logger = logging.getLogger(__name__)
+
+#: What an environment is made of, in the order of its fields.
+HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
 
 
 class place(nodes.General, nodes.Element):  # noqa: N801 - docutils names nodes in lower case
@@ -145,9 +149,8 @@ def plural(count: int, word: str) -> str:
 
 def environments(found: list[runs.Environment]) -> nodes.table:
     """Return a table of versions, a row for each environment."""
-    heads = ("Database", "Python", "Django", "Channels", "asgiref")
-    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
-    group += nodes.thead("", row(heads))
+    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in HEADS), cols=len(HEADS))
+    group += nodes.thead("", row(HEADS))
     group += nodes.tbody(
         "", *(row((e.database or "none", e.python, e.django, e.channels, e.asgiref)) for e in found)
     )
@@ -205,9 +208,21 @@ def inline(text: str) -> list[nodes.Node]:
 
 
 def passed(outcome: runs.Outcome) -> str:
-    """Return where the test passed, in a few words; the table of versions has the rest."""
-    names = sorted({each.database or f"Python {each.python}" for each in outcome.passed})
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+    """Return where the test passed: databases, and the versions that they share."""
+    databases: dict[str, list[str]] = {}
+    for each in sorted(outcome.passed):
+        versions = [
+            f"{name} {version}"
+            for name, version in zip(HEADS[1:], astuple(each)[1:], strict=True)
+            if version
+        ]
+        databases.setdefault(enumerated(versions), []).append(each.database or "no database")
+    return "; ".join(f"{enumerated(names)}, with {with_}" for with_, names in databases.items())
+
+
+def enumerated(words: list[str]) -> str:
+    """Return *words* as in a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

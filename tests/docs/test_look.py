@@ -1,0 +1,63 @@
+"""What the configuration and the templates of the site make of a page."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs._ext import recordings
+from tests.docs.conftest import Site
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Build a page with the project's own ``conf.py`` and return its HTML."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.write("examples/greeting.py", "print('Hello')\n")
+    recordings.save(site.root, "greeting", ["Hello"])
+    table = "| a | b |\n|---|---|\n| {py:func}`len` | c |\n"
+    example = "```{example} greeting\n:output:\n```\n"
+    toctree = "```{toctree}\n:caption: Pages\nother\n```\n"
+    site.write("docs/index.md", f"# Home\n\n{table}\n## More\n\n{example}\n{toctree}")
+    site.write("docs/other.md", "# Other\n")
+    shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
+    finished = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "-c", str(ROOT), "docs", "out"],
+        cwd=site.root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return site.html("index")
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str):
+    """Scripts, styles and images come from the site itself."""
+    loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"([^\"]*)\"", page)
+    assert "_static/site.css" in {address.partition("?")[0] for address in loaded}
+    assert [address for address in loaded if "//" in address] == []
+
+
+def test_references_to_other_projects_are_links(page: str):
+    """The committed inventories resolve the names of other projects."""
+    assert 'href="https://docs.python.org/3/library/functions.html#len"' in page
+
+
+def test_what_scrolls_can_be_reached_with_the_keyboard(page: str):
+    """Blocks of code and tables are stops of the tab key."""
+    assert page.count("<pre") == page.count('<pre tabindex="0">') == 2
+    assert page.count("table-wrapper") == page.count('<div tabindex="0" class="table-wrapper') == 1
+
+
+def test_sidebars_have_names(page: str):
+    """A screen reader can tell the two sidebars apart, and the level of the headings in them."""
+    labels = re.findall(r'<aside[^>]* aria-label="([^"]*)"', page)
+    assert labels == ["Site", "This page"]
+    assert page.count("<aside") == 2
+    assert page.count('role="heading"') == page.count('role="heading" aria-level="2"') > 0
