@@ -299,6 +299,13 @@ def test_skipped_parameter_leaves_the_test_out(project: pytest.Pytester, how: st
     assert outcomes(project) == {PLAIN: (1, 0)}
 
 
+def test_unexpected_pass_leaves_the_test_out(project: pytest.Pytester):
+    """A test that is marked to fail proves nothing when it passes."""
+    change(project, "def test_plain", "@pytest.mark.xfail(strict=False)\ndef test_plain")
+    run(project, "--record").assert_outcomes(passed=2, xpassed=1)
+    assert outcomes(project) == {GREETS: (1, 0)}
+
+
 def test_deselected_parameter_leaves_the_test_out(project: pytest.Pytester):
     """A test of which ``-k`` left a part out is not recorded as passed."""
     run(project, "--record", "-k", "ada or plain").assert_outcomes(passed=2, deselected=1)
@@ -333,6 +340,9 @@ def test_result_in_the_same_environment_is_replaced(project: pytest.Pytester):
     change(project, "PLAIN = False", "PLAIN = True")
     run(project, "--record")
     assert outcomes(project)[PLAIN] == (1, 0)
+    change(project, "PLAIN = True", "PLAIN = False")
+    run(project, "--record")
+    assert outcomes(project)[PLAIN] == (0, 1)
 
 
 def test_other_source_forgets_what_was_recorded(

@@ -77,7 +77,7 @@ STRAYS = {
     "fence": "```python\nprint(1)\n```",
     "console": "```pycon\n>>> 1\n```",
     "code-block": "```{code-block} py\nprint(1)\n```",
-    "literalinclude": "```{literalinclude} ../examples/greeting.py\n```",
+    "literalinclude": "```{literalinclude} ../examples/greeting.py\n:lines: 6\n```",
     "doctest": "```{eval-rst}\n>>> 1\n1\n```",
     "fence in a note": "````{note}\n```python\nprint(1)\n```\n````",
     "fence in a list": "- item\n\n  ```python\n  print(1)\n  ```",
