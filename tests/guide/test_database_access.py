@@ -390,6 +390,21 @@ async def test_async_handlers_wait_for_the_thread_of_asgiref():
 
 async def test_channels_db_runs_on_one_thread():
     """Twenty concurrent calls of ``channels.db`` run on one thread."""
+    assert len(await threads_of_channels()) == 1
+
+
+async def test_channels_db_runs_on_one_thread_of_a_request(settings):
+    """Twenty concurrent calls of ``channels.db`` in an async view run on one thread."""
+
+    async def count_threads(request):
+        return HttpResponse(str(len(await threads_of_channels())))
+
+    settings.ROOT_URLCONF = (path("", count_threads),)
+    assert await get_from_asgi_handler() == b"1"
+
+
+async def threads_of_channels():
+    """Return the threads on which twenty concurrent calls of ``channels.db`` run."""
     all_are_made = threading.Event()
 
     def wait_for_the_others():
@@ -400,7 +415,20 @@ async def test_channels_db_runs_on_one_thread():
     calls = [asyncio.create_task(call()) for _ in range(20)]
     await asyncio.sleep(0)  # the tasks make their calls
     all_are_made.set()
-    assert len(set(await asyncio.gather(*calls))) == 1
+    return set(await asyncio.gather(*calls))
+
+
+async def get_from_asgi_handler():
+    """Return the answer of Django's ASGI handler, without a test client around it."""
+    client = ApplicationCommunicator(
+        ASGIHandler(), {"type": "http", "method": "GET", "path": "/", "headers": []}
+    )
+    await client.send_input({"type": "http.request"})
+    start = await client.receive_output(GUARD)
+    assert start["status"] == 200
+    body = await client.receive_output(GUARD)
+    await client.wait(GUARD)
+    return body["body"]
 
 
 @pytest.mark.parametrize("package", [asgiref, channels])
@@ -473,14 +501,7 @@ async def test_requests_leave_connections_behind(ada, settings, connection_setti
     connection_created.connect(note_connection)
     try:
         for _ in range(3):
-            client = ApplicationCommunicator(
-                ASGIHandler(), {"type": "http", "method": "GET", "path": "/", "headers": []}
-            )
-            await client.send_input({"type": "http.request"})
-            start = await client.receive_output(GUARD)
-            assert start["status"] == 200
-            await client.receive_output(GUARD)
-            await client.wait(GUARD)
+            assert await get_from_asgi_handler() == b"1"
         assert [thread.is_alive() for _, thread in opened] == [False, False, False]
         assert all(connection.connection is not None for connection, _ in opened)
         assert len({id(connection.connection) for connection, _ in opened}) == 3
