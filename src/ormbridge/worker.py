@@ -27,15 +27,19 @@ class Leaseholder(Protocol):
 
     def claim(self) -> bool:
         """Decide that the lease starts. Returns False where it was cancelled or refused before."""
+        ...
 
     def run(self) -> bool:
         """Run the lease's calls on the calling thread. Returns whether they succeeded."""
+        ...
 
     def finish(self) -> None:
         """Hand the outcome over. Runs on the worker, after it was given back."""
+        ...
 
     def refuse(self, error: Exception) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
+        ...
 
 
 class Worker(threading.Thread):
