@@ -15,4 +15,4 @@ wrong = {
     "py.typed is missing": not files("ormbridge").joinpath("py.typed").is_file(),
     "Channels is installed, without the extra": find_spec("channels") is not None,
 }
-sys.exit("; ".join(problem for problem, found in wrong.items() if found))
+sys.exit("; ".join(problem for problem, found in wrong.items() if found) or None)
