@@ -286,3 +286,10 @@ async def test_new_settings_make_a_new_pool(gate, pool_settings):
     gate.open.set()
     await asyncio.wait_for(asyncio.gather(*calls), GUARD)
     await until(lambda: old.stats().threads == 0)
+
+
+def test_signal_handler_may_ask_for_stats():
+    """stats() answers also in a signal handler that interrupts a thread inside the pool."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    with pool._lock:
+        assert pool.stats().threads == 0

@@ -79,8 +79,8 @@ class Call:
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
-                    f"{self} is called from an event loop started on {holder.name}, and "
-                    "no other worker is free; waiting for one while holding one could deadlock. Use "
+                    f"{self} is called from an event loop started on {holder.name}, and no other "
+                    "worker is free; waiting for one while holding one could deadlock. Use "
                     "async_to_sync in place of asyncio.run"
                 )
             if transaction_open_on(holder.connections):

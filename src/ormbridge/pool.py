@@ -11,7 +11,7 @@ Guarantees:
   connections.
 
 One lock guards everything. It is held for a few dozen bytecodes, and never while calling anybody
-else's code.
+else's code. It is re-entrant, so that a signal handler may ask for stats() while its thread has it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import ctypes
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 
 from .errors import PoolClosed, PoolTimeout
 from .settings import Settings, import_reset
@@ -34,7 +35,7 @@ class Pool:
         self.settings = settings
         #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
         self.reset = import_reset(settings.reset)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # All of the following is guarded by _lock.
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []  # the one used last is at the end
@@ -174,7 +175,8 @@ class Pool:
         """Return a snapshot. May be called from any thread."""
         with self._lock:
             now = time.monotonic()
-            return PoolStats(
+            held = [(worker.name, worker.lease, now - worker.since) for worker in self._workers]
+            snapshot = PoolStats(
                 max_threads=self.settings.max_threads,
                 threads=len(self._workers),
                 idle=len(self._idle),
@@ -186,12 +188,11 @@ class Pool:
                 timeouts=self._timeouts,
                 discarded=self._discarded
                 + sum(worker.connections.discarded for worker in self._workers),
-                holders=tuple(
-                    (worker.name, str(worker.lease), now - worker.since)
-                    for worker in self._workers
-                    if worker.lease is not None
-                ),
+                holders=(),
             )
+        # Naming a lease calls the user's code, which may come back here: outside the lock.
+        holders = tuple((name, str(lease), held) for name, lease, held in held if lease is not None)
+        return replace(snapshot, holders=holders)
 
     def close(self, *, refuse: bool) -> None:
         """Take no new leases, and let every worker end as it becomes free.
