@@ -65,7 +65,9 @@ def slow():
 
 async def on_another_thread():
     running = asyncio.ensure_future(database_sync_to_async(slow)())
-    await asyncio.to_thread(inside.wait)
+    # No asyncio.to_thread: its executor needs a thread to shut down, which 3.12 refuses at exit.
+    while not inside.is_set():
+        await asyncio.sleep(0.001)
     try:
         await database_sync_to_async(print)("must not run")
     except PoolClosed as error:
@@ -129,6 +131,27 @@ def test_exit_without_any_call():
     """A process that imports the package and calls nothing ends as usual."""
     result = run("print('done')")
     assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
+
+
+def test_first_call_at_exit_is_refused():
+    """The first call of a process gets PoolClosed too if it is made as the interpreter exits."""
+    result = run(
+        """
+import atexit
+
+@atexit.register
+def at_exit():
+    try:
+        asyncio.run(database_sync_to_async(print)("ran at exit"))
+    except PoolClosed as error:
+        print(type(error).__name__, error)
+"""
+    )
+    assert result.stderr == ""
+    assert result.stdout == (
+        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken\n"
+    )
+    assert result.returncode == 0
 
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

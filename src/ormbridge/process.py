@@ -20,6 +20,7 @@ from .settings import load_settings
 from .stats import PoolStats
 
 _pool: Pool | None = None
+_exiting = False
 _pool_lock = threading.Lock()
 
 
@@ -32,7 +33,12 @@ def default_pool() -> Pool:
     if _pool is None:
         with _pool_lock:
             if _pool is None:
-                _pool = Pool(load_settings())
+                pool = Pool(load_settings())
+                if _exiting:
+                    # A worker started now would be cut off in the middle of its call, if the
+                    # interpreter lets it start at all.
+                    pool.close(refuse=True)
+                _pool = pool
     return _pool
 
 
@@ -42,6 +48,9 @@ def stats() -> PoolStats:
 
 
 def _close_at_exit() -> None:
+    global _exiting
+    with _pool_lock:
+        _exiting = True
     if _pool is not None:
         _pool.close(refuse=True)
 
