@@ -173,17 +173,20 @@ def tests_docs(session: nox.Session) -> None:
 
 
 @nox.session
-def record(session: nox.Session) -> None:
-    """Record anew the outputs of the examples and the results of the tests."""
-    databases = ["sqlite", *filter(server_answers, SERVERS)]
-    extras = ["channels", *(SERVERS[database][0] for database in databases[1:])]
-    install(session, "tests", "site", extras=",".join(extras))
-    # The machinery of the site touches no database: once is enough.
-    run_tests(session, "--record-fresh", "tests", "tests/docs")
-    for database in databases[1:]:
+@nox.parametrize("python,django", ENDS)
+def record(session: nox.Session, django: str) -> None:
+    """Record what the examples print and which tests pass, on SQLite and what else answers."""
+    servers = [database for database in SERVERS if server_answers(database)]
+    extras = ["channels", *(SERVERS[database][0] for database in servers)]
+    install(session, "tests", "site", extras=",".join(extras), django=django)
+    first = (session.python, django) == ENDS[0]
+    run_tests(session, "--record-fresh" if first else "--record")
+    for database in servers:
         run_tests(session, "--record", database=database)
-    print(f"\nRecorded on {', '.join(databases)}.", flush=True)
-    for database in SERVERS.keys() - set(databases):
+    # The machinery of the site touches no database.
+    run_tests(session, "--record", "tests/docs")
+    print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)
+    for database in SERVERS.keys() - set(servers):
         session.warn(f"{database} does not answer: the record does not speak of it")
 
 
