@@ -47,6 +47,7 @@ extensions = [
     "docs._ext.examples",
     "docs._ext.claims",
     "docs._ext.proven",
+    "docs._ext.bench",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]

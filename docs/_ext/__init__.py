@@ -8,6 +8,7 @@
 ``examples``   the ``example`` directive
 ``claims``     the ``claim`` role: a sentence names the test that proves it
 ``proven``     the ``proven`` directive: every claim with its test
+``bench``      the ``benchmark`` directive: figures of the last recorded benchmark
 ``closed_set`` nothing on a page that was not run, nothing run that no page shows
 ============== =========================================================================
 

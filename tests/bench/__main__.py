@@ -196,6 +196,7 @@ def machine():
         "system": f"{platform.system()} {platform.machine()}",
         "processor": models[0] if models else platform.processor(),
         "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],  # what else ran in the minute before
         "packages": {name: metadata.version(name) for name in packages},
     }
 

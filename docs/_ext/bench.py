@@ -1,0 +1,87 @@
+"""The ``benchmark`` directive: figures of the last recorded benchmark.
+
+``docs/_recorded/bench.json`` is written by ``nox -s bench`` (``tests/bench/``) and read by the
+build. With the name of a row the directive draws this row as a table, and says what was to be
+reached and whether it was; with ``machine`` it tells what the figures were measured on.
+"""
+
+import json
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+from .proven import enumerated, row
+
+RESULTS = "docs/_recorded/bench.json"
+REMEDY = f"run 'nox -s bench -- --json {RESULTS}'"
+
+
+class Benchmark(SphinxDirective):
+    """Show one row of the results, or the machine."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table or the paragraph."""
+        name = self.arguments[0]
+        path = self.env.srcdir.parent / RESULTS
+        self.env.note_dependency(path)
+        if not path.exists():
+            raise self.error(f"{RESULTS} is missing; {REMEDY}")
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if name == "machine":
+            return [nodes.paragraph("", machine(results))]
+        if name not in results["rows"]:
+            known = ", ".join(results["rows"])
+            raise self.error(f"{RESULTS} has no row '{name}' (rows: {known}); {REMEDY}")
+        return [table(results["rows"][name]), verdicts(results["rows"][name])]
+
+
+def machine(results: dict[str, Any]) -> str:
+    """Return a sentence on what the figures depend on."""
+    versions = [f"Python {results['python']}"]
+    versions += [f"{name} {version}" for name, version in results["packages"].items()]
+    if "postgresql" in results:
+        versions.append(f"PostgreSQL {results['postgresql']}")
+    return (
+        f"Measured on {results['date']}, on {results['cpus']} CPUs ({results['processor']}, "
+        f"{results['system']}) that the database shares, with {enumerated(versions)}, "
+        f"on the event loop of {results['loop']}. The load of the machine was "
+        f"{results['load']:.1f} when it began."
+    )
+
+
+def table(result: dict[str, Any]) -> nodes.table:
+    """Return a table with a row for each contestant."""
+    heads = ["", "calls a second", "CPU µs a call", *(f"to {other}" for other in result["reach"])]
+    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
+    group += nodes.thead("", row(heads))
+    body = nodes.tbody()
+    for name, figures in result["contestants"].items():
+        rate = figures["calls_per_second"]["median"]
+        cells = [name, f"{rate:,.0f}", f"{figures['cpu_us_per_call']['median']:.1f}"]
+        for other, ratio in figures["ratio_to"].items():
+            middle = f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            cells.append(f"{ratio['median']:.2f}" + ("" if other == name else middle))
+        body += row(cells)
+    group += body
+    return nodes.table("", group, classes=["benchmark"])
+
+
+def verdicts(result: dict[str, Any]) -> nodes.paragraph:
+    """Return what ormbridge was to reach, and whether it did."""
+    said = []
+    for other, wanted in result["reach"].items():
+        seen = result["contestants"]["ormbridge"]["ratio_to"][other]["median"]
+        verdict = "reached" if seen >= wanted else "not reached"
+        said.append(f"To reach: {wanted:.2f} of {other}; seen: {seen:.2f}, {verdict}.")
+    return nodes.paragraph("", f"{' '.join(said)} Medians of {result['rounds']} rounds.")
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Add the directive."""
+    app.add_directive("benchmark", Benchmark)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,93 @@
+"""The ``benchmark`` directive."""
+
+import json
+import re
+
+import pytest
+
+from docs._ext import bench
+from tests.docs.conftest import EXTENSIONS, Site
+
+SPREAD = {"median": 1.0, "low": 1.0, "high": 1.0}
+RESULTS = {
+    "date": "2025-01-31",
+    "python": "3.11.2",
+    "system": "Linux x86_64",
+    "processor": "Abacus 2",
+    "cpus": 2,
+    "load": 0.34,
+    "packages": {"Django": "5.2"},
+    "loop": "asyncio",
+    "rows": {
+        "noop": {
+            "rounds": 40,
+            "reach": {"channels.db": 2.5},
+            "contestants": {
+                "ormbridge": {
+                    "calls_per_second": {"median": 71234.5, "low": 7e4, "high": 8e4},
+                    "cpu_us_per_call": {"median": 14.23, "low": 14.0, "high": 15.0},
+                    "ratio_to": {"channels.db": {"median": 3.649, "low": 3.152, "high": 3.885}},
+                },
+                "channels.db": {
+                    "calls_per_second": {"median": 19522.2, "low": 1e4, "high": 2e4},
+                    "cpu_us_per_call": {"median": 41.9, "low": 40.0, "high": 45.0},
+                    "ratio_to": {"channels.db": SPREAD},
+                },
+            },
+        }
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _directive(monkeypatch: pytest.MonkeyPatch, site: Site):
+    monkeypatch.setattr("tests.docs.conftest.EXTENSIONS", [*EXTENSIONS, "bench"])
+    site.write(bench.RESULTS, json.dumps(RESULTS))
+
+
+def test_row_is_a_table(site: Site):
+    """A row has a line for each contestant: rate, processor time, ratio and its range."""
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    assert site.build() == []
+    html = site.html("guide")
+    assert re.findall(r"<td><p>(.*?)</p></td>", html) == [
+        *("ormbridge", "71,234", "14.2", "3.65 (3.15 to 3.88)"),
+        *("channels.db", "19,522", "41.9", "1.00"),
+    ]
+    assert "To reach: 2.50 of channels.db; seen: 3.65, reached. Medians of 40 rounds." in html
+
+
+def test_shortfall_is_told(site: Site):
+    """Where the figure falls short of what was to be reached, the page says so."""
+    results = json.loads(json.dumps(RESULTS))
+    results["rows"]["noop"]["reach"]["channels.db"] = 4.0
+    site.write(bench.RESULTS, json.dumps(results))
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    assert site.build() == []
+    assert "To reach: 4.00 of channels.db; seen: 3.65, not reached." in site.html("guide")
+
+
+def test_machine(site: Site):
+    """The machine, the versions and the day are told."""
+    site.add("docs/guide.md", "\n```{benchmark} machine\n```\n")
+    assert site.build() == []
+    assert (
+        "Measured on 2025-01-31, on 2 CPUs (Abacus 2, Linux x86_64) that the database shares, "
+        "with Python 3.11.2 and Django 5.2, on the event loop of asyncio. The load of the machine "
+        "was 0.3 when it began."
+    ) in site.html("guide")
+
+
+def test_unknown_row_is_refused(site: Site):
+    """A row that was not measured fails the build; the message says which were."""
+    site.add("docs/guide.md", "\n```{benchmark} orm\n```\n")
+    (warning,) = site.build()
+    assert f"{bench.RESULTS} has no row 'orm' (rows: noop); {bench.REMEDY}" in warning
+
+
+def test_missing_results_are_refused(site: Site):
+    """Without results the build fails and says how to get them."""
+    site.path(bench.RESULTS).unlink()
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    (warning,) = site.build()
+    assert f"{bench.RESULTS} is missing; {bench.REMEDY}" in warning
