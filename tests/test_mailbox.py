@@ -47,6 +47,49 @@ async def test_woken_again_after_a_batch():
     assert delivered == [0, 1, 2]
 
 
+async def test_outcomes_gather_while_calls_wait_in_line():
+    """While calls wait in line, outcomes wake the loop no more; a timer takes them."""
+    loop = asyncio.get_running_loop()
+    mailbox, delivered = Mailbox(loop), []
+    mailbox.post(Item(delivered, 0), line=True)
+    await asyncio.sleep(0)
+    with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
+        for number in (1, 2, 3):
+            mailbox.post(Item(delivered, number), line=True)
+            await asyncio.sleep(0)
+        assert delivered == [0]
+        await until(lambda: delivered == [0, 1, 2, 3])
+    assert woken.call_count == 0
+
+
+async def test_empty_line_ends_the_gathering():
+    """A worker that finds the line empty has its outcome, and those held, delivered at once."""
+    mailbox, delivered = Mailbox(asyncio.get_running_loop()), []
+    mailbox.post(Item(delivered, 0), line=True)
+    await asyncio.sleep(0)
+    mailbox.post(Item(delivered, 1), line=True)
+    mailbox.post(Item(delivered, 2), line=False)
+    await asyncio.sleep(0)
+    assert delivered == [0, 1, 2]
+    mailbox.post(Item(delivered, 3), line=False)
+    await asyncio.sleep(0)
+    assert delivered == [0, 1, 2, 3]
+
+
+async def test_gathering_ends_when_nothing_comes():
+    """When nothing comes while outcomes gather, the next one wakes the loop again."""
+    loop = asyncio.get_running_loop()
+    mailbox, delivered = Mailbox(loop), []
+    mailbox.post(Item(delivered, 0), line=True)
+    await asyncio.sleep(0)
+    await until(lambda: not mailbox._held)
+    with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
+        mailbox.post(Item(delivered, 1), line=True)
+        await asyncio.sleep(0)
+    assert delivered == [0, 1]
+    assert woken.call_count == 1
+
+
 async def test_bad_item_does_not_stop_its_batch():
     """An item whose delivery fails is reported to the loop; the rest of its batch arrives."""
     loop = asyncio.get_running_loop()
@@ -152,5 +195,5 @@ def test_loop_closed_while_a_call_runs(debug):
         asyncio.run(leave_behind(), debug=debug)
     assert len(stats().holders) == 1
     gate.open.set()
+    asyncio.run(until(lambda: stats().holders == ()))
     assert asyncio.run(many_calls()) == 300
-    assert stats().holders == ()

@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from asgiref.sync import SyncToAsync, _restore_context
+from asgiref.local import _Storage
+from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
 
 from .connections import close_old_connections_outside_transactions
 from .frames import live_frame
@@ -74,6 +75,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         sensitive = True if thread_sensitive is None else thread_sensitive
         super().__init__(func, thread_sensitive=sensitive, executor=executor, context=context)
         self._placed_by_asgiref = thread_sensitive is True or executor is not None
+        if self._placed_by_asgiref:
+            self.func = _cleaned(func)
         self._anywhere = thread_sensitive is False
 
     async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -87,15 +90,14 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         context = contextvars.copy_context() if self.context is None else self.context
         task_context: list[asyncio.Task[Any]] = []
         call = Call(
-            # Step 4 is a method, and called like asgiref calls it: tools that trace calls replace
-            # it.
+            # A method, and called like asgiref calls it: tools that trace calls replace it.
             functools.partial(
                 self.thread_handler,
                 loop,
                 sys.exc_info(),
                 task_context,
-                functools.partial(context.run, _call_in, context),  # type: ignore[arg-type]
-                functools.partial(self.func, *args, **kwargs),
+                _runner(context),
+                functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func,
             ),
             self.func,
             mailbox_of(loop),
@@ -146,25 +148,36 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return self
         return super().__get__(parent, objtype)
 
-    def thread_handler(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the call; on the thread that runs it."""
-        __traceback_hide__ = True
-        if not self._placed_by_asgiref:
-            return super().thread_handler(*args, **kwargs)  # type: ignore[no-untyped-call]
-        close_old_connections_outside_transactions()
-        try:
-            return super().thread_handler(*args, **kwargs)  # type: ignore[no-untyped-call]
-        finally:
-            close_old_connections_outside_transactions()
-
 
 #: The class is in CamelCase; as a callable and decorator it goes by this name.
 database_sync_to_async = DatabaseSyncToAsync
 
 
-def _call_in(context: contextvars.Context, child: Callable[[], _R]) -> _R:
-    _restore_context(context)  # moves asgiref's Locals to this thread
+def _runner(context: contextvars.Context) -> Callable[..., Any]:
+    """Return what runs a function in *context*; it moves asgiref's Locals to the thread."""
+    # To find out here costs less than to look on the thread, which has other things in its caches.
+    if any(type(value) is _Storage for value in context.values()):
+        return functools.partial(context.run, _move_locals, context)  # type: ignore[arg-type]
+    return context.run
+
+
+def _move_locals(context: contextvars.Context, child: Callable[[], _R]) -> _R:
+    _restore_context(context)
     return child()
+
+
+def _cleaned(func: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return *func* with the clean-up of ``channels.db`` around it."""
+
+    @functools.wraps(func)
+    def cleaned(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        close_old_connections_outside_transactions()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            close_old_connections_outside_transactions()
+
+    return cleaned
 
 
 async def _survives_cancellation(task_context: list[asyncio.Task[Any]]) -> bool:
@@ -185,8 +198,4 @@ async def aclose_old_connections() -> None:
     That is the thread of the surrounding context or process. Workers of the pool clean their own
     connections. A connection in a transaction is left alone.
     """
-    await DatabaseSyncToAsync(_nothing, thread_sensitive=True)()
-
-
-def _nothing() -> None:
-    """Have the clean-up around a call, and no call."""
+    await sync_to_async(close_old_connections_outside_transactions)()

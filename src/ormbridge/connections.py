@@ -75,7 +75,7 @@ class ThreadConnections:
         if failed:
             self._find()
         if self.opened:
-            self._each(lambda connection: self._hand_back(connection, reset))
+            self._each(self._hand_back, reset)
 
     def close(self) -> None:
         """Close every connection: the thread ends."""
@@ -89,12 +89,12 @@ class ThreadConnections:
             if connection.connection is not None:
                 self.note(connection)
 
-    def _each(self, action: Callable[[BaseDatabaseWrapper], None]) -> None:
+    def _each(self, action: Callable[..., None], *args: Any) -> None:
         closed = False
         for connection in self.opened:
             try:
                 if connection.connection is not None:
-                    action(connection)
+                    action(connection, *args)
             except Exception as error:
                 self._discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None

@@ -140,9 +140,9 @@ class Call:
             self._error = error
         return self._error is None
 
-    def finish(self) -> None:
+    def finish(self, line: bool = False) -> None:
         """Send the outcome to the caller's loop."""
-        self._mailbox.post(self)
+        self._mailbox.post(self, line)
 
     def refuse(self, error: Exception) -> bool:
         """Fail the call with *error*. Returns False if it was claimed before."""

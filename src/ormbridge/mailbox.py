@@ -2,7 +2,8 @@
 
 One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes
 the loop, the others ride along. Waking a loop is a system call and a switch of threads, so this is
-where the speed is.
+where the speed is. While calls wait in line for a worker, outcomes are also held for HOLD seconds
+to gather: the next ones could not start sooner. A worker that finds the line empty ends the hold.
 
 Guarantees: what was posted before the loop closed is delivered once, on the loop's thread, in
 order; one bad item never stops the rest of its batch. What comes after the loop closed is dropped:
@@ -17,6 +18,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+#: Seconds. asyncio's timers round up to whole milliseconds.
+HOLD = 0.001
+
 _thread = threading.local()
 
 
@@ -30,22 +34,28 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_items", "_waking", "loop", "timers")
+    __slots__ = ("_held", "_items", "_line", "_waking", "loop", "timers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         #: One timer for each pool in which calls of this loop wait. Used on the loop's thread only.
         self.timers: dict[Any, asyncio.TimerHandle] = {}
         self._items: deque[Item] = deque()
-        self._waking = False
+        self._waking = False  # a delivery is on its way
+        self._held = False  # … but only when HOLD seconds are over
+        self._line = False  # the last item came with a line behind it
 
-    def post(self, item: Item) -> None:
-        """Have *item* delivered. Called from any thread."""
+    def post(self, item: Item, line: bool = False) -> None:
+        """Have *item* delivered. Called from any thread.
+
+        :param line: whether calls wait in line, so that the poster goes on with one of them.
+        """
         self._items.append(item)
+        self._line = line
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
         # often, never once too seldom.
-        if not self._waking:
-            self._waking = True
+        if not self._waking or (self._held and not line):
+            self._waking, self._held = True, False
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:  # the loop is closed
@@ -53,7 +63,7 @@ class Mailbox:
                 self._waking = False
 
     def _deliver(self) -> None:
-        self._waking = False
+        self._waking = self._held = False
         while self._items:
             item = self._items.popleft()
             try:
@@ -62,6 +72,15 @@ class Mailbox:
                 self.loop.call_exception_handler(
                     {"message": f"could not deliver {item!r}", "exception": error}
                 )
+        if self._line:
+            # Workers have enough to do without what the next outcomes bring: let these gather.
+            self._line = False
+            self._waking = self._held = True
+            self.loop.call_later(HOLD, self._look)
+
+    def _look(self) -> None:
+        if self._held:
+            self._deliver()
 
     def at(self, key: Any, seconds: float, callback: Callable[..., object], *args: Any) -> None:
         """Call *callback* in *seconds*, unless a timer for *key* runs. On the loop's thread."""

@@ -33,8 +33,11 @@ class Leaseholder(Protocol):
         """Run the lease's calls on the calling thread. Returns whether they succeeded."""
         ...
 
-    def finish(self) -> None:
-        """Hand the outcome over. Runs on the worker, after it was given back."""
+    def finish(self, line: bool) -> None:
+        """Hand the outcome over. Runs on the worker, after it was given back.
+
+        :param line: whether the worker goes on with a lease that waited in line.
+        """
         ...
 
     def refuse(self, error: Exception) -> bool:
@@ -84,5 +87,5 @@ class Worker(threading.Thread):
         succeeded = lease.run()
         self.connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
-        lease.finish()
+        lease.finish(line=following is not None)
         return following
