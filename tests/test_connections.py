@@ -105,9 +105,9 @@ def test_unannounced_connection_is_found_at_the_next_sweep():
     own = ThreadConnections()
     own.lease_starts(now=100.0)
     connection.ensure_connection()
-    own.lease_starts(now=100.0 + SWEEP / 2)
     assert own.opened == []
-    own.lease_starts(now=100.0 + SWEEP)
+    assert own.due == 100.0 + SWEEP
+    own.lease_starts(now=own.due)
     assert own.opened == [connections["default"]]
 
 

@@ -37,15 +37,15 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = ("_due", "discarded", "opened")
+    __slots__ = ("discarded", "due", "opened")
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
         self.opened: list[BaseDatabaseWrapper] = []
         #: Connections thrown away since the worker started.
         self.discarded = 0
-        # When a lease next has to clean up before it starts, on the clock of time.monotonic().
-        self._due = 0.0
+        #: When a lease next has to clean up before it starts, on the clock of time.monotonic().
+        self.due = 0.0
 
     def adopt_thread(self) -> None:
         """Collect the connections that the calling thread opens from now on."""
@@ -56,26 +56,29 @@ class ThreadConnections:
         if connection not in self.opened:
             self.opened.append(connection)
         if connection.close_at is not None:
-            self._due = min(self._due, connection.close_at)
+            self.due = min(self.due, connection.close_at)
 
     def lease_starts(self, now: float) -> None:
-        """Close what grew too old while the worker was idle. *now* is ``time.monotonic()``."""
-        if now >= self._due:
-            self._find()
-            self._each(lambda connection: connection.close_if_unusable_or_obsolete())
-            ages = (connection.close_at for connection in self.opened)
-            self._due = min((age for age in ages if age is not None), default=math.inf)
-            self._due = min(self._due, now + SWEEP)
+        """Close what grew too old while the worker was idle. *now* is ``time.monotonic()``.
+
+        Nothing to do before :attr:`due`.
+        """
+        self._find()
+        self._each(lambda connection: connection.close_if_unusable_or_obsolete())
+        ages = (connection.close_at for connection in self.opened)
+        self.due = min((age for age in ages if age is not None), default=math.inf)
+        self.due = min(self.due, now + SWEEP)
 
     def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
+
+        Nothing to do if none is :attr:`opened` and the lease succeeded.
 
         :param failed: whether the call raised: it may have failed half-way through connecting.
         """
         if failed:
             self._find()
-        if self.opened:
-            self._each(self._hand_back, reset)
+        self._each(self._hand_back, reset)
 
     def close(self) -> None:
         """Close every connection: the thread ends."""

@@ -83,9 +83,12 @@ class Worker(threading.Thread):
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
         if not lease.claim():
             return self.pool.give_back(self, ran=False)
-        self.connections.lease_starts(self.since)
+        connections = self.connections
+        if self.since >= connections.due:
+            connections.lease_starts(self.since)
         succeeded = lease.run()
-        self.connections.lease_ends(self.pool.reset, failed=not succeeded)
+        if connections.opened or not succeeded:
+            connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
         lease.finish(line=following is not None)
         return following
