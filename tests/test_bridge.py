@@ -15,6 +15,7 @@ from asgiref.local import Local
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 from ormbridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
+from tests.test_lease import until
 
 WORKER = "ormbridge-worker-"
 
@@ -200,9 +201,7 @@ async def test_arguments_are_let_go():
     seen = weakref.ref(argument)
     assert await database_sync_to_async(lambda given: given)(argument) is argument
     del argument
-    await database_sync_to_async(len)("")
-    gc.collect()
-    assert seen() is None
+    await until(lambda: seen() is None)
 
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")

@@ -66,7 +66,9 @@ class Worker(threading.Thread):
         self.connections.adopt_thread()
         lease = self._wait()
         while lease is not None:
-            lease = self._serve(lease) or self._wait()
+            lease = self._serve(lease)
+            if lease is None:  # and so an idle worker keeps nothing of the last call
+                lease = self._wait()
 
     def _wait(self) -> Leaseholder | None:
         """Wait for the next lease. Returns None once the worker has left the pool."""
