@@ -1,6 +1,7 @@
 """Cancelled before start: never runs. Cancelled while running: the worker stays taken."""
 
 import asyncio
+import functools
 import logging
 import threading
 
@@ -174,7 +175,25 @@ async def test_task_group_cancels_its_other_calls(gate, pool_settings):
 
 
 async def test_str_names_the_users_function():
-    """A call is named after the user's function in messages, a partial by its repr."""
+    """A call is named after the user's function in messages, a partial after what it calls."""
     mailbox = mailbox_of(asyncio.get_running_loop())
     assert str(Call(len, threading.get_ident, mailbox)) == "_thread.get_ident"
     assert str(Call(len, until, mailbox)) == "tests.test_lease.until"
+    partial = functools.partial(functools.partial(until, 1), 2)
+    assert str(Call(len, partial, mailbox)) == "tests.test_lease.until"
+
+
+async def test_str_never_asks_for_a_repr():
+    """The name of an object is its class's: its repr may query the database, or fail."""
+
+    class Callable:
+        def __call__(self):
+            raise StopIteration
+
+        def __repr__(self):
+            raise LookupError("this repr fails")
+
+    name = "tests.test_lease.test_str_never_asks_for_a_repr.<locals>.Callable"
+    assert str(Call(len, Callable(), mailbox_of(asyncio.get_running_loop()))) == name
+    with pytest.raises(RuntimeError, match=f"{name} raised StopIteration".replace(".", r"\.")):
+        await asyncio.wait_for(database_sync_to_async(Callable())(), GUARD)

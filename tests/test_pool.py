@@ -1,10 +1,12 @@
 """The bound, the order of the line, retirement, time-outs, and what the pool says of itself."""
 
 import asyncio
+import functools
 import threading
 from unittest import mock
 
 import pytest
+from django.contrib.auth.models import User
 
 from ormbridge import PoolTimeout, database_sync_to_async, process, stats
 from ormbridge.pool import Pool
@@ -163,6 +165,18 @@ async def test_pool_timeout_names_holders_and_remedy(gate, pool_settings):
     assert "raise ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS']" in message
     assert stats().timeouts == 1
     assert stats().waiting == 0
+    gate.open.set()
+    await running
+
+
+async def test_pool_timeout_reads_no_queryset(gate, pool_settings):
+    """Naming a holder that was given a queryset does not run the query on the event loop."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.01)
+    holder = functools.partial(lambda users: gate(), User.objects.all())
+    running = asyncio.create_task(database_sync_to_async(holder)())
+    await gate.entered()
+    with pytest.raises(PoolTimeout):
+        await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
     gate.open.set()
     await running
 

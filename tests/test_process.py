@@ -133,6 +133,26 @@ def test_exit_without_any_call():
     assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
 
 
+def test_pool_may_be_asked_for_while_it_is_made(tmp_path):
+    """A module named by RESET that asks for stats() as it is imported fails; it does not hang."""
+    (tmp_path / "resets.py").write_text("import ormbridge\normbridge.stats()\n")
+    result = run(
+        f"""
+import faulthandler
+from django.core.exceptions import ImproperlyConfigured
+sys.path.insert(0, {str(tmp_path)!r})
+settings.ORMBRIDGE = {{"RESET": "resets.reset"}}
+faulthandler.dump_traceback_later(30, exit=True)
+try:
+    stats()
+except ImproperlyConfigured as error:
+    print(error)
+"""
+    )
+    assert result.stderr == ""
+    assert "settings.ORMBRIDGE['RESET'] is 'resets.reset'" in result.stdout
+
+
 def test_first_call_at_exit_is_refused():
     """The first call of a process gets PoolClosed too if it is made as the interpreter exits."""
     result = run(
@@ -236,6 +256,32 @@ asyncio.run(main())
     )
     assert result.stderr == ""
     assert result.stdout == "0 the parent's call finished\n"
+
+
+@fork
+def test_child_forked_by_a_worker_has_all_of_its_pool():
+    """In a child that a call forked, calls wait for a worker: the thread holds none there."""
+    result = run(
+        """
+settings.ORMBRIDGE = {"MAX_THREADS": 2}
+def forking():
+    child = os.fork()
+    if not child:
+        async def many():
+            return await asyncio.gather(*[database_sync_to_async(len)("abc") for _ in range(20)])
+        try:
+            assert asyncio.run(many()) == [3] * 20
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+print(asyncio.run(database_sync_to_async(forking)()))
+""",
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+    assert result.stderr == ""
+    assert result.stdout == "0\n"
 
 
 @fork

@@ -11,6 +11,7 @@ function returns; its outcome is then dropped, because the awaiting task has gon
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -52,9 +53,13 @@ class Call:
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
     def __str__(self) -> str:
-        module = getattr(self._name, "__module__", None)
-        name = getattr(self._name, "__qualname__", None)
-        return f"{module}.{name}" if name else repr(self._name)
+        named: Any = self._name
+        while isinstance(named, functools.partial):
+            named = named.func
+        try:
+            return f"{named.__module__}.{named.__qualname__}"
+        except Exception:  # an object; its repr is the user's, and may query the database or fail
+            return f"{type(named).__module__}.{type(named).__qualname__}"
 
     # On the loop's thread
 
@@ -73,7 +78,8 @@ class Call:
                 frame = None
         # Who holds a worker never waits for a second one.
         holder = frame_thread(frame) if frame is not None else threading.current_thread()
-        if not isinstance(holder, Worker):
+        # A fork, or new settings, may have left it a worker of another pool.
+        if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
                 self._watch(pool)
         elif not pool.take(self, wait=False):
@@ -127,10 +133,12 @@ class Call:
         """Decide that the call starts. False where that was decided otherwise before."""
         return self._claim.acquire(blocking=False)
 
-    def run(self) -> bool:
-        """Run the function and keep its outcome. Returns whether it succeeded."""
+    def run(self, prepare: Callable[[], None] | None = None) -> bool:
+        """Run *prepare* and the function; keep the outcome. Returns whether they succeeded."""
         function, self._function = self._function, None
         try:
+            if prepare is not None:
+                prepare()
             self._result = function()  # type: ignore[misc]
         except StopIteration as error:
             # A future can't hold it, and a coroutine can't raise it.
@@ -155,8 +163,8 @@ class Call:
     def run_on_frame(self) -> None:
         """Run on the thread of a synchronous frame, which owns the connections there."""
         if self.claim():
-            refresh_own_thread()
-            self.run()
+            # As part of the call: what Ctrl-C interrupts must still come to the caller.
+            self.run(refresh_own_thread)
             self.finish()
 
 

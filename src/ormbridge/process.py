@@ -21,7 +21,8 @@ from .stats import PoolStats
 
 _pool: Pool | None = None
 _exiting = False
-_pool_lock = threading.Lock()
+# Re-entrant: the module that RESET names is imported under it, and may ask for stats().
+_pool_lock = threading.RLock()
 
 
 def default_pool() -> Pool:
@@ -57,7 +58,7 @@ def _close_at_exit() -> None:
 
 def _reset_after_fork() -> None:
     global _pool, _pool_lock
-    _pool_lock = threading.Lock()
+    _pool_lock = threading.RLock()
     if _pool is not None:
         _pool.disown()
         _pool = None
