@@ -195,6 +195,52 @@ async def test_on_commit_of_a_transaction_left_open_never_runs(caplog):
     assert "the call left a transaction open" in caplog.text
 
 
+async def test_connection_closed_in_a_transaction_left_open_is_replaced(caplog):
+    """A call that closes its connection inside an atomic block left open spoils no later call."""
+
+    def leave_open():
+        transaction.atomic().__enter__()
+        User.objects.exists()
+        connection.close()
+        connection.connection = None  # as psycopg's pool leaves it
+
+    await database_sync_to_async(leave_open)()
+    assert await database_sync_to_async(User.objects.count)() == 0
+    assert "the call left a transaction open" in caplog.text
+
+
+async def test_log_handler_that_fails_does_not_cost_the_worker(caplog):
+    """If the warning cannot be logged, by a handler that uses the database, the worker goes on."""
+
+    def leave_open():
+        transaction.atomic().__enter__()
+        transaction.set_rollback(True)
+        return 1
+
+    with mock.patch.object(logging.getLogger("ormbridge"), "warning", side_effect=LookupError):
+        assert await asyncio.wait_for(database_sync_to_async(leave_open)(), GUARD) == 1
+    assert await database_sync_to_async(User.objects.count)() == 0
+    assert stats().discarded == 1
+
+
+async def test_connections_that_a_call_makes_for_itself_are_its_own():
+    """A connection outside django.db.connections is neither kept open nor cleaned."""
+
+    def use():
+        own = connections.create_connection("default")
+        own.set_autocommit(False)
+        return own
+
+    own = await database_sync_to_async(use)()
+    try:
+        assert await database_sync_to_async(User.objects.count)() == 0
+        assert own.connection is not None
+        assert stats().discarded == 0
+    finally:
+        own.inc_thread_sharing()
+        await database_sync_to_async(own.close)()
+
+
 async def test_finished_transaction_keeps_its_connection():
     """A call that commits its transaction, or rolls it back, keeps its connection."""
 
@@ -256,6 +302,41 @@ async def test_reset_that_opens_a_transaction_is_discarded(pool_settings, caplog
     before = await database_sync_to_async(raw)()
     assert await database_sync_to_async(raw)() is not before
     assert "RESET left a transaction open" in caplog.text
+
+
+def reset_that_exits(held):
+    raise SystemExit
+
+
+async def test_reset_that_exits_does_not_cost_the_worker(pool_settings, caplog):
+    """If RESET exits, the connection is discarded and the worker goes on."""
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset_that_exits")
+    before = await asyncio.wait_for(database_sync_to_async(raw)(), GUARD)
+    assert await database_sync_to_async(raw)() is not before
+    assert "cleaning it failed (SystemExit())" in caplog.text
+
+
+def reset_that_closes(held):
+    held.close()
+
+
+async def test_reset_may_close_the_connection(pool_settings, caplog):
+    """If RESET closes the connection, that is no failure."""
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset_that_closes")
+    before = await database_sync_to_async(raw)()
+    assert await database_sync_to_async(raw)() is not before
+    assert caplog.text == ""
+    assert stats().discarded == 0
+
+
+def test_driver_that_cannot_say_autocommit():
+    """Where a MySQL driver has no get_autocommit, its in_transaction is asked: mysql.connector."""
+    held = mock.Mock(vendor="mysql", in_atomic_block=False, autocommit=True)
+    held.settings_dict = {"AUTOCOMMIT": True}
+    held.connection = mock.Mock(spec=["in_transaction"], in_transaction=False)
+    assert not transaction_open(held)
+    held.connection.in_transaction = True
+    assert transaction_open(held)
 
 
 async def test_clean_up_that_fails_does_not_hide_the_result(caplog):

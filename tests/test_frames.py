@@ -283,6 +283,34 @@ def test_frame_replaces_a_dead_connection():
     assert connection.connection is not before
 
 
+@pytest.mark.django_db(transaction=True)
+def test_refresh_that_fails_does_not_lose_the_call():
+    """A connection of the frame that cannot be looked at does not cost a call that needs none."""
+    connection.ensure_connection()
+
+    async def inside():
+        return await asyncio.wait_for(bridged_thread_name(), GUARD)
+
+    with mock.patch("ormbridge.connections.transaction_open", side_effect=LookupError("stuck")):
+        assert async_to_sync(inside)() == thread_name()
+
+
+def test_interrupted_refresh_reaches_the_caller():
+    """What interrupts the thread of a frame before the function starts is raised to the caller."""
+
+    class Interrupt(BaseException):
+        pass
+
+    async def inside():
+        await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
+
+    with (
+        mock.patch("ormbridge.lease.refresh_own_thread", side_effect=Interrupt),
+        pytest.raises(Interrupt),
+    ):
+        async_to_sync(inside)()
+
+
 class InDjangosTestCase(TestCase):
     """Django's TestCase needs no helper."""
 

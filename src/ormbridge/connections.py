@@ -20,6 +20,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from django.db import connections
@@ -96,9 +97,10 @@ class ThreadConnections:
         closed = False
         for connection in self.opened:
             try:
-                if connection.connection is not None:
+                # One closed inside an atomic block that was left open can't connect again.
+                if connection.connection is not None or connection.in_atomic_block:
                     action(connection, *args)
-            except Exception as error:
+            except BaseException as error:  # RESET may call sys.exit()
                 self._discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None
         if closed:
@@ -121,42 +123,41 @@ class ThreadConnections:
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
-        logger.warning("connection %r discarded: %s", connection.alias, reason)
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-            try:
+            with suppress(Exception):
                 if step is not None:
                     step()
-            except Exception as error:
-                logger.debug("discarding connection %r: %r", connection.alias, error)
         connection.connection = None
         # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
         if connection.alias in connections and connections[connection.alias] is connection:
             del connections[connection.alias]
+        with suppress(Exception):  # a handler that writes to the database may fail
+            logger.warning("connection %r discarded: %s", connection.alias, reason)
 
 
 def transaction_open(connection: BaseDatabaseWrapper) -> bool:
-    """Say whether *connection*, which is open, has a transaction open.
+    """Say whether *connection* has a transaction open.
 
     By Django's word, and by the server's where the driver knows it without asking: psycopg,
-    psycopg2, sqlite3 and PyMySQL. mysqlclient knows autocommit only, so there a
+    psycopg2, sqlite3, mysql.connector and PyMySQL. mysqlclient knows autocommit only, so there a
     ``START TRANSACTION`` sent by hand is not seen.
     """
     autocommit = connection.settings_dict["AUTOCOMMIT"]
     if connection.in_atomic_block or connection.autocommit != autocommit:
         return True
     raw = connection.connection
+    if raw is None:
+        return False
     if connection.vendor == "postgresql":
         # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info. 0 is idle,
         # 4 a broken connection, which has no transaction left.
         return (getattr(raw, "pgconn", None) or raw.info).transaction_status in (1, 2, 3)
-    if connection.vendor == "sqlite":
-        return bool(raw.in_transaction)
-    if connection.vendor == "mysql":
+    if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
         # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status.
         return raw.get_autocommit() != autocommit or bool(getattr(raw, "server_status", 0) & 1)
-    return False
+    return bool(getattr(raw, "in_transaction", False))  # sqlite3, mysql.connector
 
 
 def transaction_open_on(own: ThreadConnections) -> bool:
@@ -172,13 +173,14 @@ def refresh_own_thread() -> None:
     start afresh.
     """
     for connection in connections.all(initialized_only=True):
-        if connection.connection is not None and not transaction_open(connection):
-            connection.health_check_done = False  # type: ignore[attr-defined] # django-stubs lacks it
-            if connection.errors_occurred:
-                if connection.is_usable():
-                    connection.errors_occurred = False
-                else:
-                    connection.close()
+        with suppress(Exception):  # then the call meets it as it is, if it uses it at all
+            if connection.connection is not None and not transaction_open(connection):
+                connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
+                if connection.errors_occurred:
+                    if connection.is_usable():
+                        connection.errors_occurred = False
+                    else:
+                        connection.close()
 
 
 def close_old_connections_outside_transactions() -> None:
@@ -190,7 +192,8 @@ def close_old_connections_outside_transactions() -> None:
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     own: ThreadConnections | None = getattr(_thread, "connections", None)
-    if own is not None:
+    # Not what the user's code makes for itself (connection.copy()) and may keep or drop.
+    if own is not None and connection in connections.all(initialized_only=True):
         own.note(connection)
 
 
