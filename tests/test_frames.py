@@ -3,12 +3,12 @@
 import asyncio
 import contextvars
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from unittest import mock
 
 import pytest
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync, ThreadSensitiveContext, async_to_sync
+from asgiref.sync import AsyncToSync, ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.test import TestCase
@@ -133,6 +133,20 @@ def test_frame_wins_over_a_thread_sensitive_context():
             return await bridged_thread_name()
 
     assert async_to_sync(inside)() == thread_name()
+
+
+async def test_frame_is_found_behind_a_context_with_an_executor(pool_settings):
+    """ThreadSensitiveContext(executor=…) under a worker's frame asks for no second worker."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.01)  # not waited for
+
+    async def inside():
+        with ThreadPoolExecutor(1, thread_name_prefix="theirs") as executor:
+            async with ThreadSensitiveContext(executor=executor):
+                return await sync_to_async(thread_name)(), await bridged_thread_name()
+
+    theirs, below = await asyncio.wait_for(database_sync_to_async(async_to_sync(inside))(), GUARD)
+    assert theirs.startswith("theirs")
+    assert below == "ormbridge-worker-1"
 
 
 def test_task_without_context_finds_the_frame_of_its_loop():

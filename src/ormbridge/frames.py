@@ -6,8 +6,8 @@ time, on its own thread and so on its own connections. It is live until its coro
 a task that outlives it inherits a dead frame, which is skipped.
 
 asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
-``loop_thread_executors`` and the fields of ``CurrentThreadExecutor``; its tests run on every
-supported asgiref.
+``loop_thread_executors`` and the fields of ``CurrentThreadExecutor`` and
+``ThreadSensitiveContext``; its tests run on every supported asgiref.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import contextvars
 import threading
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync
+from asgiref.sync import AsyncToSync, SyncToAsync
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
 # than the failing getattr() that most calls would pay, and enough to see that there is no frame.
@@ -31,9 +31,12 @@ def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
     if isinstance(_variable, contextvars.ContextVar) and _variable.get(None) is None:
         executor = None
     else:
-        executor = getattr(AsyncToSync.executors, "current", None)
-    while executor is not None and not _is_live(executor):
-        executor = executor._old_executor
+        executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
+        if executor is None:
+            # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,
+            # to wait for a second one could deadlock.
+            hiding = SyncToAsync.thread_sensitive_context.get(None)
+            executor = _innermost_live(getattr(hiding, "_old_executor", None))
     if executor is None and AsyncToSync.loop_thread_executors:
         # A task that lost its context still runs on a loop that async_to_sync started.
         executor = AsyncToSync.loop_thread_executors.get(loop)
@@ -43,6 +46,12 @@ def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
 def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
     """Return the thread that waits in the frame of *executor*."""
     return executor._work_thread
+
+
+def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
+    while executor is not None and not _is_live(executor):
+        executor = executor._old_executor
+    return executor
 
 
 def _is_live(executor: CurrentThreadExecutor) -> bool:
