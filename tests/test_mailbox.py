@@ -47,8 +47,8 @@ async def test_woken_again_after_a_batch():
     assert delivered == [0, 1, 2]
 
 
-async def test_outcomes_gather_while_calls_wait_in_line():
-    """While calls wait in line, outcomes wake the loop no more; a timer takes them."""
+async def test_outcomes_gather_while_the_line_is_long():
+    """While the line is long, outcomes wake the loop no more; a timer takes them."""
     loop = asyncio.get_running_loop()
     mailbox, delivered = Mailbox(loop), []
     mailbox.post(Item(delivered, 0), line=True)
@@ -62,8 +62,8 @@ async def test_outcomes_gather_while_calls_wait_in_line():
     assert woken.call_count == 0
 
 
-async def test_empty_line_ends_the_gathering():
-    """A worker that finds the line empty has its outcome, and those held, delivered at once."""
+async def test_short_line_ends_the_gathering():
+    """A worker that finds the line short has its outcome, and those held, delivered at once."""
     mailbox, delivered = Mailbox(asyncio.get_running_loop()), []
     mailbox.post(Item(delivered, 0), line=True)
     await asyncio.sleep(0)

@@ -307,3 +307,18 @@ def test_signal_handler_may_ask_for_stats():
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     with pool._lock:
         assert pool.stats().threads == 0
+
+
+async def test_line_is_long_when_it_keeps_every_worker_busy(gate, pool_settings):
+    """The line is long when at least as many calls wait as there are workers."""
+    pool_settings(MAX_THREADS=2)
+    calls = []
+    seen = []
+    for _ in range(5):
+        calls.append(asyncio.create_task(database_sync_to_async(gate)()))
+        await asyncio.sleep(0)
+        seen.append(default_pool().has_long_line())
+    gate.open.set()
+    await asyncio.gather(*calls)
+    assert seen == [False, False, False, True, True]
+    assert stats().waiting == 0

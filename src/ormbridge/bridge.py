@@ -78,6 +78,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         if self._placed_by_asgiref:
             self.func = _cleaned(func)
         self._anywhere = thread_sensitive is False
+        self._static = isinstance(func, staticmethod)
 
     async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function on a thread, and wait for what it returns."""
@@ -144,7 +145,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""
-        if parent is None or isinstance(self.func, staticmethod):
+        if parent is None or self._static:
             return self
         return super().__get__(parent, objtype)
 
@@ -156,7 +157,7 @@ database_sync_to_async = DatabaseSyncToAsync
 def _runner(context: contextvars.Context) -> Callable[..., Any]:
     """Return what runs a function in *context*; it moves asgiref's Locals to the thread."""
     # To find out here costs less than to look on the thread, which has other things in its caches.
-    if any(type(value) is _Storage for value in context.values()):
+    if _Storage in map(type, context.values()):
         return functools.partial(context.run, _move_locals, context)  # type: ignore[arg-type]
     return context.run
 

@@ -2,8 +2,9 @@
 
 One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes
 the loop, the others ride along. Waking a loop is a system call and a switch of threads, so this is
-where the speed is. While calls wait in line for a worker, outcomes are also held for HOLD seconds
-to gather: the next ones could not start sooner. A worker that finds the line empty ends the hold.
+where the speed is. While the line of waiting calls is long, outcomes are also held for HOLD seconds
+to gather: what their callers do next could not start sooner. The worker that finds the line short
+ends the hold.
 
 Guarantees: what was posted before the loop closed is delivered once, on the loop's thread, in
 order; one bad item never stops the rest of its batch. What comes after the loop closed is dropped:
@@ -18,8 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-#: Seconds. asyncio's timers round up to whole milliseconds.
-HOLD = 0.001
+#: Seconds that an outcome may be held while at least as many calls wait as there are workers.
+HOLD = 0.005
 
 _thread = threading.local()
 
@@ -43,12 +44,12 @@ class Mailbox:
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
-        self._line = False  # the last item came with a line behind it
+        self._line = False  # the last item came with a long line behind it
 
     def post(self, item: Item, line: bool = False) -> None:
         """Have *item* delivered. Called from any thread.
 
-        :param line: whether calls wait in line, so that the poster goes on with one of them.
+        :param line: whether enough calls wait in line to keep every worker busy for now.
         """
         self._items.append(item)
         self._line = line
@@ -73,7 +74,7 @@ class Mailbox:
                     {"message": f"could not deliver {item!r}", "exception": error}
                 )
         if self._line:
-            # Workers have enough to do without what the next outcomes bring: let these gather.
+            # Workers have enough to do without what these outcomes bring: let them gather.
             self._line = False
             self._waking = self._held = True
             self.loop.call_later(HOLD, self._look)

@@ -115,6 +115,10 @@ class Pool:
                 self._idle.append(worker)
             return None
 
+    def has_long_line(self) -> bool:
+        """Say whether at least as many leases wait as there are workers; without the lock."""
+        return len(self._waiting) >= len(self._workers)
+
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)
         self._wait_seconds += now - lease.asked

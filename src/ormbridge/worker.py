@@ -36,7 +36,7 @@ class Leaseholder(Protocol):
     def finish(self, line: bool) -> None:
         """Hand the outcome over. Runs on the worker, after it was given back.
 
-        :param line: whether the worker goes on with a lease that waited in line.
+        :param line: whether enough leases wait in line to keep every worker busy for now.
         """
         ...
 
@@ -92,5 +92,5 @@ class Worker(threading.Thread):
         if connections.opened or not succeeded:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
-        lease.finish(line=following is not None)
+        lease.finish(line=self.pool.has_long_line())
         return following

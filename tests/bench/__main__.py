@@ -1,11 +1,12 @@
 """Measure calls a second: ormbridge, channels.db, plain asgiref and the bound, in one run.
 
-How it is measured. Each contestant is a process of its own that takes short turns: A B C D, then
-B C D A, and so on, so that a busy moment of the machine hits all of them alike and each is first
-equally often. While one has its turn the others sleep. One round (a turn of each) gives one ratio
-for each pair; what is reported is the median of these ratios and the range of their middle half.
-After some rounds the processes are replaced by fresh ones (`--processes`), since two processes of
-the same program differ by a few per cent.
+How it is measured. Each contestant is a process of its own that takes short turns, in an order
+that is drawn anew for each round: a busy moment of the machine hits all of them alike, and none
+always follows the same other one, whose turn may leave the machine slower. While one has its turn
+the others sleep. One round (a turn of each) gives one ratio for each pair; what is reported is the
+median of these ratios and the range of their middle half. After some rounds the processes are
+replaced by fresh ones (`--processes`), since two processes of the same program differ by a few per
+cent.
 
 The bound is ten plain threads that loop over the query, with no event loop. Latency comes from a
 proxy in its own process (`proxy.py`) that holds each answer back; every contestant, the bound
@@ -23,6 +24,7 @@ import datetime as dt
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -119,6 +121,7 @@ def rounds_of(row, options, environment):
     """Measure one row; returns a list of rounds, each the turns of all contestants by name."""
     names = row["contestants"] + [f"ormbridge of {tree}" for tree in options.against]
     result = []
+    chance = random.Random(len(names))
     for _ in range(options.processes):
         with contextlib.ExitStack() as stack:
             processes = {}
@@ -129,10 +132,9 @@ def rounds_of(row, options, environment):
                     "tests.bench.contestant", *arguments, **environment, PYTHONPATH=str(tree)
                 )
                 processes[name], _ = stack.enter_context(started)
-            for number in range(options.rounds):
+            for _ in range(options.rounds):
                 turns = {}
-                first = number % len(names)
-                for name in names[first:] + names[:first]:
+                for name in chance.sample(names, len(names)):
                     print(options.seconds, file=processes[name].stdin, flush=True)
                     turns[name] = json.loads(processes[name].stdout.readline())
                 result.append(turns)
