@@ -51,27 +51,36 @@ async def test_outcomes_gather_while_the_line_is_long():
     """While the line is long, outcomes wake the loop no more; a timer takes them."""
     loop = asyncio.get_running_loop()
     mailbox, delivered = Mailbox(loop), []
-    mailbox.post(Item(delivered, 0), line=True)
+    mailbox.post(Item(delivered, 0), stalled=list)
     await asyncio.sleep(0)
     with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
         for number in (1, 2, 3):
-            mailbox.post(Item(delivered, number), line=True)
+            mailbox.post(Item(delivered, number), stalled=list)
             await asyncio.sleep(0)
         assert delivered == [0]
         await until(lambda: delivered == [0, 1, 2, 3])
     assert woken.call_count == 0
 
 
+async def test_says_when_nothing_follows():
+    """When no outcome follows while they gather, the mailbox says so once, and holds no more."""
+    mailbox, delivered, told = Mailbox(asyncio.get_running_loop()), [], []
+    mailbox.post(Item(delivered, 0), stalled=lambda: told.append("stalled"))
+    await until(lambda: told)
+    assert told == ["stalled"]
+    assert not mailbox._held
+
+
 async def test_short_line_ends_the_gathering():
     """A worker that finds the line short has its outcome, and those held, delivered at once."""
     mailbox, delivered = Mailbox(asyncio.get_running_loop()), []
-    mailbox.post(Item(delivered, 0), line=True)
+    mailbox.post(Item(delivered, 0), stalled=list)
     await asyncio.sleep(0)
-    mailbox.post(Item(delivered, 1), line=True)
-    mailbox.post(Item(delivered, 2), line=False)
+    mailbox.post(Item(delivered, 1), stalled=list)
+    mailbox.post(Item(delivered, 2), stalled=None)
     await asyncio.sleep(0)
     assert delivered == [0, 1, 2]
-    mailbox.post(Item(delivered, 3), line=False)
+    mailbox.post(Item(delivered, 3), stalled=None)
     await asyncio.sleep(0)
     assert delivered == [0, 1, 2, 3]
 
@@ -80,11 +89,11 @@ async def test_gathering_ends_when_nothing_comes():
     """When nothing comes while outcomes gather, the next one wakes the loop again."""
     loop = asyncio.get_running_loop()
     mailbox, delivered = Mailbox(loop), []
-    mailbox.post(Item(delivered, 0), line=True)
+    mailbox.post(Item(delivered, 0), stalled=list)
     await asyncio.sleep(0)
     await until(lambda: not mailbox._held)
     with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
-        mailbox.post(Item(delivered, 1), line=True)
+        mailbox.post(Item(delivered, 1), stalled=list)
         await asyncio.sleep(0)
     assert delivered == [0, 1]
     assert woken.call_count == 1

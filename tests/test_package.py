@@ -20,6 +20,7 @@ ORDER = [
     "process",
     "pool",
     "worker",
+    "crew",
     "connections",
     "mailbox",
     "frames",

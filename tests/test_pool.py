@@ -147,7 +147,8 @@ def test_worker_does_not_retire_with_a_lease_on_its_way():
     worker = Worker(pool, 1)
     pool._workers.add(worker)
     pool._idle.append(worker)
-    assert pool.take(mock.Mock()) is True
+    with mock.patch.object(Worker, "start"):
+        assert pool.take(mock.Mock()) is True
     assert pool.retire(worker) is False
 
 

@@ -148,9 +148,9 @@ class Call:
             self._error = error
         return self._error is None
 
-    def finish(self, line: bool = False) -> None:
+    def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
-        self._mailbox.post(self, line)
+        self._mailbox.post(self, stalled)
 
     def refuse(self, error: Exception) -> bool:
         """Fail the call with *error*. Returns False if it was claimed before."""

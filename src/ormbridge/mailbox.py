@@ -35,7 +35,7 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_held", "_items", "_line", "_waking", "loop", "timers")
+    __slots__ = ("_held", "_items", "_stalled", "_waking", "loop", "timers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -44,18 +44,19 @@ class Mailbox:
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
-        self._line = False  # the last item came with a long line behind it
+        self._stalled: Callable[[], None] | None = None  # of the last item
 
-    def post(self, item: Item, line: bool = False) -> None:
+    def post(self, item: Item, stalled: Callable[[], None] | None = None) -> None:
         """Have *item* delivered. Called from any thread.
 
-        :param line: whether enough calls wait in line to keep every worker busy for now.
+        :param stalled: given while enough calls wait in line to keep every worker busy. The item
+            may then be held, and this is called, on the loop's thread, if no other follows.
         """
         self._items.append(item)
-        self._line = line
+        self._stalled = stalled
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
         # often, never once too seldom.
-        if not self._waking or (self._held and not line):
+        if not self._waking or (self._held and stalled is None):
             self._waking, self._held = True, False
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
@@ -73,14 +74,16 @@ class Mailbox:
                 self.loop.call_exception_handler(
                     {"message": f"could not deliver {item!r}", "exception": error}
                 )
-        if self._line:
+        stalled, self._stalled = self._stalled, None
+        if stalled is not None:
             # Workers have enough to do without what these outcomes bring: let them gather.
-            self._line = False
             self._waking = self._held = True
-            self.loop.call_later(HOLD, self._look)
+            self.loop.call_later(HOLD, self._look, stalled)
 
-    def _look(self) -> None:
+    def _look(self, stalled: Callable[[], None]) -> None:
         if self._held:
+            if not self._items:
+                stalled()
             self._deliver()
 
     def at(self, key: Any, seconds: float, callback: Callable[..., object], *args: Any) -> None:

@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 
+from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
 from .settings import Settings, import_reset
 from .stats import PoolStats
@@ -40,13 +41,14 @@ class Pool:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []  # the one used last is at the end
         self._waiting: OrderedDict[Leaseholder, None] = OrderedDict()
+        self._crew = Crew(settings.max_threads)
         self._closed = False
         self._number = 0
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
 
     def take(self, lease: Leaseholder, wait: bool = True) -> bool:
-        """Hand a free worker to *lease*, or put it in line.
+        """Put *lease* in line, and hand a free worker to whoever is first there.
 
         :returns: whether the lease has a worker. Without *wait*, a lease that has none is not in
             line.
@@ -59,42 +61,64 @@ class Pool:
                 raise PoolClosed(
                     f"{lease} came too late: the interpreter exits, no calls are taken"
                 )
-            new = not self._idle and len(self._workers) < self.settings.max_threads
-            if new:
-                self._number += 1
-                worker = Worker(self, self._number)
-                self._workers.add(worker)
-            elif self._idle:
-                worker = self._idle.pop()
-            else:
-                if wait:
-                    self._waiting[lease] = None
-                    self._queued += 1
-                return False
-            worker.lease = lease
-            worker.since = now
-        worker.wake.release()
-        return self._start(worker, lease, wait) if new else True
+            self._waiting[lease] = None
+            worker = self._next_worker(now)
+            waits = lease in self._waiting
+            if waits and wait:
+                self._queued += 1
+            elif waits:
+                del self._waiting[lease]
+        return (worker is None or self._wake(worker)) and not waits
 
-    def _start(self, worker: Worker, lease: Leaseholder, wait: bool) -> bool:
+    def _next_worker(self, now: float) -> Worker | None:
+        """Give the first in line a worker, if there may be one more: the one to wake."""
+        running = len(self._workers) - len(self._idle)
+        if not self._waiting or running >= self._may_run():
+            return None
+        if self._idle:
+            worker = self._idle.pop()
+        else:
+            self._number += 1
+            worker = Worker(self, self._number)
+            self._workers.add(worker)
+        self._serve_first(worker, now)
+        return worker
+
+    def _may_run(self) -> int:
+        few = self.has_long_line() and not self._closed
+        return self._crew.size if few else self.settings.max_threads
+
+    def has_long_line(self) -> bool:
+        """Say whether at least as many leases wait as there are workers."""
+        return len(self._waiting) >= len(self._workers)
+
+    def _wake(self, worker: Worker) -> bool:
+        """Set *worker* to work. Returns False if it could not start, and its lease is in line."""
+        worker.wake.release()
         try:
-            worker.start()
+            if worker.ident is None:
+                worker.start()
+            return True
         except RuntimeError:  # the system has no thread left: make do with those that run
             with self._lock:
                 self._workers.discard(worker)
-                if not self._workers:
+                lease = worker.lease
+                if not self._workers or lease is None:
                     raise
-                if self._idle:  # one became free meanwhile
-                    worker = self._idle.pop()
-                    worker.lease = lease
-                    worker.since = time.monotonic()
-                    worker.wake.release()
-                    return True
-                if wait:
-                    self._waiting[lease] = None
-                    self._queued += 1
-                return False
-        return True
+                self._waiting[lease] = None
+                self._waiting.move_to_end(lease, last=False)
+                other = self._next_worker(time.monotonic()) if self._idle else None
+            if other is not None:  # one became free meanwhile
+                other.wake.release()
+            return False
+
+    def all_hands(self) -> None:
+        """Let every worker run: no call has finished for a while, and the line is long."""
+        with self._lock:
+            self._crew.all_hands()
+            now = time.monotonic()
+            while self._idle and (worker := self._next_worker(now)) is not None:
+                worker.wake.release()
 
     def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None: wait for a wake-up.
@@ -106,18 +130,20 @@ class Pool:
             if ran:
                 self._calls += 1
                 self._run_seconds += now - worker.since
-            if self._waiting:
-                return self._serve_first(worker, now)
+                self._crew.call_done(now, self.has_long_line())
+            if self._waiting and len(self._workers) - len(self._idle) <= self._may_run():
+                lease = self._serve_first(worker, now)
+                # The crew may have grown, or the line have become short: one more at a time.
+                other = self._next_worker(now) if self._idle else None
+                if other is not None:
+                    other.wake.release()
+                return lease
             worker.lease = None
             if self._closed:
                 worker.wake.release()
             else:
                 self._idle.append(worker)
             return None
-
-    def has_long_line(self) -> bool:
-        """Say whether at least as many leases wait as there are workers; without the lock."""
-        return len(self._waiting) >= len(self._workers)
 
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)

@@ -11,6 +11,7 @@ It assumes of a lease only the four methods of :class:`Leaseholder`, none of whi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from .connections import ThreadConnections
@@ -33,10 +34,10 @@ class Leaseholder(Protocol):
         """Run the lease's calls on the calling thread. Returns whether they succeeded."""
         ...
 
-    def finish(self, line: bool) -> None:
+    def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand the outcome over. Runs on the worker, after it was given back.
 
-        :param line: whether enough leases wait in line to keep every worker busy for now.
+        :param stalled: see :meth:`.Mailbox.post`.
         """
         ...
 
@@ -92,5 +93,5 @@ class Worker(threading.Thread):
         if connections.opened or not succeeded:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
-        lease.finish(line=self.pool.has_long_line())
+        lease.finish(self.pool.all_hands if self.pool.has_long_line() else None)
         return following
