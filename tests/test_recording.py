@@ -147,6 +147,12 @@ def test_proof_is_the_function_with_its_decorators(tmp_path: Path):
     )
 
 
+def test_proof_may_stand_in_an_if(tmp_path: Path):
+    """A test that is defined only on certain databases is found."""
+    (tmp_path / "test_b.py").write_text("if True:\n    def test_it():\n        pass\n")
+    assert proofs.find(tmp_path, "test_b.py::test_it").source == "def test_it():\n    pass\n"
+
+
 @pytest.mark.parametrize(
     "name", ["test_a.py", "test_a.py::TestPool", "test_a.py::test_size", "test_b.py::test_plain"]
 )

@@ -9,6 +9,7 @@ it: that a change there breaks a test is found by running it.
 import ast
 import functools
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def _parse(path: Path, _changed: int) -> tuple[list[str], ast.Module]:
     return text.splitlines(), ast.parse(text)
 
 
+def _defined_in(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what *node* holds, also inside an ``if``: a test may need a certain database."""
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.If):
+            yield from _defined_in(each)
+        else:
+            yield each
+
+
 def find(root: Path, test: str) -> Proof:
     """Return the test with the id *test* from the tree, without importing it.
 
@@ -61,7 +71,7 @@ def find(root: Path, test: str) -> Proof:
     for name in rest.split("::"):
         found = [
             each
-            for each in ast.iter_child_nodes(node)
+            for each in _defined_in(node)
             if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
             and each.name == name
         ]
