@@ -137,7 +137,7 @@ def rounds_of(row, options, environment):
                 for name in chance.sample(names, len(names)):
                     print(options.seconds, file=processes[name].stdin, flush=True)
                     turns[name] = json.loads(processes[name].stdout.readline())
-                result.append(turns)
+                result.append({name: turns[name] for name in names})
     return result
 
 
