@@ -1,12 +1,16 @@
 """The crew: how many workers run while the line is long, found by trying."""
 
 import asyncio
+from unittest import mock
 
 import pytest
 
 from ormbridge import database_sync_to_async, mailbox
 from ormbridge.crew import WINDOW, Crew
+from ormbridge.pool import Pool
 from ormbridge.process import default_pool
+from ormbridge.settings import Settings
+from ormbridge.worker import Worker
 from tests.gate import GUARD, Gate
 
 
@@ -147,3 +151,71 @@ async def test_closed_pool_has_all_hands(pool_settings):
     for worker in list(old._workers):
         await asyncio.to_thread(worker.join, GUARD)
     assert old.stats().threads == 0
+
+
+async def test_small_crew_does_not_keep_calls_from_free_places(pool_settings, monkeypatch):
+    """Calls that find free places start at once, however small the crew became before."""
+    monkeypatch.setattr(mailbox, "HOLD", GUARD)
+    pool_settings(MAX_THREADS=3)
+    crew = default_pool()._crew
+    crew.size = crew._kept = 1
+    gate = Gate()
+    calls = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(3)]
+    await gate.entered(3)
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_cancellation_that_makes_the_line_short_rouses_all(pool_settings, monkeypatch):
+    """When cancelled calls leave a short line, the workers that rested serve it."""
+    monkeypatch.setattr(mailbox, "HOLD", GUARD)
+    gates, calls = await busy_pool(pool_settings, waiting=3)
+    gates[0].open.set()
+    await calls[0]
+    assert len(default_pool()._idle) == 1
+    for call in calls[3:]:
+        call.cancel()
+    await gates[2].entered()
+    assert not gates[1].open.is_set()
+    for gate in gates:
+        gate.open.set()
+    await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), GUARD)
+
+
+async def test_time_outs_that_make_the_line_short_rouse_all(pool_settings, monkeypatch):
+    """When overdue calls leave a short line, the workers that rested serve it."""
+    monkeypatch.setattr(mailbox, "HOLD", GUARD)
+    gates, calls = await busy_pool(pool_settings, waiting=3)
+    gates[0].open.set()
+    await calls[0]
+    pool = default_pool()
+    for lease in list(pool._waiting)[:2]:
+        lease.asked -= 60.0
+    pool.expire()
+    await gates[2].entered()
+    for gate in gates:
+        gate.open.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), GUARD)
+    assert [type(outcome).__name__ for outcome in outcomes[2:4]] == ["PoolTimeout"] * 2
+
+
+def test_worker_without_an_outcome_never_rests():
+    """A worker whose call was cancelled before it began goes on with the line, beyond the crew."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    workers = [Worker(pool, number) for number in (1, 2)]
+    pool._workers.update(workers)
+    leases = [mock.Mock(asked=0.0) for _ in range(3)]
+    pool._waiting.update(dict.fromkeys(leases))
+    pool._crew.size = 1
+    assert pool.give_back(workers[0], ran=False) is leases[0]
+    assert pool.give_back(workers[1], ran=True) is None
+
+
+def test_closed_loop_does_not_leave_the_pool_resting():
+    """Where the loop of an outcome is closed, the pool is told at once that nobody will look."""
+    loop = asyncio.new_event_loop()
+    closed = mailbox.Mailbox(loop)
+    loop.close()
+    told = []
+    closed.post(mock.Mock(), stalled=lambda: told.append("stalled"))
+    assert told == ["stalled"]

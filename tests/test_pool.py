@@ -311,7 +311,7 @@ def test_signal_handler_may_ask_for_stats():
 
 
 async def test_line_is_long_when_it_keeps_every_worker_busy(gate, pool_settings):
-    """The line is long when at least as many calls wait as there are workers."""
+    """The line is long when at least as many calls wait as there may be workers."""
     pool_settings(MAX_THREADS=2)
     calls = []
     seen = []

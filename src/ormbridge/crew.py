@@ -6,9 +6,9 @@ the database. So the crew is found by trying: for WINDOW calls it is a little sm
 stays so if a smaller crew was no slower or a larger one was faster. After a trial in vain the next
 one waits, twice as long each time.
 
-Guarantees: the crew counts only while at least as many calls wait as there are workers, so a call
-that could be served at once always is; and when no call has finished for a moment, all workers run
-again.
+Guarantees: the crew counts only while at least as many calls wait as there may be workers, so a
+call that could be served at once always is; and when no call has finished for a moment, all workers
+run again.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-#: Seconds that an outcome may be held while at least as many calls wait as there are workers.
+#: Seconds that an outcome may be held while enough calls wait to keep every worker busy.
 HOLD = 0.005
 
 _thread = threading.local()
@@ -50,7 +50,7 @@ class Mailbox:
         """Have *item* delivered. Called from any thread.
 
         :param stalled: given while enough calls wait in line to keep every worker busy. The item
-            may then be held, and this is called, on the loop's thread, if no other follows.
+            may then be held, and this is called if no other follows, or if the loop is closed.
         """
         self._items.append(item)
         self._stalled = stalled
@@ -63,6 +63,8 @@ class Mailbox:
             except RuntimeError:  # the loop is closed
                 self._items.clear()
                 self._waking = False
+                if stalled is not None:
+                    stalled()
 
     def _deliver(self) -> None:
         self._waking = self._held = False

@@ -89,8 +89,8 @@ class Pool:
         return self._crew.size if few else self.settings.max_threads
 
     def has_long_line(self) -> bool:
-        """Say whether at least as many leases wait as there are workers."""
-        return len(self._waiting) >= len(self._workers)
+        """Say whether at least as many leases wait as there may be workers."""
+        return len(self._waiting) >= self.settings.max_threads
 
     def _wake(self, worker: Worker) -> bool:
         """Set *worker* to work. Returns False if it could not start, and its lease is in line."""
@@ -107,18 +107,19 @@ class Pool:
                     raise
                 self._waiting[lease] = None
                 self._waiting.move_to_end(lease, last=False)
-                other = self._next_worker(time.monotonic()) if self._idle else None
-            if other is not None:  # one became free meanwhile
-                other.wake.release()
+                self._rouse(time.monotonic())  # where one became free meanwhile
             return False
+
+    def _rouse(self, now: float) -> None:
+        """Hand free workers to those in line, as far as these may run."""
+        while self._idle and (worker := self._next_worker(now)) is not None:
+            worker.wake.release()
 
     def all_hands(self) -> None:
         """Let every worker run: no call has finished for a while, and the line is long."""
         with self._lock:
             self._crew.all_hands()
-            now = time.monotonic()
-            while self._idle and (worker := self._next_worker(now)) is not None:
-                worker.wake.release()
+            self._rouse(time.monotonic())
 
     def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None: wait for a wake-up.
@@ -131,12 +132,11 @@ class Pool:
                 self._calls += 1
                 self._run_seconds += now - worker.since
                 self._crew.call_done(now, self.has_long_line())
-            if self._waiting and len(self._workers) - len(self._idle) <= self._may_run():
+            running = len(self._workers) - len(self._idle)
+            # Only who has an outcome to post may rest: the mailbox sees to it that not all do.
+            if self._waiting and (running <= self._may_run() or not ran):
                 lease = self._serve_first(worker, now)
-                # The crew may have grown, or the line have become short: one more at a time.
-                other = self._next_worker(now) if self._idle else None
-                if other is not None:
-                    other.wake.release()
+                self._rouse(now)  # the crew may have grown, or the line have become short
                 return lease
             worker.lease = None
             if self._closed:
@@ -176,6 +176,7 @@ class Pool:
         """Take *lease*, which gave up, out of the line."""
         with self._lock:
             self._waiting.pop(lease, None)
+            self._rouse(time.monotonic())
 
     def expire(self) -> float | None:
         """Refuse the leases that have waited too long.
@@ -195,6 +196,7 @@ class Pool:
                 del self._waiting[lease]
                 overdue.append(lease)
                 left = None
+            self._rouse(now)
         for lease in overdue:
             if lease.refuse(PoolTimeout(self.stats().shortage(now - lease.asked))):
                 with self._lock:
