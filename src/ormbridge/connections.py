@@ -21,6 +21,7 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from operator import methodcaller
 from typing import Any
 
 from django.db import connections
@@ -65,7 +66,7 @@ class ThreadConnections:
         Nothing to do before :attr:`due`.
         """
         self._find()
-        self._each(lambda connection: connection.close_if_unusable_or_obsolete())
+        self._each(methodcaller("close_if_unusable_or_obsolete"))
         ages = (connection.close_at for connection in self.opened)
         self.due = min((age for age in ages if age is not None), default=math.inf)
         self.due = min(self.due, now + SWEEP)

@@ -67,8 +67,7 @@ class Crew:
             self._speed = speed
             self._wait -= 1
         elif speed > self._speed * (_FASTER if self.size > self._kept else _NO_SLOWER):
-            # Held against the best so far: a little slower each time would not be noticed.
-            self._kept, self._speed = self.size, max(self._speed, speed)
+            self._kept, self._speed = self.size, speed
             self._wait = 0
             self._patience = 1
         else:

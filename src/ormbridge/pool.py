@@ -85,8 +85,7 @@ class Pool:
         return worker
 
     def _may_run(self) -> int:
-        few = self.has_long_line() and not self._closed
-        return self._crew.size if few else self.settings.max_threads
+        return self._crew.size if self.has_long_line() else self.settings.max_threads
 
     def has_long_line(self) -> bool:
         """Say whether at least as many leases wait as there may be workers."""
