@@ -50,8 +50,18 @@ def test_stays_where_every_worker_counts():
     """Where speed goes with the number of workers, all run but for rare trials."""
     simulation = Simulation(10, lambda size: 160 * size)
     sizes = simulation.run(200)
-    assert set(sizes) == {5, 10}
-    assert sizes.count(5) <= 16
+    assert sizes.count(10) > 180
+
+
+def test_hopeless_trial_ends_early():
+    """A trial that is clearly slower ends after a quarter of its calls."""
+    simulation = Simulation(10, lambda size: 160 * size)
+    slow = 0
+    for _ in range(100 * WINDOW):
+        slow += simulation.crew.size < 10
+        simulation.now += 1 / simulation.speed(simulation.crew.size)
+        simulation.crew.call_done(simulation.now, long_line=True)
+    assert 0 < slow <= 8 * WINDOW // 4
 
 
 def test_grows_again_when_that_becomes_faster():

@@ -19,6 +19,8 @@ WINDOW = 128
 _MOST_PATIENT = 32
 # What a smaller and a larger crew must reach of the speed before. Less is noise.
 _NO_SLOWER, _FASTER = 0.98, 1.02
+# What ends a trial before its time.
+_HOPELESS = 0.8
 
 
 class Crew:
@@ -57,10 +59,16 @@ class Crew:
         if self._done <= 1:
             self._since = now
             self.size = self._kept
-        elif self._done > WINDOW:
-            self._judge(WINDOW / (now - self._since))
+        elif self._done > WINDOW or self._is_hopeless(now):
+            self._judge((self._done - 1) / (now - self._since))
             self._since = now
             self._done = 1
+
+    def _is_hopeless(self, now: float) -> bool:
+        """Say, after a quarter of a trial, whether the rest of it would only cost time."""
+        if self.size == self._kept or self._done != WINDOW // 4:
+            return False
+        return self._done / (now - self._since) < self._speed * _HOPELESS
 
     def _judge(self, speed: float) -> None:
         if self.size == self._kept:
