@@ -103,10 +103,10 @@ class Call:
 
     def cancel(self, pool: Pool) -> bool:
         """Give the call up. Returns False if it has started: then its thread runs on."""
-        if self._claim.acquire(blocking=False):
-            pool.forget(self)
-            return True
-        return False
+        if not self.claim():
+            return False
+        pool.forget(self)
+        return True
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
