@@ -2,7 +2,6 @@
 
 import re
 
-import ormbridge
 from ormbridge import BridgeError, PoolClosed, PoolTimeout, stats
 from tests.gate import GUARD
 from tests.guide.examples import example_source
@@ -54,20 +53,3 @@ def test_pool_timeout_in_a_transaction(run_script, recorded):
 def test_pool_closed(run_script, recorded):
     """A call from an ``atexit`` function raises ``PoolClosed``."""
     recorded("errors_pool_closed", run_script(example_source("errors_pool_closed")))
-
-
-# Names.
-
-
-def test_public_names():
-    """``ormbridge`` exports eight names."""
-    assert sorted(ormbridge.__all__) == [
-        "BridgeError",
-        "DatabaseSyncToAsync",
-        "PoolClosed",
-        "PoolStats",
-        "PoolTimeout",
-        "aclose_old_connections",
-        "database_sync_to_async",
-        "stats",
-    ]
