@@ -11,7 +11,7 @@ from django.db import connection, connections
 from ormbridge import PoolTimeout, database_sync_to_async, stats
 from tests.gate import GUARD
 from tests.settings import CHOICE
-from tests.test_lease import until
+from tests.test_call import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -15,7 +15,7 @@ from asgiref.local import Local
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 from ormbridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
-from tests.test_lease import until
+from tests.test_call import until
 
 WORKER = "ormbridge-worker-"
 

@@ -14,7 +14,7 @@ from django.db import connection, connections, transaction
 from django.test import TestCase
 
 from ormbridge import PoolTimeout, database_sync_to_async, frames, stats
-from ormbridge.lease import Call
+from ormbridge.call import Call
 from ormbridge.mailbox import mailbox_of
 from ormbridge.process import default_pool
 from tests.gate import GUARD
@@ -319,7 +319,7 @@ def test_interrupted_refresh_reaches_the_caller():
         await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
 
     with (
-        mock.patch("ormbridge.lease.refresh_own_thread", side_effect=Interrupt),
+        mock.patch("ormbridge.call.refresh_own_thread", side_effect=Interrupt),
         pytest.raises(Interrupt),
     ):
         async_to_sync(inside)()

@@ -10,7 +10,7 @@ import pytest
 from ormbridge import database_sync_to_async, stats
 from ormbridge.mailbox import Mailbox, mailbox_of
 from tests.gate import GUARD, Gate
-from tests.test_lease import until
+from tests.test_call import until
 
 
 class Item:

@@ -16,7 +16,7 @@ ORDER = [
     "__init__",
     "checks",
     "bridge",
-    "lease",
+    "call",
     "process",
     "pool",
     "worker",

@@ -14,7 +14,7 @@ from ormbridge.process import default_pool
 from ormbridge.settings import Settings
 from ormbridge.worker import Worker
 from tests.gate import GUARD, Gate
-from tests.test_lease import until
+from tests.test_call import until
 
 
 def workers():

@@ -20,7 +20,7 @@ from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
 
 from .connections import close_old_connections_outside_transactions
 from .frames import live_frame
-from .lease import Call
+from .call import Call
 from .mailbox import mailbox_of
 from .process import default_pool
 
@@ -110,7 +110,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         except asyncio.CancelledError:
             # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
             # on in spite of it, so does the function, and so do we.
-            if call.cancel(pool) or not await _survives_cancellation(task_context):
+            if call.cancel() or not await _survives_cancellation(task_context):
                 raise
             future = call.await_again()
             if future is None:

@@ -1,8 +1,8 @@
-"""The lease: what asks for a worker, and keeps it until the thread is done (step 2 of a call).
+"""One call of a function: what waits for a thread, runs on it and comes back (a lease of one call).
 
-A plain call is a lease of one call. It is decided once, under :meth:`Call.claim`, whether it
-starts, and whoever claims it first decides: the worker runs it, the awaiting task cancels it, the
-pool refuses it. After that the others come too late.
+It is decided once, under :meth:`Call.claim`, whether a call starts, and whoever claims it first
+decides: the worker runs it, the awaiting task cancels it, the pool refuses it. After that the
+others come too late.
 
 **Cancellation.** A call that has not started never starts. One that runs keeps its worker until the
 function returns; its outcome is then dropped, because the awaiting task has gone on.
@@ -15,7 +15,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
@@ -24,15 +24,40 @@ from .errors import PoolTimeout
 from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
+from .settings import Settings
 from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
 
 
+class Line(Protocol):
+    """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
+
+    settings: Settings
+
+    def forget(self, call: Any, /) -> None:
+        """Take *call*, which gave up, out of the line."""
+        ...
+
+    def expire(self) -> float | None:
+        """Refuse who waited too long. Returns seconds until the next one has, None if none waits."""
+        ...
+
+
 class Call:
     """One call of a synchronous function, made from an event loop."""
 
-    __slots__ = ("_claim", "_error", "_function", "_mailbox", "_name", "_result", "asked", "future")
+    __slots__ = (
+        "_claim",
+        "_error",
+        "_function",
+        "_result",
+        "asked",
+        "future",
+        "line",
+        "mailbox",
+        "name",
+    )
 
     def __init__(
         self, function: Callable[[], Any], name: Callable[..., Any], mailbox: Mailbox
@@ -43,17 +68,19 @@ class Call:
         :param name: the user's function, which error messages name.
         """
         self._function: Callable[[], Any] | None = function
-        self._name = name
-        self._mailbox = mailbox
+        self.name = name
+        self.mailbox = mailbox
         self._claim = threading.Lock()
         self._result: Any = None
         self._error: BaseException | None = None
         self.asked = 0.0
+        #: Where it waits, and has to be forgotten if it is cancelled.
+        self.line: Line | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
     def __str__(self) -> str:
-        named: Any = self._name
+        named: Any = self.name
         while isinstance(named, functools.partial):
             named = named.func
         try:
@@ -81,7 +108,7 @@ class Call:
         # A fork, or new settings, may have left it a worker of another pool.
         if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
-                self._watch(pool)
+                self.wait_in(pool)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -97,21 +124,24 @@ class Call:
                 )
             frame.submit(self.run_on_frame)
 
-    def _watch(self, pool: Pool) -> None:
-        # One timer a loop, not one a call: the pool's line is in the order of its deadlines.
-        self._mailbox.at(pool, pool.settings.timeout, _expire, self._mailbox, pool)
+    def wait_in(self, line: Line) -> None:
+        """Wait in *line*, at most ``TIMEOUT`` seconds."""
+        self.line = line
+        # One timer a loop, not one a call: a line is in the order of its deadlines.
+        self.mailbox.at(line, line.settings.timeout, _expire, self.mailbox, line)
 
-    def cancel(self, pool: Pool) -> bool:
+    def cancel(self) -> bool:
         """Give the call up. Returns False if it has started: then its thread runs on."""
         if not self.claim():
             return False
-        pool.forget(self)
+        if self.line is not None:
+            self.line.forget(self)
         return True
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
         if self.future is not None:
-            self.future = self._mailbox.loop.create_future()
+            self.future = self.mailbox.loop.create_future()
         return self.future
 
     def deliver(self) -> None:
@@ -150,7 +180,7 @@ class Call:
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
-        self._mailbox.post(self, stalled)
+        self.mailbox.post(self, stalled)
 
     def refuse(self, error: Exception) -> bool:
         """Fail the call with *error*. Returns False if it was claimed before."""
@@ -168,7 +198,7 @@ class Call:
             self.finish()
 
 
-def _expire(mailbox: Mailbox, pool: Pool) -> None:
-    left = pool.expire()
+def _expire(mailbox: Mailbox, line: Line) -> None:
+    left = line.expire()
     if left is not None:
-        mailbox.at(pool, left, _expire, mailbox, pool)
+        mailbox.at(line, left, _expire, mailbox, line)

@@ -9,7 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from ormbridge import database_sync_to_async, stats
-from ormbridge.lease import Call
+from ormbridge.call import Call
 from ormbridge.mailbox import mailbox_of
 from tests.gate import GUARD
 
@@ -47,7 +47,7 @@ async def test_cancelled_between_handing_over_and_start_never_runs():
     call = Call(lambda: ran.append("ran"), len, mailbox_of(asyncio.get_running_loop()))
     from ormbridge.process import default_pool
 
-    assert call.cancel(default_pool())
+    assert call.cancel()
     assert not call.claim()  # what the worker asks first
     default_pool().take(call)
     await until(lambda: stats().idle == 1)
@@ -178,9 +178,9 @@ async def test_str_names_the_users_function():
     """A call is named after the user's function in messages, a partial after what it calls."""
     mailbox = mailbox_of(asyncio.get_running_loop())
     assert str(Call(len, threading.get_ident, mailbox)) == "_thread.get_ident"
-    assert str(Call(len, until, mailbox)) == "tests.test_lease.until"
+    assert str(Call(len, until, mailbox)) == "tests.test_call.until"
     partial = functools.partial(functools.partial(until, 1), 2)
-    assert str(Call(len, partial, mailbox)) == "tests.test_lease.until"
+    assert str(Call(len, partial, mailbox)) == "tests.test_call.until"
 
 
 async def test_str_never_asks_for_a_repr():
@@ -193,7 +193,7 @@ async def test_str_never_asks_for_a_repr():
         def __repr__(self):
             raise LookupError("this repr fails")
 
-    name = "tests.test_lease.test_str_never_asks_for_a_repr.<locals>.Callable"
+    name = "tests.test_call.test_str_never_asks_for_a_repr.<locals>.Callable"
     assert str(Call(len, Callable(), mailbox_of(asyncio.get_running_loop()))) == name
     with pytest.raises(RuntimeError, match=f"{name} raised StopIteration".replace(".", r"\.")):
         await asyncio.wait_for(database_sync_to_async(Callable())(), GUARD)
