@@ -16,8 +16,12 @@ ORDER = [
     "__init__",
     "checks",
     "bridge",
-    "call",
+    "middleware",
+    "context",
     "process",
+    "lease",
+    "call",
+    "threadless",
     "pool",
     "worker",
     "crew",
@@ -34,12 +38,14 @@ def test_public_names():
     """These names are the public contract, sorted; nothing else is offered."""
     assert ormbridge.__all__ == [
         "BridgeError",
+        "BridgeMiddleware",
         "DatabaseSyncToAsync",
         "PoolClosed",
         "PoolStats",
         "PoolTimeout",
         "aclose_old_connections",
         "database_sync_to_async",
+        "release",
         "stats",
     ]
     for name in ormbridge.__all__:
@@ -101,8 +107,8 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The package stays under 1,000 lines of code."""
-    assert 0 < sum(map(lines_of_code, MODULES)) < 1000
+    """The package stays under 1,600 lines of code."""
+    assert 0 < sum(map(lines_of_code, MODULES)) < 1600
 
 
 def test_package_is_typed():

@@ -129,7 +129,7 @@ async def test_calls_and_retirements_do_not_lose_each_other(pool_settings):
 def test_retiring_worker_serves_who_came_meanwhile():
     """A worker that is about to leave stays for a call that came while it closed connections."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
-    worker, lease = Worker(pool, 1), mock.Mock()
+    worker, lease = Worker(pool, 1), mock.Mock(calls=1)
     pool._workers.add(worker)
     pool._idle.append(worker)
     assert pool.retire(worker)

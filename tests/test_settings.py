@@ -10,7 +10,7 @@ from ormbridge import database_sync_to_async
 from ormbridge.settings import Settings, import_reset, load_settings
 from tests.processes import run_python
 
-ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, RESET"
+ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET"
 
 
 def test_defaults():

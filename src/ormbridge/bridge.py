@@ -18,9 +18,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from asgiref.local import _Storage
 from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
 
-from .connections import close_old_connections_outside_transactions
-from .frames import live_frame
 from .call import Call
+from .connections import close_old_connections_outside_transactions
+from .context import current_context
+from .frames import live_frame
 from .mailbox import mailbox_of
 from .process import default_pool
 
@@ -88,7 +89,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
 
         loop = asyncio.get_running_loop()
         pool = default_pool()
-        context = contextvars.copy_context() if self.context is None else self.context
+        variables = contextvars.copy_context() if self.context is None else self.context
         task_context: list[asyncio.Task[Any]] = []
         call = Call(
             # A method, and called like asgiref calls it: tools that trace calls replace it.
@@ -97,7 +98,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
                 loop,
                 sys.exc_info(),
                 task_context,
-                _runner(context),
+                _runner(variables),
                 functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func,
             ),
             self.func,
@@ -105,7 +106,12 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         )
         future = call.future
         try:
-            call.place(pool, live_frame(loop), self._anywhere)
+            frame = live_frame(loop)
+            context = None if frame is not None else current_context()
+            if context is None:
+                call.place(pool, frame, self._anywhere)
+            else:
+                context.place(call, self._anywhere)
             return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError:
             # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
@@ -118,7 +124,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return await future  # type: ignore[no-any-return]
         finally:
             if self.context is None:
-                _restore_context(context)
+                _restore_context(variables)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
 

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -40,7 +40,7 @@ class Line(Protocol):
         ...
 
     def expire(self) -> float | None:
-        """Refuse who waited too long. Returns seconds until the next one has, None if none waits."""
+        """Refuse who waited too long. Returns seconds until the next one has, or None."""
         ...
 
 
@@ -50,10 +50,12 @@ class Call:
     __slots__ = (
         "_claim",
         "_error",
-        "_function",
         "_result",
         "asked",
+        "calls",
+        "function",
         "future",
+        "generator",
         "line",
         "mailbox",
         "name",
@@ -67,13 +69,16 @@ class Call:
         :param function: what the thread runs.
         :param name: the user's function, which error messages name.
         """
-        self._function: Callable[[], Any] | None = function
+        self.function: Callable[[], Any] | None = function
         self.name = name
         self.mailbox = mailbox
         self._claim = threading.Lock()
         self._result: Any = None
         self._error: BaseException | None = None
         self.asked = 0.0
+        self.calls = 0
+        #: An argument of the function that, suspended, needs its connection again.
+        self.generator: Generator[Any, Any, Any] | None = None
         #: Where it waits, and has to be forgotten if it is cancelled.
         self.line: Line | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
@@ -108,7 +113,8 @@ class Call:
         # A fork, or new settings, may have left it a worker of another pool.
         if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
-                self.wait_in(pool)
+                self.line = pool
+                watch(self.mailbox, pool)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -116,19 +122,17 @@ class Call:
                     "worker is free; waiting for one while holding one could deadlock. Use "
                     "async_to_sync in place of asyncio.run"
                 )
-            if transaction_open_on(holder.connections):
-                raise PoolTimeout(
-                    f"{self} is called with thread_sensitive=False in a transaction "
-                    f"on {holder.name}, which it must not join, and no other worker is free. Leave "
-                    "thread_sensitive out to join the transaction, or make the call after it"
-                )
+            self.stay_out_of_transaction(holder)
             frame.submit(self.run_on_frame)
 
-    def wait_in(self, line: Line) -> None:
-        """Wait in *line*, at most ``TIMEOUT`` seconds."""
-        self.line = line
-        # One timer a loop, not one a call: a line is in the order of its deadlines.
-        self.mailbox.at(line, line.settings.timeout, _expire, self.mailbox, line)
+    def stay_out_of_transaction(self, holder: Worker) -> None:
+        """Raise ``PoolTimeout`` if the only worker left for ``thread_sensitive=False`` has one."""
+        if transaction_open_on(holder.connections):
+            raise PoolTimeout(
+                f"{self} is called with thread_sensitive=False in a transaction "
+                f"on {holder.name}, which it must not join, and no other worker is free. Leave "
+                "thread_sensitive out to join the transaction, or make the call after it"
+            )
 
     def cancel(self) -> bool:
         """Give the call up. Returns False if it has started: then its thread runs on."""
@@ -165,7 +169,8 @@ class Call:
 
     def run(self, prepare: Callable[[], None] | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded."""
-        function, self._function = self._function, None
+        function, self.function = self.function, None
+        self.calls = 1
         try:
             if prepare is not None:
                 prepare()
@@ -190,12 +195,21 @@ class Call:
         self.finish()
         return True
 
+    def dismiss(self, error: Exception) -> None:
+        """Do nothing: a call that runs, runs to its end."""
+
     def run_on_frame(self) -> None:
         """Run on the thread of a synchronous frame, which owns the connections there."""
         if self.claim():
             # As part of the call: what Ctrl-C interrupts must still come to the caller.
             self.run(refresh_own_thread)
             self.finish()
+
+
+def watch(mailbox: Mailbox, line: Line) -> None:
+    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds."""
+    # One timer a loop, not one a call: a line is in the order of its deadlines.
+    mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
 
 
 def _expire(mailbox: Mailbox, line: Line) -> None:

@@ -21,7 +21,7 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from operator import methodcaller
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -39,7 +39,7 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = ("discarded", "due", "opened")
+    __slots__ = ("discarded", "due", "leased", "opened")
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
@@ -48,6 +48,8 @@ class ThreadConnections:
         self.discarded = 0
         #: When a lease next has to clean up before it starts, on the clock of time.monotonic().
         self.due = 0.0
+        #: Whether a lease has the thread that may go on after this call.
+        self.leased = False
 
     def adopt_thread(self) -> None:
         """Collect the connections that the calling thread opens from now on."""
@@ -57,6 +59,10 @@ class ThreadConnections:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
+        # What Django, channels.db and the signals of a request call to clean up.
+        connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
+            self._close_if_nobody_needs_it, connection
+        )
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -66,7 +72,7 @@ class ThreadConnections:
         Nothing to do before :attr:`due`.
         """
         self._find()
-        self._each(methodcaller("close_if_unusable_or_obsolete"))
+        self._each(_close_if_unusable_or_obsolete)
         ages = (connection.close_at for connection in self.opened)
         self.due = min((age for age in ages if age is not None), default=math.inf)
         self.due = min(self.due, now + SWEEP)
@@ -120,7 +126,27 @@ class ThreadConnections:
             if transaction_open(connection):
                 self._discard(connection, "RESET left a transaction open; it was rolled back")
                 return
-        connection.close_if_unusable_or_obsolete()
+        _close_if_unusable_or_obsolete(connection)
+
+    def _close_if_nobody_needs_it(self, connection: BaseDatabaseWrapper) -> None:
+        if self.leased:
+            _close_if_dead(connection)
+        elif not connection.in_atomic_block:
+            _close_if_unusable_or_obsolete(connection)
+
+    def replace_dead(self) -> None:
+        """Close what broke in an earlier call of the lease, so that the next call reconnects."""
+        for connection in self.opened:
+            if connection.errors_occurred:
+                _close_if_dead(connection)
+
+    def in_transaction(self) -> bool:
+        """Say whether a connection has a transaction open."""
+        for connection in self.opened:
+            with suppress(Exception):  # a broken one
+                if transaction_open(connection):
+                    return True
+        return False
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
@@ -174,14 +200,23 @@ def refresh_own_thread() -> None:
     start afresh.
     """
     for connection in connections.all(initialized_only=True):
-        with suppress(Exception):  # then the call meets it as it is, if it uses it at all
-            if connection.connection is not None and not transaction_open(connection):
-                connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
-                if connection.errors_occurred:
-                    if connection.is_usable():
-                        connection.errors_occurred = False
-                    else:
-                        connection.close()
+        _close_if_dead(connection)
+
+
+def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
+    with suppress(Exception):  # then the call meets it as it is, if it uses it at all
+        if connection.connection is not None and not transaction_open(connection):
+            connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
+            if connection.errors_occurred:
+                if connection.is_usable():
+                    connection.errors_occurred = False
+                else:
+                    connection.close()
+
+
+def _close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
+    # Of the class: the connections of a worker have a method of their own, see note().
+    type(connection).close_if_unusable_or_obsolete(connection)
 
 
 def close_old_connections_outside_transactions() -> None:

@@ -14,15 +14,66 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync, SyncToAsync
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
 # than the failing getattr() that most calls would pay, and enough to see that there is no frame.
 # None where asgiref keeps it elsewhere.
 _variable = getattr(getattr(AsyncToSync.executors, "_storage", None), "_data", None)
+
+
+class Ground(CurrentThreadExecutor):
+    """An executor that lies under all frames of its context, and is none itself.
+
+    asgiref sends a call to the innermost frame it inherited, and from a dead one to the next
+    further out; where that ends, the call fails. Here it ends on the ground, which takes it.
+    """
+
+    def __init__(self) -> None:
+        """Make a ground; it takes what is sent to it by :meth:`submit`, a subclass's."""
+        super().__init__(None)
+        self._work_items = self  # type: ignore[assignment] # append() is all that asgiref uses
+
+    def append(self, item: Any) -> None:
+        """Take the work item of a dead frame."""
+        run: Any = self.submit(item.run)
+        run.add_done_callback(functools.partial(_pass_on, item.future))
+
+
+def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
+    # A work item that ran has set its outcome; one that was refused or answered has none.
+    if run.cancelled():
+        outcome.cancel()
+    elif (error := run.exception()) is not None:
+        outcome.set_exception(error)
+    elif not outcome.done():
+        outcome.set_result(run.result())
+
+
+@asynccontextmanager
+async def on_ground(ground: Ground) -> AsyncIterator[None]:
+    """Have asgiref send the calls of this block, and of tasks begun in it, to *ground*.
+
+    Tasks that outlive the block go on sending them there.
+    """
+    context = ThreadSensitiveContext(executor=ground)
+    frame = getattr(AsyncToSync.executors, "current", None)
+    await context.__aenter__()  # type: ignore[no-untyped-call]
+    AsyncToSync.executors.current = ground
+    try:
+        yield
+    finally:
+        # In place of context.__aexit__(), after which asgiref refuses tasks that live on.
+        SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
+        AsyncToSync.executors.current = frame
 
 
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
@@ -55,5 +106,7 @@ def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExec
 
 
 def _is_live(executor: CurrentThreadExecutor) -> bool:
+    if isinstance(executor, Ground):
+        return False
     # The caller's own thread runs this loop, so it can't be waiting to run anything else.
     return not executor._broken and executor._work_thread is not threading.current_thread()

@@ -44,6 +44,7 @@ class Pool:
         self._crew = Crew(settings.max_threads)
         self._closed = False
         self._number = 0
+        self._held = 0  # workers that leases keep between calls
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
 
@@ -85,7 +86,9 @@ class Pool:
         return worker
 
     def _may_run(self) -> int:
-        return self._crew.size if self.has_long_line() else self.settings.max_threads
+        # Nobody knows when a worker that is kept between calls runs again: no crew then.
+        crew = self._crew.size if self.has_long_line() and not self._held else None
+        return crew or self.settings.max_threads
 
     def has_long_line(self) -> bool:
         """Say whether at least as many leases wait as there may be workers."""
@@ -120,6 +123,14 @@ class Pool:
             self._crew.all_hands()
             self._rouse(time.monotonic())
 
+    def hold(self, worker: Worker) -> None:
+        """Note that the lease of *worker* keeps it between calls. Runs on the worker."""
+        if not worker.held:
+            worker.held = True
+            with self._lock:
+                self._held += 1
+                self._rouse(time.monotonic())
+
     def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None: wait for a wake-up.
 
@@ -127,10 +138,12 @@ class Pool:
         """
         now = time.monotonic()
         with self._lock:
-            if ran:
-                self._calls += 1
+            if ran and worker.lease is not None:
+                self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
-                self._crew.call_done(now, self.has_long_line())
+                self._held -= worker.held
+                self._crew.call_done(now, self.has_long_line() and not self._held)
+            worker.held = False
             running = len(self._workers) - len(self._idle)
             # Only who has an outcome to post may rest: the mailbox sees to it that not all do.
             if self._waiting and (running <= self._may_run() or not ran):
@@ -212,7 +225,7 @@ class Pool:
                 threads=len(self._workers),
                 idle=len(self._idle),
                 waiting=len(self._waiting),
-                calls=self._calls,
+                calls=self._calls + sum(lease.calls for _, lease, _ in held if lease),
                 queued=self._queued,
                 wait_seconds=self._wait_seconds,
                 run_seconds=self._run_seconds,
@@ -238,15 +251,17 @@ class Pool:
                 waiting, self._waiting = list(self._waiting), OrderedDict()
             idle, self._idle = self._idle, []
             workers = list(self._workers)
+            held = [worker.lease for worker in workers if worker.lease is not None]
+        exiting = PoolClosed(
+            "the interpreter is exiting; the call was waiting for a worker and did not run"
+        )
         for lease in waiting:
-            lease.refuse(
-                PoolClosed(
-                    "the interpreter is exiting; the call was waiting for a worker and did not run"
-                )
-            )
+            lease.refuse(exiting)
         for worker in idle:
             worker.wake.release()
         if refuse:
+            for lease in held:
+                lease.dismiss(exiting)
             for worker in workers:
                 worker.join()
 

@@ -21,6 +21,8 @@ DEFAULTS: Mapping[str, Any] = {
     "MAX_THREADS": None,  # CPUs * 5
     "TIMEOUT": 30.0,
     "MAX_IDLE": 600.0,
+    "HTTP_LEASE": "request",
+    "WEBSOCKET_LEASE": "call",
     "RESET": None,
 }
 
@@ -41,6 +43,10 @@ class Settings:
     #: Dotted path of the callable that clears session state as a lease ends; see
     #: :func:`import_reset`.
     reset: str | None
+    #: How long HTTP holds a worker under BridgeMiddleware: for a ``"request"`` or a ``"call"``.
+    http_lease: str = "request"
+    #: How long a WebSocket does: for a ``"call"`` or a ``"connection"``.
+    websocket_lease: str = "call"
 
 
 def load_settings() -> Settings:
@@ -66,6 +72,8 @@ def load_settings() -> Settings:
         max_threads=_max_threads(values["MAX_THREADS"]),
         timeout=_seconds("TIMEOUT", values["TIMEOUT"]),
         max_idle=_seconds("MAX_IDLE", values["MAX_IDLE"]),
+        http_lease=_choice("HTTP_LEASE", values["HTTP_LEASE"], "request", "call"),
+        websocket_lease=_choice("WEBSOCKET_LEASE", values["WEBSOCKET_LEASE"], "call", "connection"),
         reset=_reset(values["RESET"]),
     )
 
@@ -95,6 +103,14 @@ def _seconds(key: str, value: Any) -> float:
             f"settings.ORMBRIDGE[{key!r}] is {value!r}; expected seconds, a number above 0"
         )
     return float(value)
+
+
+def _choice(key: str, value: Any, *accepted: str) -> str:
+    if value not in accepted:
+        raise ImproperlyConfigured(
+            f"settings.ORMBRIDGE[{key!r}] is {value!r}; expected {' or '.join(map(repr, accepted))}"
+        )
+    return str(value)
 
 
 def _reset(value: Any) -> str | None:

@@ -5,7 +5,7 @@ starts and after it ends, that it is free again before the outcome is handed ove
 who awaits one call after the other finds the same worker), and that it closes its connections on
 its own thread when it ends.
 
-It assumes of a lease only the four methods of :class:`Leaseholder`, none of which may raise.
+It assumes of a lease only the methods of :class:`Leaseholder`, none of which may raise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from .connections import ThreadConnections
+from .errors import BridgeError
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -25,6 +26,8 @@ class Leaseholder(Protocol):
 
     #: ``time.monotonic()`` when the lease asked for a worker.
     asked: float
+    #: How many of its calls have run.
+    calls: int
 
     def claim(self) -> bool:
         """Decide that the lease starts. Returns False where it was cancelled or refused before."""
@@ -41,8 +44,12 @@ class Leaseholder(Protocol):
         """
         ...
 
-    def refuse(self, error: Exception) -> bool:
+    def refuse(self, error: BridgeError) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
+        ...
+
+    def dismiss(self, error: BridgeError) -> None:
+        """End the lease after the call that runs; fail those that wait with *error*. Any thread."""
         ...
 
 
@@ -58,6 +65,8 @@ class Worker(threading.Thread):
         #: pool's lock.
         self.lease: Leaseholder | None = None
         self.since = 0.0
+        #: Whether that lease keeps it between calls. Set on its own thread.
+        self.held = False
         # Released once for each lease handed to the idle worker, and once to end it.
         self.wake = threading.Lock()
         self.wake.acquire()

@@ -1,0 +1,271 @@
+"""The lease: calls that run one at a time on one worker (step 2 of a call).
+
+A lease asks the pool for a worker when its first call arrives, serves its calls in the order in
+which they came, and ends when nothing keeps it. What keeps it: that it is *held* (an HTTP request),
+or else a transaction or a suspended generator that one of its calls left behind.
+
+Guarantees:
+
+* between two calls the worker and its connections belong to the lease;
+* a call that comes after the end is told so (:meth:`Lease.submit`), never lost;
+* a call waits at most ``TIMEOUT`` seconds for its turn;
+* the worker is free before the outcome of the last call is handed over.
+
+**Cancellation.** A call that waits for its turn leaves the line. The lease itself ends on its
+worker's thread, when that is done, whatever became of the tasks that await its calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, cast
+
+from django.db import reset_queries
+
+from .call import Call, watch
+from .errors import BridgeError, PoolTimeout
+from .pool import Pool
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from .context import LeaseContext
+
+
+class Lease:
+    """A line of calls, and the worker that serves it."""
+
+    def __init__(
+        self, context: LeaseContext, pool: Pool, held: bool, task: asyncio.Task[Any] | None
+    ) -> None:
+        """Make a lease that has no worker yet.
+
+        :param context: whose calls it runs.
+        :param held: whether it goes on between calls until :meth:`release`.
+        :param task: which makes its first call.
+        """
+        self.context = context
+        self.task = task
+        #: Calls that have run.
+        self.calls = 0
+        self.pool = pool
+        self.settings = pool.settings
+        self.asked = 0.0
+        #: The worker, from the first call on.
+        self.worker: Worker | None = None
+        self._claim = threading.Lock()
+        self._wake = threading.Lock()  # released once for each time that the worker rests
+        self._wake.acquire()
+        # Re-entrant: freeing a generator may come in between.
+        self._lock = threading.RLock()
+        # All of the following is guarded by _lock.
+        self._line: deque[Call] = deque()
+        self._held = held
+        self._ended = context.ended
+        self._transaction = False  # one was open after the last call
+        self._generators: set[weakref.ref[Any]] = set()
+        self._resting = False
+        #: Whether it takes no more calls.
+        self.over = False
+        self._running: Call | None = None
+        self._last: Call | None = None
+
+    def __str__(self) -> str:
+        running = self._running
+        return f"{self.context.name}, {'idle' if running is None else f'in {running}'}"
+
+    # On an event loop's thread
+
+    def submit(self, call: Call, hold: bool) -> bool:
+        """Put *call* in line. Returns False, and does nothing, if the lease is over.
+
+        :param hold: whether the lease is held from now on, even if it was released before.
+        """
+        with self._lock:
+            if self.over:
+                return False
+            self._held = self._held or (hold and not self._ended)
+            call.asked = time.monotonic()
+            call.line = self
+            self._line.append(call)
+            # The pool has a timer for the lease, and so for the first call.
+            if not self._rouse() and (self.worker or len(self._line) > 1):
+                watch(call.mailbox, self)
+        return True
+
+    def has(self, generator: Generator[Any, Any, Any] | None) -> bool:
+        """Say whether *generator* is suspended on the worker of this lease."""
+        return generator is not None and weakref.ref(generator) in self._generators
+
+    def release(self, end: bool = False) -> None:
+        """End the lease as soon as nothing of it runs and nothing is left open.
+
+        :param end: roll back a transaction that is left open, instead of waiting for its end.
+        """
+        with self._lock:
+            self._held = False
+            self._ended = self._ended or end
+            # The next call finds it over, and asks for a worker of its own.
+            self.over = self.over or (self._resting and not self._is_kept())
+            self._rouse()
+
+    def _is_kept(self) -> bool:
+        left_open = self._transaction and not self._ended
+        return self._held or left_open or bool(self._generators)
+
+    def forget(self, call: Call) -> None:
+        """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
+        with self._lock:
+            if call in self._line:
+                self._line.remove(call)
+            withdrawn = not self._line and self.worker is None and self.claim()
+            self.over = self.over or withdrawn
+        if withdrawn:
+            self.pool.forget(self)
+
+    def expire(self) -> float | None:
+        """Refuse the calls that have waited too long for their turn.
+
+        :returns: seconds until the next one has, or None where none waits.
+        """
+        overdue: list[Call] = []
+        left = None
+        with self._lock:
+            now = time.monotonic()
+            while self._line:
+                left = self._line[0].asked + self.settings.timeout - now
+                if left > 0:
+                    break
+                overdue.append(self._line.popleft())
+                left = None
+        for call in overdue:
+            worker = self.worker.name if self.worker else "a worker"
+            self._refuse(
+                call,
+                PoolTimeout(
+                    f"{call} waited {now - call.asked:.1f} s for its turn on {worker}, which has "
+                    f"{self}. Calls of one lease run one at a time: shorten them, or raise "
+                    "settings.ORMBRIDGE['TIMEOUT']"
+                ),
+            )
+        return left
+
+    def forget_generator(self, generator: weakref.ref[Any]) -> None:
+        """Let go of a generator that was collected."""
+        with self._lock:
+            self._generators.discard(generator)
+            self._rouse()
+
+    def _rouse(self) -> bool:
+        # Have a resting worker look again. Returns whether it was resting.
+        rested, self._resting = self._resting, False
+        if rested:
+            self._wake.release()
+        return rested
+
+    # What the pool and its worker need
+
+    def claim(self) -> bool:
+        """Decide that the lease starts. Returns False where it was withdrawn or refused before."""
+        return self._claim.acquire(blocking=False)
+
+    def refuse(self, error: BridgeError) -> bool:
+        """Fail the lease and all its calls with *error*. False if it was claimed before."""
+        if not self.claim():
+            return False
+        self._refuse_line(error)
+        return True
+
+    def dismiss(self, error: BridgeError) -> None:
+        """End the lease after the call that runs now; fail those that wait with *error*."""
+        self._refuse_line(error)
+        with self._lock:
+            self._generators.clear()
+            self.release(end=True)
+
+    def _refuse_line(self, error: BridgeError) -> None:
+        with self._lock:
+            self.over = True
+            line, self._line = self._line, deque()
+        for call in line:
+            # Each task gets an error of its own, whose traceback is its own too.
+            self._refuse(call, type(error)(*error.args))
+
+    def _refuse(self, call: Call, error: BridgeError) -> None:
+        self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
+        call.refuse(error)
+
+    # On the worker
+
+    def run(self) -> bool:
+        """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
+        self.worker = worker = cast(Worker, threading.current_thread())
+        connections = worker.connections
+        connections.leased = True
+        if self._held:
+            reset_queries()  # as request_started does, when there is no worker yet
+        succeeded = True
+        call = self._next(wait=True)
+        while call is not None:
+            if not call.claim():
+                call = self._next(wait=True)
+                continue
+            self._running = call
+            succeeded = call.run(connections.replace_dead) and succeeded
+            self._running = None
+            self.calls += 1
+            self._note_generator(call)
+            following = self._next(wait=False)
+            if self.over:
+                self._last = call
+                break
+            self.context.keep(self)  # before the caller goes on
+            call.finish()
+            call = following or self._next(wait=True)
+        connections.leased = False
+        return succeeded
+
+    def _next(self, wait: bool) -> Call | None:
+        """Return the next call; None once the lease is over, or without *wait* if there is none."""
+        worker = cast(Worker, self.worker)
+        transaction = worker.connections.in_transaction()
+        while True:
+            with self._lock:
+                self._transaction = transaction
+                if self._line:
+                    return self._line.popleft()
+                self.over = self.over or not self._is_kept()
+                if self.over or not wait:
+                    return None
+                self._resting = True
+            self.pool.hold(worker)
+            self._wake.acquire()
+
+    def _note_generator(self, call: Call) -> None:
+        generator, call.generator = call.generator, None
+        if generator is not None:
+            collected = functools.partial(_collected, self, call.mailbox.loop)
+            with self._lock:
+                if generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+                    self._generators.add(weakref.ref(generator, collected))
+                else:
+                    self._generators.discard(weakref.ref(generator))
+
+    def finish(self, stalled: Callable[[], None] | None) -> None:
+        """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
+        if self._last is not None:
+            self._last.finish(stalled)
+            self._last = None
+
+
+def _collected(lease: Lease, loop: asyncio.AbstractEventLoop, generator: weakref.ref[Any]) -> None:
+    # This comes before the generator's clean-up, which uses the connection, on the same thread.
+    try:
+        loop.call_soon_threadsafe(lease.forget_generator, generator)
+    except RuntimeError:  # the loop is closed
+        lease.forget_generator(generator)

@@ -1,0 +1,117 @@
+"""One line for the whole app: ``BridgeMiddleware`` (where step 1 begins for unmodified code).
+
+Django's ``a``-methods, sync views, ``channels.db`` and synchronous consumers all go where asgiref
+sends them. The middleware gives each HTTP request and each WebSocket connection a context whose
+calls asgiref sends to the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .context import LeaseContext, current_context
+from .errors import PoolTimeout
+from .frames import live_frame, on_ground
+from .process import default_pool
+
+logger = logging.getLogger("ormbridge")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class BridgeMiddleware:
+    """Run all database calls of an ASGI application on the pool.
+
+    Wrap the application in ``asgi.py``: ``application = BridgeMiddleware(application)``. Django's
+    ``a``-methods, sync views and middleware, ``channels.db`` and synchronous consumers then run in
+    parallel, on at most ``MAX_THREADS`` workers, whose connections persist.
+
+    An HTTP request has one worker from its first call that needs a thread to its end, and its calls
+    run there one at a time. In a WebSocket connection each call takes a worker, and keeps it while
+    it leaves a transaction or a suspended generator open. ``HTTP_LEASE`` and ``WEBSOCKET_LEASE``
+    change that. A task that outlives its request or connection goes on, on the pool.
+
+    Where no worker becomes free within ``TIMEOUT`` seconds, the call raises :exc:`PoolTimeout`. If
+    that ends an HTTP request before its response has started, the answer is a 503.
+
+    Passed through untouched: ``lifespan``, other unknown scopes, and what runs below a live
+    synchronous frame or inside another ``BridgeMiddleware``.
+
+    :param application: an ASGI application.
+    :raises TypeError: if *application* is not callable.
+    """
+
+    def __init__(self, application: Application) -> None:
+        if not callable(application):
+            raise TypeError(
+                f"BridgeMiddleware takes an ASGI application, and {application!r} is not callable"
+            )
+        self.application = application
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the application. Calls of the request or connection run on workers."""
+        settings = default_pool().settings
+        held = {
+            "http": settings.http_lease == "request",
+            "websocket": settings.websocket_lease == "connection",
+            "channel": settings.websocket_lease == "connection",
+        }.get(scope["type"])
+        outer = current_context()
+        nested = outer is not None and not outer.ended
+        if held is None or nested or live_frame(asyncio.get_running_loop()) is not None:
+            await self.application(scope, receive, send)
+            return
+        name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
+        context = LeaseContext(name or scope["type"], held)
+        async with on_ground(context):
+            try:
+                if scope["type"] == "http":
+                    await self._respond(context, scope, receive, send)
+                else:
+                    await self.application(scope, receive, send)
+            finally:
+                context.release(end=True)
+
+    async def _respond(
+        self, context: LeaseContext, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        started = False
+
+        async def send_unavailable(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                # Django has made an error page of the PoolTimeout.
+                if message["status"] == 500 and context.timed_out:
+                    message = {**message, "status": 503}
+            await send(message)
+
+        try:
+            await self.application(scope, receive, send_unavailable)
+        except PoolTimeout as error:
+            if started:
+                raise
+            logger.error("%s: %s", context.name, error)
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": b"Service Unavailable"})
+
+
+async def release() -> None:
+    """Give back the worker that this request or connection holds, before a long stream or wait.
+
+    It goes back as soon as nothing of the request runs on it; an open transaction or a suspended
+    generator keeps it until these end. The next call takes a worker again, and holds it to the end
+    or to the next ``release()``. State of the session (``SET``, temporary tables) stays behind.
+
+    Without a worker held there is nothing to do.
+    """
+    context = current_context()
+    if context is not None:
+        context.release()
