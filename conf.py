@@ -48,6 +48,7 @@ extensions = [
     "docs._ext.claims",
     "docs._ext.proven",
     "docs._ext.bench",
+    "docs._ext.timeline",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]

@@ -4,30 +4,37 @@ The fixture ``recorded(name, output)`` compares what the example *name* printed 
 in ``examples/recorded``. With ``--record`` it writes the recording instead, once the test has
 passed.
 
+The fixture ``recorded_timeline(name, timeline)`` does the same for what ``tests/timeline.py``
+watched: it compares the structure, not the times.
+
 With ``--record`` the plugin also adds the run to ``docs/_recorded/run.json``: each test, the digest
 of its source, and the environment it passed or failed in. Runs on several databases merge into one
 file; ``--record-fresh`` starts an empty one. A test counts as passed if every one of its parameters
 ran and passed. If some were skipped or left out (``-k``), nothing is said about the test in this
 environment.
 
-File formats and comparison are those of ``docs/_ext/recordings.py`` and ``docs/_ext/runs.py``,
-which the build of the site reads with.
+File formats and comparison are those of ``docs/_ext/recordings.py``, ``docs/_ext/spans.py`` and
+``docs/_ext/runs.py``, which the build of the site reads with.
 """
 
 import datetime as dt
 import difflib
 import importlib.metadata
+import json
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Generator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from docs._ext import proofs, recordings, runs
+from docs._ext import proofs, recordings, runs, spans
+from tests.timeline import Timeline
 
 RECORDER = pytest.StashKey["Recorder"]()
 PRINTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
+WATCHED = pytest.StashKey[dict[str, tuple[tuple[spans.Span, ...], bool]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,6 +92,43 @@ def recorded(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+@pytest.fixture
+def recorded_timeline(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Compare what a test watched with its recording: ``recorded_timeline("name", timeline)``.
+
+    ``overlaps=False`` leaves out which calls ran at once, where the load of the machine decides it.
+    """
+    root = request.config.rootpath
+    recording = RECORDER in request.config.stash
+
+    def compare(name: str, timeline: Timeline, *, overlaps: bool = True) -> None:
+        __tracebackhide__ = True
+        source = recordings.example_path(root, spans.example_of(name))
+        if not source.is_file():
+            shown = source.relative_to(root).as_posix()
+            pytest.fail(f"no example for timeline {name!r}: {shown} does not exist", pytrace=False)
+        if recording:
+            request.node.stash.setdefault(WATCHED, {})[name] = timeline.spans, overlaps
+            return
+        try:
+            expected = spans.load(root, name).spans
+        except recordings.RecordingError as error:
+            pytest.fail(str(error), pytrace=False)
+        old, new = (
+            json.dumps(spans.structure(each, overlaps=overlaps), indent=1).splitlines()
+            for each in (expected, timeline.spans)
+        )
+        if old != new:
+            diff = "\n".join(difflib.unified_diff(old, new, "recorded", "seen now", lineterm=""))
+            pytest.fail(
+                f"timeline {name!r} is another than recorded:\n{diff}\n"
+                f"if this is right, {recordings.REMEDY}",
+                pytrace=False,
+            )
+
+    return compare
+
+
 def read(root: Path, name: str) -> tuple[str, ...]:
     """Return the recorded output of *name*; fail the test if it is missing or stale."""
     __tracebackhide__ = True
@@ -120,6 +164,7 @@ class Recorder:
         self.root = root
         self.fresh = fresh
         self.database = ""
+        self.today = dt.datetime.now(dt.UTC).date().isoformat()
         #: What examples printed in tests that passed; a second test must see the same.
         self.printed: dict[str, tuple[str, ...]] = {}
         #: Test id to the ids, with parameters, of all that must pass.
@@ -156,6 +201,9 @@ class Recorder:
                 if name not in self.printed:
                     recordings.save(self.root, name, lines)
                     self.printed[name] = lines
+            for name, (seen, overlaps) in item.stash.get(WATCHED, {}).items():
+                environment = asdict(self.environment())
+                spans.save(self.root, name, seen, environment, self.today, overlaps=overlaps)
         return report
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -174,8 +222,7 @@ class Recorder:
         run = runs.Run()
         if not self.fresh and (self.root / runs.RUN).exists():
             run = runs.load(self.root)
-        today = dt.datetime.now(dt.UTC).date().isoformat()
-        run.add(self.environment(), today, results)
+        run.add(self.environment(), self.today, results)
         runs.save(self.root, run)
 
     def environment(self) -> runs.Environment:
