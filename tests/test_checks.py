@@ -17,6 +17,7 @@ from django.views import View
 
 from ormbridge import BridgeMiddleware, checks, database_sync_to_async, stats
 from tests.processes import run_python
+from tests.settings import CHOICE
 
 # The checks read settings only: no driver is needed to talk about a database.
 POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": 60}
@@ -301,8 +302,7 @@ def test_pool_smaller_than_the_bound(check, pool_settings, pool, size):
     pool_settings(MAX_THREADS=10)
     assert check(**POSTGRESQL | {"CONN_MAX_AGE": 0, "OPTIONS": {"pool": pool}}) == [
         f"settings.DATABASES['default']: (ormbridge.W004) OPTIONS['pool'] allows {size} "
-        "connections to up to 10 threads: calls that wait for one may end in psycopg's "
-        "PoolTimeout\n"
+        'connections to up to 10 threads: calls may fail with "couldn\'t get a connection"\n'
         f"\tHINT: set its max_size to 10, or MAX_THREADS (ASGI_THREADS) to {size}"
     ]
     pool_settings(MAX_THREADS=size)
@@ -337,7 +337,7 @@ def test_server_side_cursors_behind_pgbouncer(check, host, port):
         "settings.DATABASES['default']: (ormbridge.W005) DISABLE_SERVER_SIDE_CURSORS is False, and "
         f"{host}:{port} looks like PgBouncer: if it pools transactions, iterator() loses its "
         "cursor\n"
-        "\tHINT: set it to True; and leave OPTIONS['prepare_threshold'] out, or statements get lost"
+        "\tHINT: set it to True, and leave OPTIONS['prepare_threshold'] out"
     ]
     assert check(**POSTGRESQL, HOST=host, PORT=port, DISABLE_SERVER_SIDE_CURSORS=True) == []
 
@@ -347,6 +347,66 @@ def test_server_side_cursors_elsewhere(check, engine):
     """W005 is silent at PostgreSQL's own address, and for another database."""
     port = 5432 if engine.endswith("postgresql") else 6432
     assert check(ENGINE=engine, CONN_MAX_AGE=60, HOST="db", PORT=port) == []
+
+
+if CHOICE == "postgresql":  # other databases have no such pool, and no such cursors
+
+    def test_pool_smaller_than_the_bound_ends_in_a_timeout():
+        """A call that gets no connection from psycopg's pool fails once that has waited enough."""
+        result = run_python(
+            """
+            import asyncio, threading, django
+            from django.conf import settings
+            from tests.settings import postgresql
+
+            options = {"pool": {"min_size": 1, "timeout": 0.5}}
+            database = {**postgresql(), "NAME": "postgres", "OPTIONS": options}
+            settings.configure(DATABASES={"default": database}, ORMBRIDGE={"MAX_THREADS": 2})
+            django.setup()
+            from django.db import OperationalError, connection
+            from ormbridge import database_sync_to_async
+
+            other_failed = threading.Event()
+
+            @database_sync_to_async
+            def call():
+                try:
+                    connection.ensure_connection()
+                except OperationalError as error:
+                    other_failed.set()
+                    return str(error)
+                assert other_failed.wait(30)
+                return "has a connection"
+
+            async def main():
+                print(*sorted(await asyncio.gather(call(), call())), sep="\\n")
+
+            asyncio.run(main())
+            connection.close_pool()
+            """
+        )
+        assert (result.stdout, result.stderr) == (
+            "couldn't get a connection after 0.50 sec\nhas a connection\n",
+            "",
+        )
+
+    @pytest.mark.parametrize(("disable", "expected"), [(False, 1), (True, 0)])
+    def test_iterator_keeps_a_cursor(transactional_db, connection_settings, disable, expected):
+        """An iterator that is not at its end has a cursor on its server connection."""
+        connection_settings(DISABLE_SERVER_SIDE_CURSORS=disable)
+        User.objects.bulk_create([User(username="ada"), User(username="bob")])
+        users = User.objects.iterator(chunk_size=1)
+        next(users)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name FROM pg_cursors")
+            names = [name for (name,) in cursor.fetchall()]
+        users.close()
+        assert [name.startswith("_django_curs_") for name in names] == [True] * expected
+
+    def test_django_prepares_no_statements(transactional_db):
+        """Unless OPTIONS say so, Django has psycopg prepare no statement."""
+        connection.ensure_connection()
+        assert connection.connection.prepare_threshold is None
 
 
 # W006

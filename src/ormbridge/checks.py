@@ -66,12 +66,12 @@ def _warnings(alias: str, database: dict[str, Any], bound: int) -> Iterator[tupl
     if "postg" in engine and pool and bound > size:
         what = f"OPTIONS['pool'] allows {size} connections to up to {bound} threads"
         hint = f"set its max_size to {bound}, or MAX_THREADS (ASGI_THREADS) to {size}"
-        yield "W004", f"{what}: calls that wait for one may end in psycopg's PoolTimeout", hint
+        yield "W004", f'{what}: calls may fail with "couldn\'t get a connection"', hint
 
     bouncer = port == "6432" or "pgbouncer" in host.lower()
     if "postg" in engine and bouncer and not database.get("DISABLE_SERVER_SIDE_CURSORS"):
         what = f"DISABLE_SERVER_SIDE_CURSORS is False, and {host}:{port} looks like PgBouncer"
-        hint = "set it to True; and leave OPTIONS['prepare_threshold'] out, or statements get lost"
+        hint = "set it to True, and leave OPTIONS['prepare_threshold'] out"
         yield "W005", f"{what}: if it pools transactions, iterator() loses its cursor", hint
 
     if database["ATOMIC_REQUESTS"] and (views := _async_views(alias)):
