@@ -20,12 +20,14 @@ REMEDY = "run: nox -s record"
 
 #: What differs from run to run: (name, pattern). A figure of seconds with one decimal, such as a
 #: timeout of ``30.0 s``, is a fact and is compared; with two or more decimals it is a measurement.
+#: So is a number without a unit that has four or more: what ``repr`` makes of seconds.
 MEASURED: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "timestamp",
         re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"),
     ),
     ("duration", re.compile(r"\b\d+\.\d{2,} ?(?:s|ms|µs|us)\b")),
+    ("fraction", re.compile(r"\b\d+(?:\.\d{4,}(?:e-\d+)?|(?:\.\d+)?e-\d+)\b")),
     ("address", re.compile(r"\b0x[0-9a-f]{6,16}\b")),
     ("process id", re.compile(r"(?<=\bpid[ =:])\d+\b")),
 )

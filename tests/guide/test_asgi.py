@@ -1,0 +1,722 @@
+"""The page ``guide/asgi``: its examples, and the claims it makes."""
+
+import ast
+import asyncio
+import contextvars
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from channels import db as channels_db
+from channels.consumer import AsyncConsumer
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
+from django.contrib.auth.models import User
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connection, transaction
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path
+
+import ormbridge
+from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats
+from tests.gate import GUARD
+from tests.guide.examples import example_source
+from tests.guide.http import connect, disconnect, get, request, say
+from tests.timeline import Timeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def sync_middleware(get_response):
+    """Do what an old middleware does: be synchronous."""
+    return lambda request: get_response(request)
+
+
+def noting_middleware(get_response):
+    """Note in the response on which thread a synchronous middleware ran."""
+
+    def middleware(request):
+        response = get_response(request)
+        response.content += b" " + get_thread_name().encode()
+        return response
+
+    return middleware
+
+
+def get_thread_name():
+    return threading.current_thread().name
+
+
+@pytest.fixture
+def site(settings):
+    """Return a function that serves *view* under the middleware."""
+
+    def serve(view, *middleware):
+        settings.ROOT_URLCONF = (path("", view),)
+        settings.MIDDLEWARE = [f"{__name__}.{each.__name__}" for each in middleware]
+        return BridgeMiddleware(ASGIHandler())
+
+    return serve
+
+
+# The examples, in the order of the page.
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a function that pastes an example into a new project, and runs a script there."""
+
+    def run(example, script):
+        environment = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+
+        def python(*arguments):
+            finished = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=GUARD * 2,
+            )
+            assert (finished.returncode, finished.stderr) == (0, "")
+            return finished.stdout
+
+        python("-m", "django", "startproject", "mysite", ".")
+        (tmp_path / "mysite" / "asgi.py").write_text(example_source(example), encoding="utf-8")
+        python("manage.py", "migrate", "--verbosity=0")
+        return python("-W", "error", "-c", script)
+
+    return run
+
+
+def test_application(project, recorded):
+    """An ``asgi.py`` with HTTP and WebSockets runs in a fresh project as it is."""
+    recorded("asgi_application", project("asgi_application", VISIT_BOTH))
+
+
+VISIT_BOTH = """
+import asyncio
+from mysite.asgi import application
+from tests.guide.http import connect, disconnect, get, say
+
+async def main():
+    print("http", (await get(application, "/admin/login/"))[:3])
+    socket = await connect(application, "/ws/users/")
+    print("websocket", await say(socket, "{}"))
+    await disconnect(socket)
+
+asyncio.run(main())
+"""
+
+
+def test_django_alone(project, recorded):
+    """An ``asgi.py`` without Channels runs in a fresh project as it is."""
+    recorded("asgi_django", project("asgi_django", VISIT_HTTP))
+
+
+VISIT_HTTP = """
+import asyncio
+from mysite.asgi import application
+from tests.guide.http import get
+
+print("http", asyncio.run(get(application, "/admin/login/"))[:3])
+"""
+
+
+def test_lifespan(project, recorded):
+    """What the application has for ``lifespan`` is called, as if the middleware were not there."""
+    recorded("asgi_lifespan", project("asgi_lifespan", START_AND_STOP))
+
+
+START_AND_STOP = """
+import asyncio
+from asgiref.testing import ApplicationCommunicator
+from mysite.asgi import application
+from tests.guide.http import get
+
+async def main():
+    server = ApplicationCommunicator(application, {"type": "lifespan"})
+    await server.send_input({"type": "lifespan.startup"})
+    print((await server.receive_output(30))["type"])
+    print("http", (await get(application, "/admin/login/"))[:3])
+    await server.send_input({"type": "lifespan.shutdown"})
+    print((await server.receive_output(30))["type"])
+    await server.wait(30)
+
+asyncio.run(main())
+"""
+
+
+def test_sockets_before(run_script, recorded):
+    """Twenty sockets whose handlers take 50 ms, without the middleware."""
+    recorded("asgi_sockets_before", run_script(example_source("asgi_sockets_before")))
+
+
+def test_sockets_after(run_script, recorded):
+    """Twenty sockets whose handlers take 50 ms, under the middleware."""
+    recorded("asgi_sockets_after", run_script(example_source("asgi_sockets_after")))
+
+
+@pytest.mark.parametrize("name", ["asgi_sockets", "asgi_background"])
+def test_fix_is_one_line(name):
+    """The program before and the program after differ in ``BridgeMiddleware`` alone."""
+    before, after = (ast.parse(example_source(f"{name}_{way}")) for way in ("before", "after"))
+    assert ast.dump(before) != ast.dump(after)
+    assert ast.dump(before) == ast.dump(WithoutMiddleware().visit(after))
+
+
+class WithoutMiddleware(ast.NodeTransformer):
+    """Takes the middleware out of a module."""
+
+    def visit_ImportFrom(self, node):
+        return None if node.module == "ormbridge" else node
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        wraps = isinstance(node.func, ast.Name) and node.func.id == "BridgeMiddleware"
+        return node.args[0] if wraps else node
+
+
+@pytest.mark.parametrize("name", ["asgi_sockets_before", "asgi_sockets_after"])
+async def test_sockets_timeline(name, load_example, pool_settings, recorded_timeline):
+    """Twenty sockets run on one thread without the middleware, on ten workers under it."""
+    pool_settings(MAX_THREADS=10)
+    module = load_example(name)
+    timeline = Timeline()
+    timeline.watch(module, "query")
+    module.application = timeline.application(module.application)
+    await module.main()
+    recorded_timeline(name, timeline, overlaps=False)
+
+
+async def test_request_stays_on_its_worker(load_example, settings, recorded):
+    """The calls of one request, by whatever way they come, run on one worker."""
+    settings.ROOT_URLCONF = load_example("asgi_worker")
+    application = BridgeMiddleware(ASGIHandler())
+    recorded("asgi_worker", await get(application, "/threads/"))
+
+
+def test_websocket_lease(run_script, recorded):
+    """With ``WEBSOCKET_LEASE`` at ``"connection"`` an open socket keeps the worker of its calls."""
+    output = run_script(example_source("asgi_websocket_lease"))
+    # A busy machine waits a little longer than TIMEOUT, and says so.
+    recorded("asgi_websocket_lease", re.sub(r"\d+\.\d s", "0.5 s", output))
+
+
+async def test_events(ada, load_example, settings, pool_settings, recorded):
+    """Event streams that release their worker are open at once on a single worker."""
+    pool_settings(MAX_THREADS=1)
+    settings.ROOT_URLCONF = load_example("asgi_events")
+    application = BridgeMiddleware(ASGIHandler())
+    clients = [request(application, "/events/") for _ in range(3)]
+    seen = []
+    for client in clients:
+        await client.send_input({"type": "http.request"})
+        seen.append(str((await client.receive_output(GUARD))["status"]))
+        seen.append((await client.receive_output(GUARD))["body"].decode().rstrip())
+    assert await neighbour() == "ormbridge-worker-1"
+    for client in clients:
+        await client.send_input({"type": "http.disconnect"})
+        await client.wait(GUARD)
+    recorded("asgi_events", "\n".join(seen))
+
+
+def test_task_that_outlives_its_request_fails(run_script, recorded):
+    """Without the middleware, under sync middleware, the task of a request that is over fails."""
+    recorded("asgi_background_before", run_script(example_source("asgi_background_before")))
+
+
+def test_task_that_outlives_its_request(run_script, recorded):
+    """Under the middleware the task of a request that is over uses the ORM."""
+    recorded("asgi_background_after", run_script(example_source("asgi_background_after")))
+
+
+def test_unavailable(run_script, recorded):
+    """A request that gets no worker in time is answered with 503."""
+    recorded("asgi_unavailable", run_script(example_source("asgi_unavailable")))
+
+
+# HTTP.
+
+
+async def test_requests_run_in_parallel(site, gate):
+    """Two requests run at the same time, each on a worker of its own."""
+    application = site(lambda request: HttpResponse(gate()))
+    requests = [asyncio.create_task(get(application)) for _ in range(2)]
+    await gate.entered(2)
+    gate.open.set()
+    assert len(set(await asyncio.gather(*requests))) == 2
+
+
+async def test_requests_beyond_the_bound_wait(site, gate, pool_settings):
+    """A request that comes when all workers are held waits for one."""
+    pool_settings(MAX_THREADS=2)
+    application = site(lambda request: HttpResponse(gate()))
+    requests = [asyncio.create_task(get(application)) for _ in range(5)]
+    await gate.entered(2)
+    gate.open.set()
+    await asyncio.gather(*requests)
+    assert stats().threads == 2
+
+
+async def test_middleware_and_view_share_a_worker(site):
+    """A synchronous view runs on the same worker as the synchronous middleware around it."""
+    application = site(lambda request: HttpResponse(get_thread_name()), noting_middleware)
+    status, view, middleware = (await get(application)).split(" ")
+    assert (status, view) == ("200", middleware)
+
+
+async def test_middleware_and_async_view_share_a_worker(site):
+    """The calls of an async view run on the same worker as the synchronous middleware around it."""
+
+    async def view(request):
+        return HttpResponse(await database_sync_to_async(get_thread_name)())
+
+    status, call, middleware = (await get(site(view, noting_middleware))).split(" ")
+    assert (status, call) == ("200", middleware)
+
+
+async def test_calls_of_a_request_run_one_at_a_time(site):
+    """Calls that one request makes at once take turns."""
+    running = 0
+    most = 0
+
+    def count():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        threading.Event().wait(0.01)  # let another one begin, if it can
+        running -= 1
+
+    async def view(request):
+        calls = [sync_to_async(count), database_sync_to_async(count)]
+        await asyncio.gather(*[call() for call in calls * 5])
+        return HttpResponse()
+
+    assert await get(site(view)) == "200"
+    assert most == 1
+
+
+async def test_other_requests_run_between_the_calls_of_one(site, pool_settings):
+    """A request keeps its worker between its calls: no other request uses it meanwhile."""
+    pool_settings(MAX_THREADS=2)
+    first_may_go_on = asyncio.Event()
+    first_has_called = asyncio.Event()
+    call = database_sync_to_async(get_thread_name)
+
+    async def view(request):
+        names = [await call()]
+        if not first_has_called.is_set():
+            first_has_called.set()
+            await first_may_go_on.wait()
+        names.append(await call())
+        return HttpResponse(" ".join(names))
+
+    application = site(view)
+    first = asyncio.create_task(get(application))
+    await first_has_called.wait()
+    others = [await get(application) for _ in range(2)]
+    first_may_go_on.set()
+    assert [await first, *others] == [
+        "200 ormbridge-worker-1 ormbridge-worker-1",
+        "200 ormbridge-worker-2 ormbridge-worker-2",
+        "200 ormbridge-worker-2 ormbridge-worker-2",
+    ]
+
+
+async def test_request_without_calls_takes_no_worker(site):
+    """An async view that does not use the database takes no worker."""
+
+    async def view(request):
+        return HttpResponse("pong")
+
+    assert await get(site(view)) == "200 pong"
+    assert stats().threads == 0
+
+
+async def test_middleware_of_django_takes_a_worker(site, settings):
+    """Django's own middleware runs on a worker, also around a view that does not."""
+    site(as_view(get_event_loop_thread))
+    settings.MIDDLEWARE = ["django.middleware.security.SecurityMiddleware"]
+    application = BridgeMiddleware(ASGIHandler())
+    assert await get(application) == f"200 {threading.current_thread().name}"
+    assert stats().threads == 1
+
+
+async def get_event_loop_thread():
+    return get_thread_name()
+
+
+async def test_connection_serves_the_next_request(ada, site, pool_settings):
+    """With ``CONN_MAX_AGE`` set, one request after the other uses the same connection."""
+    pool_settings(MAX_THREADS=1)
+
+    def view(request):
+        connection.ensure_connection()
+        return HttpResponse(str(id(connection.connection)))
+
+    application = site(view)
+    answers = {await get(application) for _ in range(5)}
+    assert len(answers) == 1
+
+
+async def test_state_of_a_connection_stays_with_the_request(transactional_db, site):
+    """What one call of a request sets on its connection, the next call of the request finds."""
+
+    def read():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name FROM tenant")
+            return cursor.fetchone()[0]
+
+    def write():
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TEMPORARY TABLE tenant (name VARCHAR(10))")
+            cursor.execute("INSERT INTO tenant VALUES ('blue')")
+
+    async def view(request):
+        await database_sync_to_async(write)()
+        name = await channels_db.database_sync_to_async(read)()
+        return HttpResponse(name)
+
+    assert await get(site(view)) == "200 blue"
+
+
+async def test_atomic_requests(transactional_db, site, connection_settings, settings):
+    """With ``ATOMIC_REQUESTS`` a synchronous view that fails leaves nothing behind."""
+    connection_settings(ATOMIC_REQUESTS=True)
+    settings.LOGGING_CONFIG = None
+
+    def view(request):
+        User.objects.create(username="ada")
+        raise RuntimeError
+
+    assert (await get(site(view)))[:3] == "500"
+    assert await database_sync_to_async(User.objects.count)() == 0
+
+
+async def test_streaming_response_keeps_its_worker(site, pool_settings):
+    """A response that streams keeps the worker of its request until it ends."""
+    pool_settings(MAX_THREADS=1)
+
+    async def stream():
+        yield await database_sync_to_async(get_thread_name)()
+        yield "" if stats().idle else " held"
+        yield " " + await database_sync_to_async(get_thread_name)()
+
+    async def view(request):
+        return StreamingHttpResponse(stream())
+
+    answer = await get(site(view))
+    assert answer == "200 ormbridge-worker-1 held ormbridge-worker-1"
+    assert await neighbour() == "ormbridge-worker-1"
+
+
+async def test_release_gives_the_worker_back(site, pool_settings):
+    """After ``release()`` the request holds no worker; its next call takes one again."""
+    pool_settings(MAX_THREADS=1)
+    call = database_sync_to_async(get_thread_name)
+
+    async def view(request):
+        await call()
+        before = len(stats().holders)
+        await release()
+        await neighbour()
+        await call()
+        return HttpResponse(f"{before} {len(stats().holders)}")
+
+    assert await get(site(view)) == "200 1 1"
+
+
+async def test_release_without_a_worker():
+    """``release()`` does nothing where nothing is held."""
+    await release()
+    assert stats().threads == 0
+
+
+async def neighbour():
+    """Have the only worker of the pool from outside of the context; return its name."""
+    call = database_sync_to_async(get_thread_name)()
+    return await asyncio.create_task(call, context=contextvars.Context())
+
+
+async def test_client_that_leaves(site, gate, pool_settings):
+    """When the client of a request leaves, its worker is free as soon as its call has ended."""
+    pool_settings(MAX_THREADS=1)
+    application = site(as_view(database_sync_to_async(gate)))
+    client = request(application)
+    await client.send_input({"type": "http.request"})
+    await gate.entered()
+    await client.send_input({"type": "http.disconnect"})
+    await client.wait(GUARD)
+    assert len(stats().holders) == 1
+    gate.open.set()
+    assert await neighbour() == "ormbridge-worker-1"
+
+
+def as_view(function):
+    """Return an async view that answers with what *function* returns."""
+
+    async def view(request):
+        return HttpResponse(await function())
+
+    return view
+
+
+async def test_sync_view_that_calls_async_code(site, pool_settings):
+    """A synchronous view that calls async code with ``async_to_sync`` needs one worker."""
+    pool_settings(MAX_THREADS=1)
+    call = database_sync_to_async(get_thread_name)
+    application = site(lambda request: HttpResponse(async_to_sync(call)()))
+    assert await get(application) == "200 ormbridge-worker-1"
+
+
+async def test_refused_request_does_not_wait_again(site, gate, pool_settings):
+    """After a ``PoolTimeout`` the other calls of the request fail at once."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.1)
+    held = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    errors = []
+
+    async def view(request):
+        for _ in range(2):
+            try:
+                await database_sync_to_async(get_thread_name)()
+            except ormbridge.PoolTimeout as error:
+                errors.append(str(error).partition(":")[0])
+        return HttpResponse("without the database")
+
+    assert await get(site(view)) == "200 without the database"
+    gate.open.set()
+    await held
+    assert len(errors) == 2
+    assert "waited 0.0 s for a worker" in errors[1]
+
+
+async def test_lease_of_one_call(site, pool_settings):
+    """With ``HTTP_LEASE`` at ``"call"`` a request holds no worker between its calls."""
+    pool_settings(HTTP_LEASE="call")
+
+    async def view(request):
+        await database_sync_to_async(get_thread_name)()
+        return HttpResponse(str(len(stats().holders)))
+
+    assert await get(site(view)) == "200 0"
+
+
+# WebSockets.
+
+
+async def test_sync_consumers_run_in_parallel(gate):
+    """Handlers of several sync consumers run at the same time."""
+
+    class Consumer(WebsocketConsumer):
+        def receive(self, text_data):
+            self.send(text_data=gate())
+
+    application = BridgeMiddleware(Consumer.as_asgi())
+    sockets = [await connect(application) for _ in range(4)]
+    answers = [asyncio.create_task(say(socket)) for socket in sockets]
+    await gate.entered(4)
+    gate.open.set()
+    assert len(set(await asyncio.gather(*answers))) == 4
+    await disconnect(*sockets)
+
+
+async def test_messages_of_a_socket_come_in_order(gate):
+    """A socket's next message is handled when its handler for the one before has returned."""
+    handled = []
+
+    class Consumer(WebsocketConsumer):
+        def receive(self, text_data):
+            gate()
+            handled.append(text_data)
+            self.send(text_data=text_data)
+
+    socket = await connect(BridgeMiddleware(Consumer.as_asgi()))
+    for number in range(3):
+        await socket.send_input({"type": "websocket.receive", "text": str(number)})
+    await gate.entered()
+    assert len(gate.threads) == 1
+    gate.open.set()
+    for _ in range(3):
+        await socket.receive_output(GUARD)
+    assert handled == ["0", "1", "2"]
+    await disconnect(socket)
+
+
+class Calling(AsyncWebsocketConsumer):
+    """Answers each message with what ``call`` returns on a thread."""
+
+    async def receive(self, text_data):
+        await self.send(text_data=await self.call())
+
+
+@pytest.mark.parametrize("package", [channels_db, ormbridge])
+async def test_open_socket_holds_no_worker(package):
+    """A socket takes a worker for a call, and gives it back when the call has ended."""
+
+    class Consumer(Calling):
+        call = staticmethod(package.database_sync_to_async(get_thread_name))
+
+    application = BridgeMiddleware(Consumer.as_asgi())
+    sockets = [await connect(application) for _ in range(3)]
+    answers = {await say(socket) for socket in sockets}
+    assert answers == {"ormbridge-worker-1"}
+    assert stats().holders == ()
+    await disconnect(*sockets)
+
+
+async def test_orm_of_a_socket_runs_on_workers(ada, gate):
+    """Django's own ``a``-methods run on workers, two sockets at the same time."""
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            await User.objects.filter(username="ada").aexists()
+            await self.send(text_data=await sync_to_async(gate)())
+
+    application = BridgeMiddleware(Consumer.as_asgi())
+    sockets = [await connect(application) for _ in range(2)]
+    answers = [asyncio.create_task(say(socket)) for socket in sockets]
+    await gate.entered(2)
+    gate.open.set()
+    assert set(await asyncio.gather(*answers)) == {"ormbridge-worker-1", "ormbridge-worker-2"}
+    await disconnect(*sockets)
+
+
+async def test_open_transaction_keeps_the_worker(transactional_db):
+    """A socket keeps its worker from a call that begins a transaction to the one that ends it."""
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            step = {"begin": self.begin, "look": self.look, "end": self.end}[text_data]
+            await self.send(text_data=await sync_to_async(step)())
+
+        def begin(self):
+            self.block = transaction.atomic()
+            self.block.__enter__()
+            User.objects.create(username="ada")
+            return get_thread_name()
+
+        def look(self):
+            return f"{get_thread_name()} {User.objects.count()}"
+
+        def end(self):
+            self.block.__exit__(None, None, None)
+            return get_thread_name()
+
+    application = BridgeMiddleware(Consumer.as_asgi())
+    first, second = await connect(application), await connect(application)
+    answers = [
+        await say(first, "begin"),
+        await say(second, "look"),
+        await say(first, "look"),
+        await say(first, "end"),
+    ]
+    assert answers == [
+        "ormbridge-worker-1",
+        "ormbridge-worker-2 0",
+        "ormbridge-worker-1 1",
+        "ormbridge-worker-1",
+    ]
+    assert stats().holders == ()
+    await disconnect(first, second)
+
+
+async def test_suspended_iterator_keeps_the_worker(ada, pool_settings):
+    """A socket in the middle of ``aiterator()`` keeps its worker; then it gives it back."""
+    pool_settings(MAX_THREADS=1)
+    between_rows = asyncio.Event()
+    go_on = asyncio.Event()
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            names = []
+            async for user in User.objects.order_by("pk").aiterator(chunk_size=1):
+                names.append(user.username)
+                between_rows.set()
+                await go_on.wait()
+            await self.send(text_data=" ".join(names))
+
+    await database_sync_to_async(User.objects.create)(username="bob")
+    socket = await connect(BridgeMiddleware(Consumer.as_asgi()))
+    answer = asyncio.create_task(say(socket))
+    await between_rows.wait()
+    assert len(stats().holders) == 1
+    go_on.set()
+    assert await answer == "ada bob"
+    assert await neighbour() == "ormbridge-worker-1"
+    await disconnect(socket)
+
+
+async def test_message_without_database_needs_no_worker(gate, pool_settings):
+    """A message that does not use the database is handled while every worker is taken."""
+    pool_settings(MAX_THREADS=1)
+    held = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            await self.send(text_data="pong")
+
+    socket = await connect(BridgeMiddleware(Consumer.as_asgi()))
+    assert await say(socket) == "pong"
+    await disconnect(socket)
+    gate.open.set()
+    await held
+    assert stats().calls == 1
+
+
+async def test_task_that_outlives_its_socket():
+    """A task of a socket that is closed goes on, a worker for each call."""
+    tasks = []
+    is_closed = asyncio.Event()
+
+    async def work():
+        await is_closed.wait()
+        return await sync_to_async(get_thread_name)()
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def connect(self):
+            tasks.append(asyncio.create_task(work()))
+            await self.accept()
+
+    await disconnect(await connect(BridgeMiddleware(Consumer.as_asgi())))
+    is_closed.set()
+    assert await tasks[0] == "ormbridge-worker-1"
+    assert stats().holders == ()
+
+
+async def test_channel_scope_runs_on_workers():
+    """Consumers of a channel, such as background workers, use the pool as well."""
+    threads = []
+
+    class Consumer(AsyncConsumer):
+        async def test_stop(self, event):
+            threads.append(await sync_to_async(get_thread_name)())
+            raise StopConsumer
+
+    worker = ApplicationCommunicator(
+        BridgeMiddleware(Consumer.as_asgi()), {"type": "channel", "channel": "test"}
+    )
+    await worker.send_input({"type": "test.stop"})
+    await worker.wait(GUARD)
+    assert threads == ["ormbridge-worker-1"]
+
+
+# Lifespan.
+
+
+async def test_django_refuses_lifespan():
+    """Django's own application refuses ``lifespan``, with or without the middleware."""
+    for application in (ASGIHandler(), BridgeMiddleware(ASGIHandler())):
+        server = ApplicationCommunicator(application, {"type": "lifespan"})
+        with pytest.raises(
+            ValueError, match="Django can only handle ASGI/HTTP connections, not lifespan"
+        ):
+            await server.wait(GUARD)
