@@ -170,7 +170,6 @@ class Call:
     def run(self, prepare: Callable[[], None] | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded."""
         function, self.function = self.function, None
-        self.calls = 1
         try:
             if prepare is not None:
                 prepare()
@@ -181,6 +180,7 @@ class Call:
             self._error.__cause__ = error
         except BaseException as error:
             self._error = error
+        self.calls = 1
         return self._error is None
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:

@@ -182,8 +182,10 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
         # 4 a broken connection, which has no transaction left.
         return (getattr(raw, "pgconn", None) or raw.info).transaction_status in (1, 2, 3)
     if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
-        # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status.
-        return raw.get_autocommit() != autocommit or bool(getattr(raw, "server_status", 0) & 1)
+        # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
+        # statement has begun a transaction.
+        status = getattr(raw, "server_status", not autocommit)
+        return raw.get_autocommit() != autocommit or bool(status & 1)
     return bool(getattr(raw, "in_transaction", False))  # sqlite3, mysql.connector
 
 

@@ -226,7 +226,9 @@ class Lease:
                 break
             self.context.keep(self)  # before the caller goes on
             call.finish()
-            call = following or self._next(wait=True)
+            call = following
+            if call is None:  # and so a resting worker keeps nothing of the last call
+                call = self._next(wait=True)
         connections.leased = False
         return succeeded
 

@@ -8,7 +8,9 @@ calls asgiref sends to the pool.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -53,6 +55,7 @@ class BridgeMiddleware:
                 f"BridgeMiddleware takes an ASGI application, and {application!r} is not callable"
             )
         self.application = application
+        _spare_channels_a_thread()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application. Calls of the request or connection run on workers."""
@@ -101,6 +104,25 @@ class BridgeMiddleware:
             headers = [(b"content-type", b"text/plain")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": b"Service Unavailable"})
+
+
+def _spare_channels_a_thread() -> None:
+    """Make the clean-up before each message of a consumer as cheap as it can be.
+
+    :class:`LeaseContext` would answer it without a thread, but making the call through asgiref
+    alone costs as much as the rest of a message.
+    """
+    consumer = sys.modules.get("channels.consumer")
+    aclose = getattr(consumer, "aclose_old_connections", None)
+    if aclose is None or hasattr(aclose, "__wrapped__"):
+        return
+
+    @functools.wraps(aclose)
+    async def aclose_outside_contexts() -> None:
+        if current_context() is None:  # where there is one, workers clean up for themselves
+            await aclose()
+
+    setattr(consumer, "aclose_old_connections", aclose_outside_contexts)  # noqa: B010 # for mypy
 
 
 async def release() -> None:

@@ -56,8 +56,9 @@ def answer(
     elif (sending := _request_signal(child.func)) is not None:
         if not _need_no_thread(sending["sync_receivers"]):
             return None
+        named = {"signal": sending["self"], "sender": sending["sender"]}
         outcome = [
-            (receiver, receiver(signal=None) if receiver not in _CLEAN_UPS else None)
+            (receiver, None if receiver in _CLEAN_UPS else receiver(**named))
             for receiver in sending["sync_receivers"]
         ]
     elif _closes_response(child.func):

@@ -1,0 +1,394 @@
+"""Leases of a WebSocket connection: a worker for each call, kept while something is left open."""
+
+import asyncio
+import gc
+import threading
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.consumer import SyncConsumer
+from channels.db import database_sync_to_async as channels_database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+
+from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from tests.gate import GUARD
+from tests.guide.http import connect, disconnect, say
+from tests.test_call import until
+
+
+def thread_name():
+    return threading.current_thread().name
+
+
+async def no_worker_is_leased():
+    await until(lambda: stats().idle == stats().threads)
+
+
+def serve(answer):
+    """Return an application whose sockets send back what ``answer(text)``, a coroutine, returns."""
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data=None, bytes_data=None):
+            await self.send(str(await answer(text_data)))
+
+    return BridgeMiddleware(Consumer.as_asgi())
+
+
+async def test_sync_consumers_run_at_the_same_time(gate, pool_settings):
+    """Handlers of synchronous consumers run in parallel, within the bound."""
+    pool_settings(MAX_THREADS=3)
+
+    class Consumer(JsonWebsocketConsumer):
+        def receive_json(self, content, **kwargs):
+            self.send_json(gate())
+
+    application = BridgeMiddleware(Consumer.as_asgi())
+    sockets = [await connect(application) for _ in range(5)]
+    answers = [asyncio.create_task(say(socket, "1")) for socket in sockets]
+    await gate.entered(3)
+    await until(lambda: stats().waiting == 2)
+    assert len(set(gate.threads)) == 3
+    gate.open.set()
+    await asyncio.gather(*answers)
+    await disconnect(*sockets)
+    assert stats().threads == 3
+
+
+async def test_open_socket_holds_no_worker():
+    """Between its messages an open socket holds no worker."""
+    leased = []
+
+    async def answer(text):
+        await sync_to_async(thread_name)()
+        leased.append(len(stats().holders))
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    assert leased == [0]
+    await disconnect(socket)
+
+
+async def test_calls_of_a_socket_run_at_the_same_time(gate):
+    """Calls that a consumer gathers run on a worker each."""
+
+    async def answer(text):
+        calls = [asyncio.create_task(sync_to_async(gate)()) for _ in range(2)]
+        await gate.entered(2)
+        gate.open.set()
+        return len(set(await asyncio.gather(*calls)))
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "2"
+    await disconnect(socket)
+
+
+async def test_message_without_calls_takes_no_worker():
+    """A message that touches no database takes no worker, though Channels cleans up before it."""
+
+    async def answer(text):
+        return text
+
+    socket = await connect(serve(answer))
+    assert await say(socket, "hello") == "hello"
+    await disconnect(socket)
+    assert stats().threads == 0
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_transaction_keeps_the_worker():
+    """A transaction that spans calls stays on its worker, with all calls of the socket."""
+    block = transaction.atomic()
+
+    async def answer(text):
+        await sync_to_async(block.__enter__)()
+        await User.objects.acreate(username="ada")
+        names = {
+            await sync_to_async(thread_name)(),
+            await channels_database_sync_to_async(thread_name)(),
+            await database_sync_to_async(thread_name)(),
+        }
+        seen = await User.objects.acount(), len(stats().holders), len(names)
+        await sync_to_async(block.__exit__)(None, None, None)
+        await no_worker_is_leased()
+        return *seen, await User.objects.acount()
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "(1, 1, 1, 1)"
+    await disconnect(socket)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_other_sockets_stay_out_of_the_transaction():
+    """A call of another socket does not land in a transaction that one holds open."""
+    block = transaction.atomic()
+
+    async def answer(text):
+        if text == "begin":
+            await sync_to_async(block.__enter__)()
+            await User.objects.acreate(username="ada")
+        elif text == "roll back":
+            await sync_to_async(block.__exit__)(ValueError, ValueError(), None)
+        return await User.objects.acount()
+
+    application = serve(answer)
+    one, other = await connect(application), await connect(application)
+    assert await say(one, "begin") == "1"
+    assert await say(other) == "0"
+    assert await say(one, "roll back") == "0"
+    await disconnect(one, other)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_two_tasks_with_a_transaction_each():
+    """Two tasks of a socket that both hold a transaction open find each their own."""
+    together = threading.Barrier(2, timeout=GUARD)
+
+    def begin():
+        together.wait()
+        transaction.set_autocommit(False)
+        return thread_name()
+
+    async def task():
+        begun = await sync_to_async(begin)()
+        await asyncio.sleep(0)
+        found = [await sync_to_async(thread_name)() for _ in range(3)]
+        await sync_to_async(transaction.set_autocommit)(True)
+        return set(found) == {begun}
+
+    async def answer(text):
+        return await asyncio.gather(task(), task())
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "[True, True]"
+    await disconnect(socket)
+    await no_worker_is_leased()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_disconnect_rolls_back_what_is_open(caplog):
+    """A transaction that is open when the socket closes is rolled back, and the worker is free."""
+
+    async def answer(text):
+        await sync_to_async(transaction.atomic().__enter__)()
+        await User.objects.acreate(username="ada")
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    await disconnect(socket)
+    await no_worker_is_leased()
+    assert await database_sync_to_async(User.objects.count)() == 0
+    assert "it was rolled back" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_suspended_generator_keeps_its_worker():
+    """Between the chunks of aiterator() the worker stays; calls in between run on it too."""
+    users = [User(username=str(number)) for number in range(5)]
+    await database_sync_to_async(User.objects.bulk_create)(users)
+
+    async def answer(text):
+        threads, leased, rows = set(), set(), 0
+        async for _ in User.objects.aiterator(chunk_size=2):
+            rows += 1
+            leased.add(len(stats().holders))
+            threads.add(await sync_to_async(thread_name)())
+        await no_worker_is_leased()
+        return rows, len(threads), leased
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "(5, 1, {0, 1})"
+    await disconnect(socket)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_collected_generator_gives_its_worker_back():
+    """A generator that is left early keeps its worker until it is collected."""
+
+    def numbers():
+        yield from range(10)
+
+    async def answer(text):
+        generator = numbers()
+        await sync_to_async(next)(generator, None)
+        kept = len(stats().holders)
+        del generator
+        gc.collect()
+        await no_worker_is_leased()
+        return kept
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "1"
+    await disconnect(socket)
+
+
+async def test_generator_outlives_its_socket():
+    """A task that goes on with a suspended generator after the socket closed keeps its worker."""
+    go_on = asyncio.Event()
+    tasks = []
+
+    def threads():
+        while True:
+            yield thread_name()
+
+    async def iterate():
+        generator = threads()
+        first = await sync_to_async(next)(generator, None)
+        await go_on.wait()
+        kept = len(stats().holders)
+        second = await sync_to_async(next)(generator, None)
+        await sync_to_async(generator.close)()
+        return first == second, kept
+
+    async def answer(text):
+        tasks.append(asyncio.create_task(iterate()))
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    await until(lambda: stats().holders)
+    await disconnect(socket)
+    go_on.set()
+    assert await tasks[0] == (True, 1)
+    tasks.clear()
+    gc.collect()
+    await no_worker_is_leased()
+
+
+async def test_websocket_lease_connection(pool_settings):
+    """With WEBSOCKET_LEASE = "connection" a socket holds one worker until it closes."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+    local = threading.local()
+
+    class Consumer(SyncConsumer):
+        def websocket_connect(self, message):
+            local.user = "ada"
+            self.send({"type": "websocket.accept"})
+
+        def websocket_receive(self, message):
+            self.send({"type": "websocket.send", "text": local.user})
+
+    socket = await connect(BridgeMiddleware(Consumer.as_asgi()))
+    assert await say(socket) == "ada"
+    await until(lambda: [holder[1] for holder in stats().holders] == ["/, idle"])
+    await socket.send_input({"type": "websocket.disconnect", "code": 1000})
+    socket.stop(exceptions=False)
+    await no_worker_is_leased()
+
+
+async def test_release_in_a_connection_lease(pool_settings):
+    """release() gives the worker of a socket back; the next call holds one again."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+
+    async def answer(text):
+        await sync_to_async(thread_name)()
+        held = len(stats().holders)
+        await release()
+        await no_worker_is_leased()
+        return held
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "1"
+    assert await say(socket) == "1"
+    await disconnect(socket)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_dead_connection_of_a_held_lease_is_replaced(pool_settings):
+    """A connection that broke between two calls of a held lease is replaced for the next one."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+    used = []
+
+    def break_it():
+        connection.ensure_connection()
+        connection.errors_occurred = True
+        connection.is_usable = lambda: False  # as SQLite never says
+        used.append(connection.connection)
+
+    async def answer(text):
+        await sync_to_async(break_it)()
+        return used[-1] is await sync_to_async(lambda: connection.connection)()
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "False"
+    await disconnect(socket)
+
+
+async def test_turn_in_a_lease_times_out(gate, pool_settings):
+    """A call that waits too long for its turn on the held worker raises PoolTimeout."""
+    pool_settings(WEBSOCKET_LEASE="connection", TIMEOUT=1e-3)
+    ran = []
+
+    def run():
+        ran.append("ran")
+
+    async def answer(text):
+        running = asyncio.create_task(sync_to_async(gate)())
+        await gate.entered()
+        try:
+            await sync_to_async(run)()
+        except PoolTimeout as error:
+            gate.open.set()
+            await running
+            return error
+
+    socket = await connect(serve(answer))
+    answer = await say(socket)
+    assert answer.startswith(f"{__name__}.{run.__qualname__} waited 0.0 s for its turn on")
+    assert "which has /, in tests.gate.Gate. Calls of one lease run one at a time" in answer
+    assert ran == []
+    await disconnect(socket)
+
+
+async def test_call_cancelled_while_it_waits_for_its_turn_never_runs(gate, pool_settings):
+    """A call that is cancelled in the line of a held lease never runs; those behind it do."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+    ran = []
+
+    async def answer(text):
+        running = asyncio.create_task(sync_to_async(gate)())
+        await gate.entered()
+        waiting = asyncio.create_task(sync_to_async(ran.append)("cancelled"))
+        behind = asyncio.create_task(sync_to_async(ran.append)("behind"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        gate.open.set()
+        await asyncio.gather(running, behind)
+        return ran
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "['behind']"
+    await disconnect(socket)
+
+
+async def test_channel_scope(pool_settings):
+    """Consumers of a worker process (scope type "channel") run on the pool as well."""
+    names = []
+
+    class Consumer(SyncConsumer):
+        def job(self, message):
+            names.append(thread_name())
+
+    from asgiref.testing import ApplicationCommunicator
+
+    scope = {"type": "channel", "channel": "jobs"}
+    communicator = ApplicationCommunicator(BridgeMiddleware(Consumer.as_asgi()), scope)
+    await communicator.send_input({"type": "job"})
+    await until(lambda: names)
+    communicator.stop(exceptions=False)
+    assert names == ["ormbridge-worker-1"]
+
+
+async def test_custom_close_old_connections_runs(monkeypatch):
+    """What replaces channels.db.close_old_connections, as Channels' test client does, is called."""
+    called = []
+    monkeypatch.setattr("channels.db.close_old_connections", lambda: called.append(thread_name()))
+
+    async def answer(text):
+        await channels_database_sync_to_async(thread_name)()
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    await disconnect(socket)
+    assert set(called) == {"ormbridge-worker-1"}

@@ -1,0 +1,638 @@
+"""BridgeMiddleware: an HTTP request holds one worker from its first call to its end."""
+
+import asyncio
+import threading
+from unittest import mock
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from channels.db import database_sync_to_async as channels_database_sync_to_async
+from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
+from django.db import connection, transaction
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path
+
+from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from tests.gate import GUARD
+from tests.guide.http import get, request
+from tests.test_call import until
+
+
+@pytest.fixture
+def serve(settings):
+    """Return a function that makes an ASGI application of one view, with the middleware."""
+
+    def make(view, *middleware, wrapper=BridgeMiddleware):
+        settings.ROOT_URLCONF = (path("", view), path("again", view))
+        settings.MIDDLEWARE = middleware
+        settings.ALLOWED_HOSTS = ["*"]
+        return wrapper(get_asgi_application())
+
+    return make
+
+
+def thread_name():
+    return threading.current_thread().name
+
+
+async def no_worker_is_leased():
+    await until(lambda: stats().idle == stats().threads)
+
+
+async def test_request_without_calls_takes_no_worker(serve):
+    """A request that calls nothing takes no worker, from request_started to request_finished."""
+
+    async def view(request):
+        return HttpResponse("done")
+
+    assert await get(serve(view)) == "200 done"
+    assert stats().threads == 0
+
+
+async def test_calls_of_a_request_share_one_worker(serve):
+    """All calls of a request run on one worker, however they are made."""
+
+    async def view(request):
+        names = [
+            await sync_to_async(thread_name)(),
+            await channels_database_sync_to_async(thread_name)(),
+            await database_sync_to_async(thread_name)(),
+            *await asyncio.gather(*(sync_to_async(thread_name)() for _ in range(3))),
+        ]
+        return HttpResponse(" ".join(sorted(set(names))))
+
+    assert await get(serve(view)) == "200 ormbridge-worker-1"
+    await no_worker_is_leased()
+    assert stats().calls == 6
+
+
+async def test_requests_run_at_the_same_time_within_the_bound(serve, gate, pool_settings):
+    """Sync views run in parallel, on as many workers as there may be, and no more."""
+    pool_settings(MAX_THREADS=3)
+
+    def view(request):
+        return HttpResponse(gate())
+
+    application = serve(view)
+    requests = [asyncio.create_task(get(application)) for _ in range(5)]
+    await gate.entered(3)
+    await until(lambda: stats().waiting == 2)
+    assert len(set(gate.threads)) == 3
+    gate.open.set()
+    await asyncio.gather(*requests)
+    assert len(gate.threads) == 5
+    assert stats().threads == 3
+
+
+async def test_other_requests_run_between_the_calls_of_one(serve, pool_settings):
+    """A request keeps its worker between two calls: the next one takes another."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def view(request):
+        name = await sync_to_async(thread_name)()
+        first.set()
+        if request.path == "/":
+            await second.wait()
+        return HttpResponse(f"{name} {await sync_to_async(thread_name)()}")
+
+    application = serve(view)
+    holder = asyncio.create_task(get(application))
+    await first.wait()
+    assert await get(application, "/again") == "200 ormbridge-worker-2 ormbridge-worker-2"
+    second.set()
+    assert await holder == "200 ormbridge-worker-1 ormbridge-worker-1"
+
+
+async def test_http_lease_call(serve, pool_settings):
+    """With HTTP_LEASE = "call" a request holds no worker between its calls."""
+    pool_settings(HTTP_LEASE="call")
+    leased = []
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+        leased.append(stats().threads - stats().idle)
+        return HttpResponse()
+
+    await get(serve(view))
+    assert leased == [0]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_connections_persist(serve, connection_settings, pool_settings):
+    """A thousand requests open no more connections than there may be workers."""
+    pool_settings(MAX_THREADS=3)
+    opened = []
+
+    async def view(request):
+        await User.objects.afirst()
+        opened.append(await sync_to_async(lambda: connection.connection)())
+        return HttpResponse()
+
+    application = serve(view)
+    for _ in range(100):
+        await asyncio.gather(*(get(application) for _ in range(10)))
+    assert len(opened) == 1000
+    assert len(set(map(id, opened))) <= 3
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_channels_db_does_not_close_the_connection_of_a_request(serve, connection_settings):
+    """Even with CONN_MAX_AGE = 0 a request keeps its connection, and closes it at its end."""
+    connection_settings(CONN_MAX_AGE=0)
+    opened = []
+
+    def connect():
+        connection.ensure_connection()
+        opened.append(connection.connection)
+
+    async def view(request):
+        for _ in range(3):
+            await channels_database_sync_to_async(connect)()
+        return HttpResponse()
+
+    await get(serve(view))
+    await no_worker_is_leased()
+    assert len(opened) == 3
+    assert len(set(map(id, opened))) == 1
+    assert await database_sync_to_async(lambda: connection.connection)() is None
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_channels_db_leaves_a_transaction_alone(serve):
+    """A channels.db call in a transaction that spans calls does not destroy it."""
+
+    async def view(request):
+        block = transaction.atomic()
+        await sync_to_async(block.__enter__)()
+        await User.objects.acreate(username="ada")
+        await channels_database_sync_to_async(User.objects.create)(username="eve")
+        await sync_to_async(block.__exit__)(None, None, None)
+        return HttpResponse(await User.objects.acount())
+
+    assert await get(serve(view)) == "200 2"
+    assert await database_sync_to_async(User.objects.count)() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_transaction_left_open_is_rolled_back(serve, caplog):
+    """A transaction that is open at the end of the request is rolled back, with a warning."""
+
+    async def view(request):
+        await sync_to_async(transaction.atomic().__enter__)()
+        await User.objects.acreate(username="ada")
+        return HttpResponse()
+
+    await get(serve(view))
+    await no_worker_is_leased()
+    assert await database_sync_to_async(User.objects.count)() == 0
+    assert [record.getMessage() for record in caplog.records if record.name == "ormbridge"] == [
+        "connection 'default' discarded: the call left a transaction open; it was rolled back"
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_atomic_requests_on_a_sync_view(serve, connection_settings):
+    """With ATOMIC_REQUESTS a sync view that raises leaves nothing in the database."""
+    connection_settings(ATOMIC_REQUESTS=True)
+
+    def view(request):
+        User.objects.create(username="ada")
+        if request.path == "/again":
+            raise ValueError
+        return HttpResponse("kept")
+
+    application = serve(view)
+    assert (await get(application, "/again")).startswith("500")
+    assert await database_sync_to_async(User.objects.count)() == 0
+    assert await get(application) == "200 kept"
+    assert await database_sync_to_async(User.objects.count)() == 1
+
+
+class SyncOnly:
+    """A middleware that is synchronous only, and so runs async views below async_to_sync."""
+
+    async_capable = False
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        response = self.get_response(request)
+        response["thread"] = thread_name()
+        return response
+
+
+@pytest.mark.parametrize("middleware", [(), (f"{__name__}.SyncOnly",)])
+async def test_one_worker_is_enough(serve, pool_settings, middleware):
+    """With one worker, views that nest sync and async code and gather calls do not hang."""
+    pool_settings(MAX_THREADS=1)
+
+    async def below():
+        inner = [sync_to_async(thread_name)(), database_sync_to_async(thread_name)()]
+        free = database_sync_to_async(thread_name, thread_sensitive=False)()
+        return set(await asyncio.gather(*inner, free))
+
+    def sync_part():
+        return async_to_sync(below)() | {thread_name()}
+
+    async def view(request):
+        names = await asyncio.gather(below(), sync_to_async(sync_part)(), below())
+        return HttpResponse(" ".join(set.union(*names)))
+
+    assert await get(serve(view, *middleware)) == "200 ormbridge-worker-1"
+
+
+async def test_own_loop_in_a_sync_view_is_refused_a_second_worker(serve, pool_settings):
+    """A sync view that starts a loop of its own gets an error instead of a deadlock."""
+    pool_settings(MAX_THREADS=1)
+    errors = []
+
+    async def below():
+        with pytest.raises(PoolTimeout) as caught:
+            await sync_to_async(thread_name)()
+        errors.append(str(caught.value))
+
+    def view(request):
+        asyncio.run(below())
+        return HttpResponse("done")
+
+    assert await get(serve(view)) == "200 done"
+    assert errors == [
+        "tests.test_middleware.thread_name is called from an event loop started on "
+        "ormbridge-worker-1, and no other worker is free; waiting for one while holding one could "
+        "deadlock. Use async_to_sync in place of asyncio.run"
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_thread_sensitive_false_does_not_join_the_transaction(serve, pool_settings):
+    """A call with thread_sensitive=False that only the transaction has a worker for is refused."""
+    pool_settings(MAX_THREADS=1)
+
+    async def view(request):
+        await sync_to_async(transaction.atomic().__enter__)()
+        with pytest.raises(PoolTimeout, match="which it must not join"):
+            await database_sync_to_async(thread_name, thread_sensitive=False)()
+        return HttpResponse("refused")
+
+    assert await get(serve(view)) == "200 refused"
+
+
+async def test_thread_sensitive_false_takes_a_free_worker(serve):
+    """A call with thread_sensitive=False runs beside the worker that the request holds."""
+
+    async def view(request):
+        held = await sync_to_async(thread_name)()
+        return HttpResponse(
+            f"{held} {await database_sync_to_async(thread_name, thread_sensitive=False)()}"
+        )
+
+    assert await get(serve(view)) == "200 ormbridge-worker-1 ormbridge-worker-2"
+
+
+async def test_disconnect_gives_the_worker_back_when_the_thread_is_done(serve, gate):
+    """A request that its client gave up keeps its worker until the running call has ended."""
+
+    async def view(request):
+        await sync_to_async(gate)()
+
+    client = request(serve(view))
+    await client.send_input({"type": "http.request"})
+    await gate.entered()
+    await client.send_input({"type": "http.disconnect"})
+    await client.wait(GUARD)
+    assert stats().holders[0][1] == "GET /, in tests.gate.Gate"
+    gate.open.set()
+    await no_worker_is_leased()
+
+
+async def test_disconnect_while_waiting_leaves_the_line(serve, gate, pool_settings):
+    """A request that waits for a worker and is given up leaves the line, and never runs."""
+    pool_settings(MAX_THREADS=1)
+    ran = []
+
+    async def view(request):
+        await sync_to_async(ran.append)("ran")
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    client = request(serve(view))
+    await client.send_input({"type": "http.request"})
+    await until(lambda: stats().waiting == 1)
+    await client.send_input({"type": "http.disconnect"})
+    await client.wait(GUARD)
+    assert stats().waiting == 0
+    gate.open.set()
+    await holder
+    assert ran == []
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_release_gives_the_worker_back(serve, wait):
+    """After release() the request holds no worker; its next call takes one and holds it again."""
+    leased = []
+
+    async def view(request):
+        async def parts():
+            await sync_to_async(thread_name)()
+            leased.append(len(stats().holders))
+            await release()
+            if wait:
+                await no_worker_is_leased()
+            leased.append(len(stats().holders) if wait else 0)
+            first = await sync_to_async(thread_name)()
+            leased.append(len(stats().holders))
+            yield str(first == await sync_to_async(thread_name)())
+
+        return StreamingHttpResponse(parts())
+
+    assert await get(serve(view)) == "200 True"
+    await no_worker_is_leased()
+    assert leased == [1, 0, 1] if wait else leased[0] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_release_leaves_a_transaction_alone(serve):
+    """release() in a transaction gives the worker back when the transaction has ended."""
+
+    async def view(request):
+        block = transaction.atomic()
+        await sync_to_async(block.__enter__)()
+        await User.objects.acreate(username="ada")
+        await release()
+        await User.objects.acreate(username="eve")
+        await sync_to_async(block.__exit__)(None, None, None)
+        return HttpResponse()
+
+    await get(serve(view))
+    assert await database_sync_to_async(User.objects.count)() == 2
+
+
+async def test_release_below_a_sync_frame(serve):
+    """release() below sync middleware counts when that has ended: the stream holds no worker."""
+    leased = []
+
+    async def view(request):
+        await release()
+
+        async def parts():
+            await no_worker_is_leased()
+            leased.append(stats().threads - stats().idle)
+            yield "done"
+
+        return StreamingHttpResponse(parts())
+
+    assert await get(serve(view, f"{__name__}.SyncOnly")) == "200 done"
+    assert leased == [0]
+
+
+async def test_release_without_a_lease_does_nothing():
+    """release() outside of any request does nothing."""
+    await release()
+    assert stats().threads == 0
+
+
+async def test_many_released_streams_hold_no_worker(serve, pool_settings):
+    """A thousand open streams that gave their workers back hold none."""
+    pool_settings(MAX_THREADS=2)
+    go_on = asyncio.Event()
+    streaming = []
+
+    async def view(request):
+        async def parts():
+            await sync_to_async(thread_name)()
+            await release()
+            streaming.append(request)
+            await go_on.wait()
+            yield "done"
+
+        return StreamingHttpResponse(parts())
+
+    application = serve(view)
+    clients = [asyncio.create_task(get(application)) for _ in range(1000)]
+    await until(lambda: len(streaming) == 1000)
+    await no_worker_is_leased()
+    assert stats().threads <= 2
+    go_on.set()
+    assert set(await asyncio.gather(*clients)) == {"200 done"}
+
+
+async def test_exhausted_pool_is_a_503(serve, gate, pool_settings, caplog):
+    """A view that gets no worker in time ends in a 503, and the log says who holds the workers."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert (await get(serve(view))).startswith("503")
+    assert "1 of 1 leased, 0 more calls waiting; held longest: ormbridge-worker-1 by" in caplog.text
+    gate.open.set()
+    await holder
+
+
+async def test_pool_timeout_names_the_request_that_holds(serve, pool_settings):
+    """A PoolTimeout names the request that holds the worker, and that it is idle."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+    go_on = asyncio.Event()
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+        await go_on.wait()
+        return HttpResponse()
+
+    client = asyncio.create_task(get(serve(view)))
+    await until(lambda: stats().holders)
+    with pytest.raises(PoolTimeout, match="held longest: ormbridge-worker-1 by GET /, idle for"):
+        await database_sync_to_async(thread_name)()
+    go_on.set()
+    await client
+
+
+async def test_application_that_raises_pool_timeout_is_a_503(gate, pool_settings, caplog):
+    """An application that makes no error page of a PoolTimeout is answered for: a plain 503."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+
+    async def application(scope, receive, send):
+        await sync_to_async(thread_name)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert await get(BridgeMiddleware(application)) == "503 Service Unavailable"
+    assert caplog.messages[0].startswith("GET /: waited 0.0 s for a worker: 1 of 1 leased")
+    gate.open.set()
+    await holder
+
+
+async def test_pool_timeout_after_the_response_started_is_raised(gate, pool_settings):
+    """Once the response has started, a PoolTimeout goes on to the server."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await sync_to_async(thread_name)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    client = request(BridgeMiddleware(application))
+    assert (await client.receive_output(GUARD))["status"] == 200
+    with pytest.raises(PoolTimeout):
+        await client.wait(GUARD)
+    gate.open.set()
+    await holder
+
+
+async def test_other_errors_keep_their_status(serve):
+    """A 500 that no PoolTimeout caused stays a 500."""
+
+    async def view(request):
+        raise ValueError
+
+    assert (await get(serve(view))).startswith("500")
+
+
+async def test_after_a_pool_timeout_a_request_does_not_wait_again(serve, gate, pool_settings):
+    """What Django runs after a PoolTimeout fails at once where there is still no worker."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+    caught = []
+
+    async def view(request):
+        for timeout in (1e-3, GUARD):
+            from ormbridge.process import default_pool
+
+            pool = default_pool()
+            object.__setattr__(pool.settings, "timeout", timeout)
+            try:
+                await sync_to_async(thread_name)()
+            except PoolTimeout:
+                caught.append(timeout)
+        return HttpResponse("done")
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert await get(serve(view)) == "200 done"
+    assert caught == [1e-3, GUARD]
+    gate.open.set()
+    await holder
+
+
+@pytest.mark.parametrize("middleware", [(), (f"{__name__}.SyncOnly",)])
+async def test_task_that_outlives_its_request(serve, pool_settings, middleware):
+    """A task goes on after its request, on the pool: a lease for each call, also below a frame."""
+    pool_settings(MAX_THREADS=1)
+    go_on = asyncio.Event()
+    tasks = []
+
+    async def outlive():
+        await go_on.wait()
+        names = [
+            await sync_to_async(thread_name)(),
+            await channels_database_sync_to_async(thread_name)(),
+            await database_sync_to_async(thread_name)(),
+        ]
+        return names, len(stats().holders)
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+        tasks.append(asyncio.create_task(outlive()))
+        return HttpResponse()
+
+    await get(serve(view, *middleware))
+    await no_worker_is_leased()
+    go_on.set()
+    assert await tasks[0] == (["ormbridge-worker-1"] * 3, 0)
+
+
+async def test_error_reaches_the_task_that_outlives_its_request(serve, gate, pool_settings):
+    """Below a dead frame, what the function raises and a PoolTimeout both reach the caller."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+    go_on = asyncio.Event()
+    tasks = []
+
+    def fail():
+        raise ValueError("of the function")
+
+    async def outlive():
+        await go_on.wait()
+        with pytest.raises(ValueError, match="of the function"):
+            await sync_to_async(fail)()
+        holder = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+        with pytest.raises(PoolTimeout):
+            await sync_to_async(fail)()
+        gate.open.set()
+        await holder
+        return "done"
+
+    async def view(request):
+        tasks.append(asyncio.create_task(outlive()))
+        return HttpResponse()
+
+    await get(serve(view, f"{__name__}.SyncOnly"))
+    await no_worker_is_leased()
+    go_on.set()
+    assert await tasks[0] == "done"
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "mqtt"])
+async def test_other_scopes_pass_through(kind):
+    """The application gets scope, receive and send of lifespan and unknown scopes as they came."""
+    seen = []
+
+    async def application(scope, receive, send):
+        seen.extend([scope, receive, send, await sync_to_async(thread_name)()])
+
+    scope, receive, send = {"type": kind}, mock.AsyncMock(), mock.AsyncMock()
+    await BridgeMiddleware(application)(scope, receive, send)
+    assert seen[0] is scope
+    assert seen[1:3] == [receive, send]
+    assert not seen[3].startswith("ormbridge-worker")
+
+
+def test_below_a_live_frame_it_passes_through():
+    """Below async_to_sync, as in Django's TestCase, calls run on the thread that waits."""
+    names = []
+
+    async def application(scope, receive, send):
+        names.append(await sync_to_async(thread_name)())
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    async_to_sync(BridgeMiddleware(application))(scope, mock.AsyncMock(), mock.AsyncMock())
+    assert names == [thread_name()]
+    assert stats().threads == 0
+
+
+async def test_nested_middleware_passes_through(serve, pool_settings):
+    """An application that is wrapped twice has one lease for a request, not two."""
+    pool_settings(MAX_THREADS=1)
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+        return HttpResponse(str(len(stats().holders)))
+
+    def twice(application):
+        return BridgeMiddleware(BridgeMiddleware(application))
+
+    assert await get(serve(view, wrapper=twice)) == "200 1"
+
+
+async def test_context_of_the_caller_is_restored(serve):
+    """Calls that a task makes after the application returned do not count as the request's."""
+
+    async def application(scope, receive, send):
+        await sync_to_async(thread_name)()
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+    assert not (await sync_to_async(thread_name)()).startswith("ormbridge-worker")
+
+
+def test_what_is_not_callable_is_refused():
+    """BridgeMiddleware takes a callable, and names what it got instead."""
+    with pytest.raises(TypeError) as caught:
+        BridgeMiddleware("app.asgi.application")
+    assert str(caught.value) == (
+        "BridgeMiddleware takes an ASGI application, and 'app.asgi.application' is not callable"
+    )
