@@ -165,6 +165,13 @@ def tests_mariadb(session: nox.Session, django: str) -> None:
     run_tests(session, database="mariadb")
 
 
+@nox.session(name="tests-servers")
+def tests_servers(session: nox.Session) -> None:
+    """Test the middleware in real servers, on PostgreSQL, and stop them by signal."""
+    install(session, "tests", "servers", extras="channels,postgres")
+    run_tests(session, "tests/servers", database="postgresql")
+
+
 @nox.session(name="tests-docs", allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
