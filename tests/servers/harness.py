@@ -75,10 +75,10 @@ def environment(database: str, **more: str) -> dict[str, str]:
     }
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until *condition* is true."""
-    async with asyncio.timeout(GUARD):
-        while not condition():
+async def until(condition: Callable[[], Any], guard: float = GUARD) -> None:
+    """Wait until *condition* is true; give up after *guard* seconds."""
+    async with asyncio.timeout(guard):
+        while not condition():  # noqa: ASYNC110 # another process makes it true
             await asyncio.sleep(0.01)
 
 
