@@ -172,6 +172,21 @@ def tests_servers(session: nox.Session) -> None:
     run_tests(session, "tests/servers", database="postgresql")
 
 
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Open a page that puts 50 clients on a server, with the bridge and without; Ctrl-C ends it."""
+    install(session, "demo")
+    # Ctrl-C reaches the demo too: leave it the time to close its sockets and remove its database.
+    session.run("python", "-m", "examples.demo", *session.posargs, interrupt_timeout=10)
+
+
+@nox.session(name="tests-demo", allow_parallel=True)
+def tests_demo(session: nox.Session) -> None:
+    """Test the demo in Chromium; fails where there is none."""
+    install(session, "tests", "demo", "browser")
+    run_tests(session, "tests/demo")
+
+
 @nox.session(name="tests-docs", allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""

@@ -5,9 +5,11 @@ Every build checks all of it, whatever pages it reads:
 * a page shows no Python but what ``example`` brought in: no fence, no ``code-block``, no
   ``literalinclude``, also none that hides behind another language or none;
 * every module in ``examples/`` is shown as a whole by some page;
-* every example has a recording made from the source it has today, and no recording is left over.
+* every example has a recording made from the source it has today, and no recording is left over;
+* every package in ``examples/`` has tests in ``tests/<name>/``. It is an application to start, too
+  large for a page, so none has to show it.
 
-An example has a recording only if a test ran it, so the last point also finds untested examples.
+An example has a recording only if a test ran it, so the third point also finds untested examples.
 """
 
 import ast
@@ -80,6 +82,15 @@ def check_examples(app: Sphinx, env: BuildEnvironment) -> list[str]:
             logger.warning(
                 "no page shows examples/%s.py as a whole; "
                 "show it with the 'example' directive or delete it",
+                name,
+                type="example",
+            )
+    for package in sorted((root / "examples").glob("*/__init__.py")):
+        name = package.parent.name
+        if not any((root / "tests" / name).glob("test_*.py")):
+            logger.warning(
+                "no test starts examples/%s; add one to tests/%s or delete it",
+                name,
                 name,
                 type="example",
             )

@@ -73,6 +73,18 @@ def test_part_of_an_example_does_not_show_it(site: Site):
     assert "no page shows examples/greeting.py as a whole" in warning
 
 
+def test_package_without_tests_is_refused(site: Site):
+    """An application needs no page and no recording, but tests of its own."""
+    site.write("examples/app/__init__.py", "")
+    site.write("examples/app/server.py", "print('Hello')\n")
+    (warning,) = site.build()
+    assert warning == (
+        "WARNING: no test starts examples/app; add one to tests/app or delete it [example]"
+    )
+    site.write("tests/app/test_server.py", "def test_starts(): pass\n")
+    assert site.build() == []
+
+
 STRAYS = {
     "fence": "```python\nprint(1)\n```",
     "console": "```pycon\n>>> 1\n```",
