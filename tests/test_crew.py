@@ -229,3 +229,23 @@ def test_closed_loop_does_not_leave_the_pool_resting():
     told = []
     closed.post(mock.Mock(), stalled=lambda: told.append("stalled"))
     assert told == ["stalled"]
+
+
+def test_no_crew_while_a_worker_is_held():
+    """While a lease keeps its worker between calls, all others may run, however long the line."""
+    pool = Pool(Settings(max_threads=2, timeout=GUARD, max_idle=GUARD, reset=None))
+    leases = [mock.Mock(asked=0.0, calls=1) for _ in range(5)]
+    workers = [Worker(pool, 1), Worker(pool, 2)]
+    pool._workers.update(workers)
+    pool._idle.extend(workers)
+    pool._crew.size = pool._crew._kept = 1
+    for lease in leases:
+        pool._waiting[lease] = None
+    holder = pool._next_worker(0.0)
+    assert pool._next_worker(0.0) is None  # the crew is one
+    pool.hold(holder)
+    assert pool._idle == []
+    assert [worker.lease for worker in reversed(workers)] == leases[:2]
+    pool.give_back(holder, ran=True)
+    assert pool._held == 0
+    assert not holder.held

@@ -636,3 +636,17 @@ def test_what_is_not_callable_is_refused():
     assert str(caught.value) == (
         "BridgeMiddleware takes an ASGI application, and 'app.asgi.application' is not callable"
     )
+
+
+async def test_last_message_gives_the_worker_back():
+    """The worker is free for others once the last message of the response goes out."""
+
+    async def application(scope, receive, send):
+        await sync_to_async(thread_name)()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        held = len(stats().holders)
+        await send({"type": "http.response.body", "body": str(held).encode()})
+        await no_worker_is_leased()
+
+    assert await get(BridgeMiddleware(application)) == "200 a1"

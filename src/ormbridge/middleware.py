@@ -86,17 +86,19 @@ class BridgeMiddleware:
     ) -> None:
         started = False
 
-        async def send_unavailable(message: Message) -> None:
+        async def watched_send(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 # Django has made an error page of the PoolTimeout.
                 if message["status"] == 500 and context.timed_out:
                     message = {**message, "status": 503}
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                context.release()  # so that the client's next request finds the worker free
             await send(message)
 
         try:
-            await self.application(scope, receive, send_unavailable)
+            await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
             if started:
                 raise
