@@ -486,6 +486,17 @@ def test_async_views_without_atomic_requests(check, settings):
     assert check(**POSTGRESQL, ATOMIC_REQUESTS=True) == []
 
 
+def test_exemption_is_for_one_database(monkeypatch, settings):
+    """W006 is silent about the database that a view is exempt from, and about that one alone."""
+    databases = {"default": POSTGRESQL, "other": POSTGRESQL}
+    databases = {alias: {**each, "ATOMIC_REQUESTS": True} for alias, each in databases.items()}
+    monkeypatch.setattr(checks, "connections", ConnectionHandler(databases))
+    settings.ROOT_URLCONF = (path("", exempt_view), path("other", view_exempt_elsewhere))
+    default, other = run_checks(tags=["ormbridge"])
+    assert default.msg.endswith(f"async views: {HERE}.view_exempt_elsewhere")
+    assert other.msg.endswith(f"async views: {HERE}.exempt_view")
+
+
 @pytest.mark.parametrize("wrong", [None, "nowhere.urls", 3])
 def test_urlconf_that_does_not_work(check, settings, wrong):
     """W006 leaves a URLconf that cannot be read to Django's own checks."""

@@ -57,7 +57,7 @@ def _warnings(alias: str, database: dict[str, Any], bound: int) -> Iterator[tupl
         yield "W002", f"{what}: each request leaves its connection behind", hint
 
     memory = isinstance(name, str) and (name == ":memory:" or "mode=memory" in name)
-    if "lite" in engine and memory and "cache=shared" not in name and bound > 1:
+    if memory and "cache=shared" not in name and bound > 1:
         what = f"NAME is {name!r}: each of up to {bound} threads has a database of its own"
         yield "W003", what, "let NAME be a file"
 
