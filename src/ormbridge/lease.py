@@ -224,7 +224,8 @@ class Lease:
             if self.over:
                 self._last = call
                 break
-            self.context.keep(self)  # before the caller goes on
+            if not self._held:
+                self.context.keep(self)  # before the caller goes on
             call.finish()
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
