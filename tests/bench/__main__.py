@@ -1,4 +1,4 @@
-"""Measure calls a second: ormbridge, channels.db, plain asgiref and the bound, in one run.
+"""Measure calls a second: ormbridge, what there is without it, and the bound, in one run.
 
 How it is measured. Each contestant is a process of its own that takes short turns, in an order
 that is drawn anew for each round: a busy moment of the machine hits all of them alike, and none
@@ -12,8 +12,11 @@ The bound is ten plain threads that loop over the query, with no event loop. Lat
 proxy in its own process (`proxy.py`) that holds each answer back; every contestant, the bound
 included, goes through it. The wrapped function is made once, as a decorator does.
 
+A request or a message goes to the application as a server would hand it over (`asgi.py`). A call
+that fails counts as none; the share of those that did is shown.
+
     python -m tests.bench                     all rows; a few minutes
-    python -m tests.bench --only noop         one row: noop, one, orm or latency; may be repeated
+    python -m tests.bench --only noop         one row (--help names them); may be repeated
     python -m tests.bench --against DIR       also measure the ormbridge package in another folder
     python -m tests.bench --json docs/_recorded/bench.json
 """
@@ -31,13 +34,14 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from tests.bench.contestant import DATABASE, THREADS, configure
+from tests.bench.contestant import DATABASE, KEPT, PLAIN, POOL, THREADS, configure
 
 ROOT = Path(__file__).absolute().parents[2]
 DELAY = 5  # milliseconds that the proxy adds
 QUERY = "User.objects.all()[0].username"
 OTHERS = ["channels.db", "asgiref"]
-# What is called, by how many callers, by whom, and the ratios that ormbridge is to reach.
+# What is called, by how many callers, by whom, the ratios that ormbridge is to reach (None: any),
+# and how much longer a turn is where calls are slow.
 ROWS = {
     "noop": {
         "title": "no-op call, 50 callers",
@@ -66,6 +70,45 @@ ROWS = {
         "callers": 50,
         "contestants": ["ormbridge", "bound", *OTHERS],
         "reach": {"bound": 0.90, "channels.db": 5.2},
+    },
+    "http": {
+        "title": "HTTP request that makes one query, 50 clients",
+        "function": "get",
+        "callers": 50,
+        "contestants": ["ormbridge", PLAIN, POOL],
+        "reach": {PLAIN: 2.5, POOL: 1.8},
+        "longer": 3,
+    },
+    "startproject": {
+        "title": "the same with the middleware that startproject writes down",
+        "function": "get startproject",
+        "callers": 50,
+        "contestants": ["ormbridge", PLAIN, POOL],
+        "reach": {PLAIN: None, POOL: None},
+        "longer": 3,
+    },
+    "persistent": {
+        "title": "the same, kept connections without the bridge",
+        "function": "get",
+        "callers": 50,
+        # Alone: it leaves no connection to the others.
+        "contestants": [KEPT],
+        "reach": {},
+        "longer": 3,
+    },
+    "websocket": {
+        "title": "WebSocket message that needs no database, one socket",
+        "function": "echo",
+        "callers": 1,
+        "contestants": ["ormbridge", "bare await", "plain Channels"],
+        "reach": {"bare await": 0.83, "plain Channels": None},
+    },
+    "websockets": {
+        "title": "the same, 50 sockets",
+        "function": "echo",
+        "callers": 50,
+        "contestants": ["ormbridge", "bare await", "plain Channels"],
+        "reach": {"bare await": 0.83, "plain Channels": None},
     },
 }
 
@@ -135,7 +178,8 @@ def rounds_of(row, options, environment):
             for _ in range(options.rounds):
                 turns = {}
                 for name in chance.sample(names, len(names)):
-                    print(options.seconds, file=processes[name].stdin, flush=True)
+                    seconds = options.seconds * row.get("longer", 1)
+                    print(seconds, file=processes[name].stdin, flush=True)
                     turns[name] = json.loads(processes[name].stdout.readline())
                 result.append({name: turns[name] for name in names})
     return result
@@ -153,6 +197,9 @@ def summary(row, rounds):
     def rate(turn):
         return turn["calls"] / turn["seconds"]
 
+    def percent_failed(turn):
+        return 100 * turn["failed"] / (turn["calls"] + turn["failed"])
+
     contestants = {}
     for name in rounds[0]:
         contestants[name] = {
@@ -160,6 +207,7 @@ def summary(row, rounds):
             "cpu_us_per_call": spread(
                 [1e6 * turns[name]["cpu"] / turns[name]["calls"] for turns in rounds]
             ),
+            "failed_percent": spread([percent_failed(turns[name]) for turns in rounds]),
             "ratio_to": {
                 other: spread([rate(turns[name]) / rate(turns[other]) for turns in rounds])
                 for other in row["reach"]
@@ -179,8 +227,12 @@ def show(result):
         for ratio in one["ratio_to"].values():
             middle = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
             line += f"{ratio['median']:8.3f}{middle:>16}"
+        if one["failed_percent"]["high"]:
+            line += f"  failed: {one['failed_percent']['median']:.0f} %"
         print(line)
     for other, wanted in result["reach"].items():
+        if wanted is None:
+            continue
         seen = result["contestants"]["ormbridge"]["ratio_to"][other]["median"]
         verdict = "reached" if seen >= wanted else "short"
         print(f"  {verdict}: {seen:.2f} of {other}, wanted {wanted:.2f}")
@@ -188,7 +240,7 @@ def show(result):
 
 def machine():
     """Return what the figures depend on."""
-    packages = ["Django", "asgiref", "channels", "psycopg"]
+    packages = ["Django", "asgiref", "channels", "psycopg", "psycopg-pool"]
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -235,7 +287,7 @@ def main():
     os.environ.pop("ASGI_THREADS", None)  # it would win over the bound that the settings give
     with contextlib.ExitStack() as stack:
         environment = {}
-        if any(row["function"] == "username" for row in rows.values()):
+        if any(row["function"] not in ("noop", "echo") for row in rows.values()):
             environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(database())
         for name, row in rows.items():
             with contextlib.ExitStack() as latency:

@@ -16,6 +16,8 @@ import time
 import django
 from django.conf import settings
 
+from tests.bench import Failed
+
 THREADS = 10
 DATABASE = {
     "ENGINE": "django.db.backends.postgresql",
@@ -27,15 +29,45 @@ DATABASE = {
     "CONN_MAX_AGE": None,
     "OPTIONS": {"sslmode": "disable", "gssencmode": "disable"},
 }
+# Plain ASGI as it is run: by default, with Django's pool, and with connections that are kept.
+PLAIN, POOL, KEPT = "plain ASGI", "Django's pool", "CONN_MAX_AGE = 60"
+# What they have in place of the database's settings above.
+OWN = {
+    PLAIN: {"CONN_MAX_AGE": 0},
+    POOL: {
+        "CONN_MAX_AGE": 0,  # Django refuses another value with a pool
+        "OPTIONS": {**DATABASE["OPTIONS"], "pool": {"max_size": THREADS}},
+    },
+    KEPT: {"CONN_MAX_AGE": 60},
+}
+# What `startproject` writes into the settings.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
 
 
-def configure(**database):
-    """Set Django up, with persistent connections to one database."""
+def configure(middleware=(), **database):
+    """Set Django up, with one database."""
     settings.configure(
+        ALLOWED_HOSTS=["*"],
         DATABASES={"default": {**DATABASE, **database}},
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
+        INSTALLED_APPS=[
+            "django.contrib.contenttypes",
+            "django.contrib.auth",
+            "django.contrib.sessions",
+            "django.contrib.messages",
+        ],
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+        MIDDLEWARE=list(middleware),
         ORMBRIDGE={"MAX_THREADS": THREADS},
+        ROOT_URLCONF="tests.bench.asgi",
+        SECRET_KEY="for the benchmark only",
         USE_TZ=True,
     )
     django.setup()
@@ -52,8 +84,16 @@ def username():
     return User.objects.all()[0].username
 
 
+FUNCTIONS = {"noop": noop, "username": username}
+
+
 def wrap(name, function):
     """Return the awaitable form of `function`, as contestant `name` makes it."""
+    if function in ("get", "echo"):
+        from tests.bench import asgi
+
+        return getattr(asgi, function)(name)
+    function = FUNCTIONS[function]
     if name == "channels.db":
         from channels.db import database_sync_to_async
 
@@ -68,17 +108,21 @@ def wrap(name, function):
 
 
 async def turn(call, callers, seconds):
-    """Let `callers` tasks call, each one call after the other; returns the number of calls."""
+    """Let `callers` tasks call, each one call after the other; returns how many calls did well."""
     end = time.perf_counter() + seconds
 
     async def caller():
-        made = 0
+        made = failed = 0
         while time.perf_counter() < end:
-            await call()
-            made += 1
-        return made
+            try:
+                await call()
+                made += 1
+            except Failed:
+                failed += 1
+        return made, failed
 
-    return sum(await asyncio.gather(*(caller() for _ in range(callers))))
+    counts = await asyncio.gather(*(caller() for _ in range(callers)))
+    return [sum(numbers) for numbers in zip(*counts, strict=True)]
 
 
 def loop_over(function, seconds, counts):
@@ -111,24 +155,24 @@ class Bound:
             self.barrier.wait()
 
     def turn(self, seconds):
-        """Let all threads loop for `seconds`, and return how many calls they made."""
+        """Let all threads loop for `seconds`, and return how many calls they made; none failed."""
         self.seconds, self.counts = seconds, []
         self.barrier.wait()
         self.barrier.wait()
-        return sum(self.counts)
+        return sum(self.counts), 0
 
 
 def main(name, function, callers, loop):
     """Warm up, then take a turn for each line of standard input."""
-    configure()
-    function = {"noop": noop, "username": username}[function]
+    function, _, extra = function.partition(" ")
+    configure(MIDDLEWARE if extra else (), **OWN.get(name, {}))
     if loop == "uvloop":
         from uvloop import new_event_loop as factory
     else:
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         if name == "bound":
-            take = Bound(function).turn
+            take = Bound(FUNCTIONS[function]).turn
         else:
             call = wrap(name, function)
 
@@ -139,9 +183,9 @@ def main(name, function, callers, loop):
         print("warm", flush=True)
         for line in sys.stdin:
             start, cpu = time.perf_counter(), time.process_time()
-            calls = take(float(line))
-            spent = time.perf_counter() - start, time.process_time() - cpu
-            print(json.dumps({"calls": calls, "seconds": spent[0], "cpu": spent[1]}), flush=True)
+            calls, failed = take(float(line))
+            spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+            print(json.dumps({"calls": calls, "failed": failed, **spent}), flush=True)
 
 
 if __name__ == "__main__":
