@@ -19,16 +19,22 @@ ROOT = Path(__file__).parents[2]
 
 
 class Demo:
-    """A running demo, started with *arguments*; *place* is its directory for temporary files."""
+    """A running demo, started with *arguments*; *place* is its directory for temporary files.
 
-    def __init__(self, place: Path, *arguments: str) -> None:
+    It opens its page with the command *browser*, if there is one.
+    """
+
+    def __init__(self, place: Path, *arguments: str, browser: str = "") -> None:
         self.place = place
         self.errors = place.with_suffix(".stderr")
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "examples.demo", "--no-browser", *arguments],
+                [
+                    *(sys.executable, "-m", "examples.demo", *arguments),
+                    *([] if browser else ["--no-browser"]),
+                ],
                 cwd=ROOT,
-                env={**os.environ, "TMPDIR": str(place)},
+                env={**os.environ, "TMPDIR": str(place), "BROWSER": browser},
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -53,8 +59,9 @@ def start_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     """Return a function that starts a demo, on a free port unless *arguments* name one."""
     started = []
 
-    def start(*arguments: str) -> Demo:
-        demo = Demo(tmp_path_factory.mktemp("demo"), *(arguments or ("--port", "0")))
+    def start(*arguments: str, browser: str = "") -> Demo:
+        place = tmp_path_factory.mktemp("demo")
+        demo = Demo(place, *(arguments or ("--port", "0")), browser=browser)
         started.append(demo)
         return demo
 

@@ -3,8 +3,10 @@ import json
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -241,6 +243,21 @@ def test_port_that_is_free(start_demo: StartDemo):
         port = free.getsockname()[1]
     demo = start_demo("--port", str(port))
     assert f"The demo runs at http://127.0.0.1:{port}/\nCtrl-C ends it.\n" == demo.output
+
+
+def test_opens_its_page(start_demo: StartDemo, tmp_path: Path):
+    """The browser of the person at the terminal is given the address."""
+    with socket.create_server(("127.0.0.1", 0)) as told:
+        told.settimeout(GUARD)
+        script = tmp_path / "browser.py"
+        script.write_text(
+            "import socket, sys\n"
+            f"with socket.create_connection({told.getsockname()}) as told:\n"
+            "    told.sendall(sys.argv[1].encode())\n"
+        )
+        demo = start_demo(browser=f"{sys.executable} {script} %s")
+        with told.accept()[0] as browser:
+            assert demo.url == browser.makefile().read()
 
 
 def test_reached_from_this_machine_alone(demo: Demo):
