@@ -1,0 +1,2 @@
+def reset_session(connection):
+    connection.close()

@@ -1,0 +1,41 @@
+import asyncio
+import threading
+
+import django
+from django.conf import settings
+from django.db import OperationalError, connection
+
+from ormbridge import database_sync_to_async
+
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "CONN_MAX_AGE": 60,
+        }
+    },
+    ORMBRIDGE={"MAX_THREADS": 10},  # the server of this example has room for 6
+)
+django.setup()
+
+all_have_tried = threading.Barrier(10)
+
+
+@database_sync_to_async
+def connect():
+    try:
+        connection.ensure_connection()  # <--
+    finally:
+        all_have_tried.wait(timeout=30)
+
+
+async def main():
+    results = await asyncio.gather(*[connect() for _ in range(10)], return_exceptions=True)
+    errors = [each for each in results if isinstance(each, OperationalError)]
+    print(f"{results.count(None)} connected, {len(errors)} did not")
+    print(errors[0])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

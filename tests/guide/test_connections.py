@@ -1,0 +1,471 @@
+"""The page ``guide/connections``: its examples, and the claims it makes."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.asgi import get_asgi_application
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connection, connections
+from django.db.backends.signals import connection_created
+from django.http import HttpResponse
+from django.urls import path
+
+from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from tests.gate import GUARD
+from tests.guide.examples import example_source
+from tests.guide.http import get
+from tests.settings import CHOICE, DATABASES
+from tests.test_call import until
+
+# Nothing here writes a row: with no app available there is no table to empty after each test.
+pytestmark = pytest.mark.django_db(
+    transaction=True, databases=["default", "other"], available_apps=[]
+)
+
+
+@contextmanager
+def noting_connections():
+    """Return a list that every connection comes into when it is made."""
+    opened = []
+
+    def note(connection, **kwargs):
+        opened.append(connection.connection)
+
+    connection_created.connect(note)
+    try:
+        yield opened
+    finally:
+        connection_created.disconnect(note)
+
+
+def ask(sql):
+    """Run *sql* on the calling thread's connection; return the one value that it answers."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+@pytest.fixture
+def serve(settings):
+    """Return a function that makes an application of a URLconf, with the middleware."""
+
+    def make(urlconf):
+        settings.ROOT_URLCONF = urlconf
+        settings.ALLOWED_HOSTS = ["*"]
+        return BridgeMiddleware(get_asgi_application())
+
+    return make
+
+
+async def no_worker_is_leased():
+    await until(lambda: stats().idle == stats().threads)
+
+
+# How many there are.
+
+
+def test_requests_without_the_middleware(run_script, recorded):
+    """A hundred requests leave a hundred connections open."""
+    recorded(
+        "connections_requests_before", run_script(example_source("connections_requests_before"))
+    )
+
+
+def test_requests_with_the_middleware(run_script, recorded):
+    """A hundred requests share the connections of five workers."""
+    recorded("connections_requests_after", run_script(example_source("connections_requests_after")))
+
+
+def test_difference_is_the_middleware():
+    """The program with it has the import, the bound and the wrapper more, and nothing else."""
+    before = example_source("connections_requests_before").split("\n")
+    after = example_source("connections_requests_after").split("\n")
+    assert [line for line in after if line and line not in before] == [
+        "from ormbridge import BridgeMiddleware",
+        '    ORMBRIDGE={"MAX_THREADS": 5},',
+        "application = BridgeMiddleware(get_asgi_application())  # <--",
+    ]
+
+
+async def test_request_connects_once_at_conn_max_age_zero(serve, connection_settings):
+    """At ``CONN_MAX_AGE = 0`` a request opens one connection for all its calls, and closes it."""
+    connection_settings(CONN_MAX_AGE=0)
+    seen = []
+
+    async def view(request):
+        for _ in range(3):
+            await sync_to_async(ask)("SELECT 42")
+            seen.append(await sync_to_async(lambda: connection.connection)())
+        return HttpResponse()
+
+    application = serve((path("", view),))
+    with noting_connections() as opened:
+        for _ in range(2):
+            assert await get(application) == "200"
+            await no_worker_is_leased()
+    assert opened == [seen[0], seen[3]]
+    assert seen == [seen[0]] * 3 + [seen[3]] * 3
+    assert await database_sync_to_async(lambda: connection.connection)() is None
+
+
+async def test_one_connection_for_each_alias(pool_settings):
+    """A worker has one connection for each alias that its calls used."""
+    pool_settings(MAX_THREADS=1)
+
+    def use(*aliases):
+        for alias in aliases:
+            connections[alias].ensure_connection()
+
+    with noting_connections() as opened:
+        await database_sync_to_async(use)("default")
+        assert len(opened) == 1
+        await database_sync_to_async(use)("default", "other")
+        await database_sync_to_async(use)("default", "other")
+        assert len(opened) == 2
+
+
+# Stale connections.
+
+KILL = {
+    "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
+    "mariadb": ("SELECT connection_id()", "KILL {}"),
+}
+
+if CHOICE in KILL:  # SQLite has no server that could close a connection
+    WHO_AM_I, KILL_IT = KILL[CHOICE]
+
+    async def kill_connection_of_worker():
+        """Let the server close the connection that the only worker has."""
+        session = await database_sync_to_async(ask)(WHO_AM_I)
+        # Another worker would do too, but the bound of these tests is one.
+        await asyncio.to_thread(ask_and_close, KILL_IT.format(session))
+        return session
+
+    def ask_and_close(sql):
+        try:
+            return ask(sql)
+        finally:
+            connection.close()
+
+    async def test_connection_that_the_server_closed_costs_one_call(pool_settings):
+        """Without health checks the next call fails, and the one after it has a new connection."""
+        pool_settings(MAX_THREADS=1)
+        before = await kill_connection_of_worker()
+        with pytest.raises(OperationalError):
+            await database_sync_to_async(ask)(WHO_AM_I)
+        assert await database_sync_to_async(ask)(WHO_AM_I) != before
+
+    async def test_health_check_spares_that_call(pool_settings, connection_settings):
+        """With ``CONN_HEALTH_CHECKS`` the next call has a new connection."""
+        pool_settings(MAX_THREADS=1)
+        connection_settings(CONN_HEALTH_CHECKS=True)
+        before = await kill_connection_of_worker()
+        assert await database_sync_to_async(ask)(WHO_AM_I) != before
+
+
+# The room on the server.
+
+if CHOICE == "postgresql":
+
+    def test_default_max_connections():
+        """PostgreSQL takes 100 connections by default, and keeps 3 of them for superusers."""
+        sql = "SELECT boot_val FROM pg_settings WHERE name = '{}'"
+        assert ask(sql.format("max_connections")) == "100"
+        assert ask(sql.format("superuser_reserved_connections")) == "3"
+
+
+if CHOICE == "mariadb":
+
+    def test_default_max_connections_of_mariadb():
+        """MariaDB takes 151 connections by default."""
+        assert (
+            ask(
+                "SELECT default_value FROM information_schema.system_variables "
+                "WHERE variable_name = 'max_connections'"
+            )
+            == "151"
+        )
+
+
+def newest_initdb():
+    """Return PostgreSQL's initdb, also where Debian keeps it, or None."""
+    found = shutil.which("initdb")
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found) if found else packaged[-1] if packaged else None
+
+
+INITDB = newest_initdb() if CHOICE == "postgresql" else None
+
+if INITDB is not None:  # the tests' own server is nobody's to fill up
+
+    @pytest.fixture
+    def small_server():
+        """Start a PostgreSQL of 6 connections, 3 of them reserved; return its directory."""
+        # A short path, because sockets have none longer than 107 bytes.
+        with tempfile.TemporaryDirectory(prefix="ormbridge-") as name:
+            # Root is refused by PostgreSQL.
+            root = hasattr(os, "geteuid") and os.geteuid() == 0
+            user = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
+            if root:
+                shutil.chown(name, "postgres", "postgres")
+
+            def run(program, *arguments):
+                command = [INITDB.with_name(program), "-D", f"{name}/data", *arguments]
+                subprocess.run(
+                    command,
+                    check=True,
+                    timeout=GUARD * 2,
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    **user,
+                )
+
+            run("initdb", "-U", "postgres", "-A", "trust", "--no-sync")
+            options = f"-c max_connections=6 -c listen_addresses='' -k {name} -F"
+            run("pg_ctl", "-w", "-l", f"{name}/log", "-o", options, "start")
+            try:
+                yield name
+            finally:
+                run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def test_too_many_clients(run_script, recorded, small_server):
+        """More threads than the server has room for: some calls cannot connect."""
+        source = example_source("connections_too_many")
+        output = run_script(source, PGHOST=small_server, PGUSER="postgres")
+        recorded("connections_too_many", output.replace(small_server, "/var/run/postgresql"))
+
+    def test_reserved_slots(run_script, small_server):
+        """Who is no superuser cannot have the last three connections."""
+        make_user = "CREATE ROLE app LOGIN"
+        run_script(
+            "import psycopg\n"
+            "with psycopg.connect('dbname=postgres') as server:\n"
+            f"    server.execute({make_user!r})\n",
+            PGHOST=small_server,
+            PGUSER="postgres",
+        )
+        source = example_source("connections_too_many")
+        output = run_script(source, PGHOST=small_server, PGUSER="app")
+        assert output.startswith("3 connected, 7 did not\n")
+        assert "FATAL:  remaining connection slots are reserved for " in output
+
+
+# psycopg's pool.
+
+if CHOICE == "postgresql":
+    SERVER = {
+        "PGHOST": DATABASES["default"]["HOST"],
+        "PGPORT": DATABASES["default"]["PORT"],
+        "PGUSER": DATABASES["default"]["USER"],
+        "PGPASSWORD": DATABASES["default"]["PASSWORD"],
+    }
+
+    def test_psycopg_pool(run_script, recorded):
+        """With as many connections in psycopg's pool as there are workers, all calls run."""
+        output = run_script(example_source("connections_psycopg_pool"), **SERVER)
+        recorded("connections_psycopg_pool", output)
+
+    def test_psycopg_pool_too_small(run_script, recorded):
+        """With fewer connections than workers, a call gives up in psycopg's pool."""
+        output = run_script(example_source("connections_pool_too_small"), **SERVER)
+        recorded("connections_pool_too_small", output)
+
+    def test_defaults_of_psycopg_pool():
+        """psycopg's pool has 4 connections by default; who wants one waits 30 seconds."""
+        from psycopg_pool import ConnectionPool
+
+        pool = ConnectionPool(open=False)
+        assert (pool.max_size, pool.timeout) == (4, 30.0)
+
+    def test_psycopg_pool_refuses_conn_max_age(connection_settings):
+        """Django refuses psycopg's pool together with a ``CONN_MAX_AGE`` other than 0."""
+        own = connection.copy()
+        own.settings_dict["OPTIONS"] = {"pool": True}
+        with pytest.raises(ImproperlyConfigured, match="Pooling doesn't support persistent"):
+            own.pool  # noqa: B018 - reading it makes the pool
+
+    def test_pooled_connection_goes_back_after_each_call(run_script):
+        """With psycopg's pool a worker has a connection only while it runs a call."""
+        source = example_source("connections_psycopg_pool").replace(
+            "    connection.close_pool()",
+            "    found = connection.pool.get_stats()\n"
+            "    print(found['pool_size'], found['pool_available'])\n"
+            "    connection.close_pool()",
+        )
+        last = run_script(source, **SERVER).splitlines()[-1]
+        assert last == "3 3"
+
+    def test_others_share_psycopg_pool(run_script):
+        """Threads that are no workers take their connections from the same pool of psycopg."""
+        source = example_source("connections_pool_too_small").replace(
+            "@database_sync_to_async\ndef write_report", "def write_report"
+        )
+        source = source.replace("write_report()", "asyncio.to_thread(write_report)", 2)
+        source = source.replace("def asyncio.to_thread(write_report)", "def write_report()")
+        source = source.replace("    may_end.wait()", "    may_end.wait()\n    connection.close()")
+        assert "to_thread(write_report)" in source
+        assert run_script(source, **SERVER) == run_script(
+            example_source("connections_pool_too_small"), **SERVER
+        )
+
+
+# What a session remembers.
+
+#: What to set, and a question whose answer it changes.
+STATE = {
+    "postgresql": {
+        "schema": ("SET search_path TO blue", "SHOW search_path"),
+        "role": ("SET ROLE pg_monitor", "SELECT current_user"),
+        "authorization": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user"),
+        "setting": (
+            "SET app.tenant = 'blue'",
+            "SELECT nullif(current_setting('app.tenant', true), '')",
+        ),
+        "time zone": ("SET TIME ZONE 'Asia/Tokyo'", "SHOW TIME ZONE"),
+        "advisory lock": (
+            "SELECT pg_advisory_lock(7)",
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        ),
+        "temporary table": ("CREATE TEMP TABLE note (id int)", "SELECT to_regclass('note')::text"),
+        "listening": ("LISTEN news", "SELECT count(*) FROM pg_listening_channels()"),
+        "cursor": (
+            "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
+            "SELECT count(*) FROM pg_cursors WHERE name = 'held'",
+        ),
+    },
+    "mariadb": {
+        "variable": ("SET @tenant = 'blue'", "SELECT @tenant"),
+        "lock": ("SELECT get_lock('ormbridge', 0)", "SELECT is_used_lock('ormbridge')"),
+        "time zone": ("SET time_zone = '+09:00'", "SELECT @@time_zone"),
+    },
+    "sqlite": {
+        "temporary table": (
+            "CREATE TEMP TABLE note (id int)",
+            "SELECT count(*) FROM temp.sqlite_master",
+        ),
+        "pragma": ("PRAGMA query_only = 1", "PRAGMA query_only"),
+    },
+}[CHOICE]
+RESETS = ["connections_reset_by_closing"] + ["connections_reset"] * (CHOICE == "postgresql")
+RESET = "examples.connections_reset.reset_session"
+
+
+@pytest.fixture(params=STATE)
+def state(request):
+    """Name what a call sets: how to set it, and how to see it."""
+    return STATE[request.param]
+
+
+async def answers_around(state):
+    """Return what is answered before a call has set *state*, and to the next call after it."""
+    do, question = state
+    before = await database_sync_to_async(ask)(question)
+    await database_sync_to_async(ask)(do)
+    return before, await database_sync_to_async(ask)(question)
+
+
+async def test_session_state_reaches_the_next_call(state, pool_settings):
+    """What a call sets on its connection is there for the next call on the same worker."""
+    pool_settings(MAX_THREADS=1)
+    before, after = await answers_around(state)
+    assert before != after
+
+
+@pytest.mark.parametrize("name", RESETS)
+async def test_reset_clears_session_state(state, name, pool_settings):
+    """With the example's RESET the next call sees nothing of it."""
+    pool_settings(MAX_THREADS=1, RESET=f"examples.{name}.reset_session")
+    before, after = await answers_around(state)
+    assert after == before
+    assert stats().discarded == 0
+
+
+async def test_reset_by_closing(pool_settings, recorded):
+    """A RESET that closes the connection costs a new one for each lease."""
+    pool_settings(MAX_THREADS=1, RESET="examples.connections_reset_by_closing.reset_session")
+    with noting_connections() as opened:
+        for _ in range(3):
+            await database_sync_to_async(ask)("SELECT 42")
+    assert len(opened) == 3
+    recorded("connections_reset_by_closing", "")
+
+
+if CHOICE == "postgresql":
+
+    async def ask_twice(application):
+        """Return the answers to a request for a tenant, and to one for no tenant after it."""
+        answers = []
+        for address in ("/blue/", "/"):
+            answers.append(f"GET {address:6} {await get(application, address)}")
+            await no_worker_is_leased()  # or a busy machine would lend the next one another
+        return "\n".join(answers)
+
+    async def test_tenant_leaks(serve, load_example, pool_settings, recorded):
+        """Without RESET a request sees the tables of another request's tenant."""
+        pool_settings(MAX_THREADS=1)
+        application = serve(load_example("connections_tenant"))
+        recorded("connections_tenant", await ask_twice(application))
+
+    async def test_tenant_does_not_leak(serve, load_example, pool_settings, recorded):
+        """With RESET a request sees nothing of another request's tenant."""
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        application = serve(load_example("connections_tenant"))
+        recorded("connections_reset", await ask_twice(application))
+
+    async def test_tenant_stays_through_a_request(serve, pool_settings):
+        """State that a request sets stays with it to its end, whatever runs in between."""
+        pool_settings(MAX_THREADS=2, RESET=RESET)
+
+        async def view(request, tenant):
+            await sync_to_async(ask)(f"SET search_path TO {tenant}")
+            await asyncio.sleep(0)
+            return HttpResponse(await sync_to_async(ask)("SHOW search_path"))
+
+        application = serve((path("<tenant>/", view),))
+        names = [f"tenant_{number}" for number in range(20)]
+        answers = await asyncio.gather(*[get(application, f"/{name}/") for name in names])
+        assert answers == [f"200 {name}" for name in names]
+
+    async def test_reset_keeps_the_connection(pool_settings):
+        """The example's RESET does not cost a new connection."""
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        first = await database_sync_to_async(ask)(WHO_AM_I)
+        assert await database_sync_to_async(ask)(WHO_AM_I) == first
+
+    async def test_reset_restores_what_django_set(pool_settings, connection_settings):
+        """Django's time zone and ``assume_role`` are in force after the example's RESET."""
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        connection_settings(
+            TIME_ZONE="Pacific/Kiritimati", OPTIONS={"assume_role": "pg_read_all_data"}
+        )
+        for _ in range(2):
+            zone = await database_sync_to_async(ask)("SHOW TIME ZONE")
+            role = await database_sync_to_async(ask)("SELECT current_user")
+            assert (zone, role) == ("Pacific/Kiritimati", "pg_read_all_data")
+
+    async def test_reset_keeps_prepared_statements(pool_settings, connection_settings):
+        """What psycopg has prepared is there after the example's RESET."""
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        connection_settings(OPTIONS={"server_side_binding": True, "prepare_threshold": 0})
+        question = "SELECT string_agg(statement, ';') FROM pg_prepared_statements"
+        prepared = [await database_sync_to_async(ask)(question) for _ in range(3)]
+        assert question in prepared[1]
+        assert prepared[1] == prepared[2]
+        assert stats().discarded == 0
+
+    async def test_discard_all_loses_what_django_set(pool_settings, connection_settings):
+        """``DISCARD ALL`` drops the time zone that Django set, and prepared statements."""
+        pool_settings(MAX_THREADS=1)
+        connection_settings(TIME_ZONE="Pacific/Kiritimati")
+        await database_sync_to_async(ask)("PREPARE mine AS SELECT 1")
+        await database_sync_to_async(ask)("DISCARD ALL")
+        assert await database_sync_to_async(ask)("SHOW TIME ZONE") != "Pacific/Kiritimati"
+        question = "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'"
+        assert await database_sync_to_async(ask)(question) == 0
