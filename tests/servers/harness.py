@@ -224,8 +224,9 @@ class Outside:
         )
 
     def has_group(self, name: str) -> bool:
-        """Say whether a group of that name was inserted."""
-        return self.value("SELECT EXISTS (SELECT FROM auth_group WHERE name = %s)", name)
+        """Say whether a group was inserted whose name begins with *name*."""
+        query = "SELECT EXISTS (SELECT FROM auth_group WHERE starts_with(name, %s))"
+        return self.value(query, name)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[], None]]:

@@ -44,7 +44,8 @@ class Report:
 
 async def ask(port: int, chance: random.Random) -> str:
     """Ask one of the views that answer."""
-    path = chance.choice(["alive", "async", "sync", "async/sleep", "sync/sleep", "background/b"])
+    task = f"background/{chance.getrandbits(64)}"
+    path = chance.choice(["alive", "async", "sync", "async/sleep", "sync/sleep", task])
     status, body = await get(port, f"/{path}")
     if status != 200:
         raise ValueError(f"{path} answered {status}: {body[:60]!r}")

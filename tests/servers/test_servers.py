@@ -108,12 +108,12 @@ async def test_released_streams_hold_no_connection(server, outside):
 
 async def test_background_task_outlives_its_request(server, outside):
     """A task goes on after the request that began it was answered, queries and all."""
-    name = f"{server.kind} in the background"
+    name = f"{server.kind}-background"
     with outside.holding():
-        assert await get(server.port, f"/background/{name.replace(' ', '%20')}") == (200, "begun")
+        assert await get(server.port, f"/background/{name}") == (200, "begun")
         await until(lambda: outside.waiting() == 1)
         assert not outside.has_group(name)
-    await until(lambda: outside.has_group(name))
+    await until(lambda: outside.has_group(f"{name}, done"))
 
 
 @pytest.fixture(scope="module", params=COMMANDS)

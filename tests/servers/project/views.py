@@ -63,8 +63,8 @@ async def background(request: HttpRequest, name: str) -> HttpResponse:
     await Group.objects.acount()
 
     async def outlive() -> None:
-        await database_sync_to_async(queries.wait)()
-        await Group.objects.acreate(name=name)
+        await database_sync_to_async(queries.wait_and_insert)(name)
+        await Group.objects.filter(name=name).aupdate(name=f"{name}, done")
 
     task = asyncio.create_task(outlive())
     tasks.add(task)
