@@ -49,6 +49,7 @@ extensions = [
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",
+    "docs._ext.calculator",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]

@@ -190,7 +190,7 @@ def tests_demo(session: nox.Session) -> None:
 @nox.session(name="tests-docs", allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
-    install(session, "tests", "site")
+    install(session, "tests", "site", "browser")
     run_tests(session, "tests/docs")
 
 
@@ -200,7 +200,7 @@ def record(session: nox.Session, django: str) -> None:
     """Record what the examples print and which tests pass, on SQLite and what else answers."""
     servers = [database for database in SERVERS if server_answers(database)]
     extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    install(session, "tests", "site", extras=",".join(extras), django=django)
+    install(session, "tests", "site", "browser", extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
     run_tests(session, "--record-fresh" if first else "--record")
     for database in servers:
