@@ -27,6 +27,8 @@ class Demo:
     def __init__(self, place: Path, *arguments: str, browser: str = "") -> None:
         self.place = place
         self.errors = place.with_suffix(".stderr")
+        environment = {**os.environ, "TMPDIR": str(place), "BROWSER": browser}
+        environment.pop("ASGI_THREADS", None)  # the bound is that of the demo's settings
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
                 [
@@ -34,7 +36,7 @@ class Demo:
                     *([] if browser else ["--no-browser"]),
                 ],
                 cwd=ROOT,
-                env={**os.environ, "TMPDIR": str(place), "BROWSER": browser},
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
