@@ -200,13 +200,13 @@ def record(session: nox.Session, django: str) -> None:
     """Record what the examples print and which tests pass, on SQLite and what else answers."""
     servers = [database for database in SERVERS if server_answers(database)]
     extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    install(session, "tests", "site", "browser", extras=",".join(extras), django=django)
+    install(session, "tests", "demo", "site", "browser", extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
     run_tests(session, "--record-fresh" if first else "--record")
     for database in servers:
         run_tests(session, "--record", database=database)
-    # The machinery of the site touches no database.
-    run_tests(session, "--record", "tests/docs")
+    # The machinery of the site touches no database, and the demo has its own.
+    run_tests(session, "--record", "tests/docs", "tests/demo")
     print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)
     for database in SERVERS.keys() - set(servers):
         session.warn(f"{database} does not answer: the record does not speak of it")
