@@ -27,9 +27,14 @@ class NameConsumer(SyncConsumer):
 application = BridgeMiddleware(NameConsumer.as_asgi())
 
 
-async def connect():
+async def begin():
     socket = ApplicationCommunicator(application, {"type": "websocket", "path": "/names/"})
     await socket.send_input({"type": "websocket.connect"})
+    return socket
+
+
+async def connect():
+    socket = await begin()
     await socket.receive_output(timeout=30)
     return socket
 
@@ -48,8 +53,9 @@ async def main():
     first, second = await connect(), await connect()
     for _ in range(2):
         print(f"first: {await ask(first)}, second: {await ask(second)}")
+    third = await begin()
     try:
-        await connect()
+        await third.wait(timeout=30)
     except PoolTimeout as error:  # <--
         print(f"third: PoolTimeout: {error}")
     await disconnect(first)

@@ -13,6 +13,7 @@ for refused in [
     {"MAX_THREADS": "10"},
     {"TIMEOUT": -1},
     {"MAX_IDLE": None},
+    {"HTTP_LEASE": "session"},
     {"RESET": print},
     {"RESET": "greetings.clear_session"},
 ]:

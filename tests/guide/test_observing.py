@@ -126,6 +126,22 @@ async def test_wait_and_run_are_counted(gate, pool_settings):
     assert stats().run_seconds >= waited  # of the first
 
 
+async def test_held_request_counts_as_running(settings, pool_settings):
+    """The time between two calls of a request that holds its worker counts as run."""
+    pool_settings(MAX_THREADS=1)
+
+    async def view(request):
+        await database_sync_to_async(int)()
+        await asyncio.sleep(0.1)
+        await database_sync_to_async(int)()
+        return HttpResponse()
+
+    settings.ROOT_URLCONF = (path("", view),)
+    await get(BridgeMiddleware(ASGIHandler()))
+    await database_sync_to_async(int)()  # when it has the worker, the request has given it back
+    assert stats().run_seconds >= 0.1
+
+
 async def test_timeouts_are_counted(gate, pool_settings):
     """A call that failed with ``PoolTimeout`` is counted."""
     pool_settings(MAX_THREADS=1, TIMEOUT=0.1)
@@ -196,20 +212,3 @@ async def test_failure_after_cancellation_is_logged(gate, caplog):
     ((name, level, message),) = caplog.record_tuples
     assert (name, level) == ("ormbridge", logging.DEBUG)
     assert "ValueError('nobody waits for this')" in message
-
-
-async def test_unavailable_is_logged(settings, gate, pool_settings, caplog):
-    """A request that ends with a 503 outside of Django's own handling is logged as an error."""
-    pool_settings(MAX_THREADS=1, TIMEOUT=0.1)
-    held = asyncio.create_task(database_sync_to_async(gate)())
-    await gate.entered()
-
-    async def application(scope, receive, send):
-        await database_sync_to_async(int)()
-
-    assert await get(BridgeMiddleware(application)) == "503 Service Unavailable"
-    gate.open.set()
-    await held
-    ((name, level, message),) = caplog.record_tuples
-    assert (name, level) == ("ormbridge", logging.ERROR)
-    assert message.startswith("GET /: ")
