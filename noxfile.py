@@ -200,11 +200,15 @@ def record(session: nox.Session, django: str) -> None:
     """Record what the examples print and which tests pass, on SQLite and what else answers."""
     servers = [database for database in SERVERS if server_answers(database)]
     extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    install(session, "tests", "demo", "site", "browser", extras=",".join(extras), django=django)
+    groups = ("tests", "demo", "site", "browser", "servers")
+    install(session, *groups, extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
     run_tests(session, "--record-fresh" if first else "--record")
     for database in servers:
         run_tests(session, "--record", database=database)
+    # Slow, and about the servers more than about the pair: once.
+    if "postgresql" in servers and (session.python, django) == ENDS[-1]:
+        run_tests(session, "--record", "tests/servers", database="postgresql")
     # The machinery of the site touches no database, and the demo has its own.
     run_tests(session, "--record", "tests/docs", "tests/demo")
     print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)

@@ -7,7 +7,7 @@ from django.conf import settings
 
 from ormbridge import BridgeMiddleware, stats
 
-settings.configure()
+settings.configure(ORMBRIDGE={"MAX_THREADS": 1})
 
 
 class Consumer(SyncConsumer):
@@ -30,7 +30,7 @@ async def connect():
 
 async def main():
     sockets = [await connect() for _ in range(100)]
-    print(f"{len(sockets)} open sockets hold {len(stats().holders)} threads")
+    print(f"{len(sockets)} open sockets share {stats().threads} thread")
     for socket in sockets:
         await socket.send_input({"type": "websocket.disconnect", "code": 1000})
         await socket.wait(timeout=30)
