@@ -1,8 +1,11 @@
 """Leases of a WebSocket connection: a worker for each call, kept while something is left open."""
 
 import asyncio
+import contextvars
 import gc
 import threading
+import weakref
+from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -13,6 +16,7 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 
 from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from ormbridge.context import current_context
 from tests.gate import GUARD
 from tests.guide.http import connect, disconnect, say
 from tests.test_call import until
@@ -360,6 +364,43 @@ async def test_call_cancelled_while_it_waits_for_its_turn_never_runs(gate, pool_
     socket = await connect(serve(answer))
     assert await say(socket) == "['behind']"
     await disconnect(socket)
+
+
+async def test_requests_in_a_row_do_not_keep_each_other():
+    """Where a server starts a request in the context of the one before, the old ones are freed."""
+    contexts = []
+    variables = contextvars.copy_context()
+
+    async def application(scope, receive, send):
+        nonlocal variables
+        await sync_to_async(thread_name)()
+        contexts.append(weakref.ref(current_context()))
+        variables = contextvars.copy_context()
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    for _ in range(5):
+        request = BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+        await asyncio.create_task(request, context=variables)
+    await no_worker_is_leased()
+    gc.collect()
+    assert [context() is None for context in contexts[:3]] == [True] * 3
+    assert len(set(map(id, contexts))) == 5
+
+
+async def test_worker_of_another_context_does_not_wait(pool_settings):
+    """An application that a worker runs in a loop of its own is refused a second worker."""
+    pool_settings(MAX_THREADS=1)
+
+    async def application(scope, receive, send):
+        await sync_to_async(thread_name)()
+
+    def run():
+        scope = {"type": "websocket", "path": "/"}
+        socket = BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+        asyncio.run(socket)
+
+    with pytest.raises(PoolTimeout, match="for a worker: 1 of 1 leased"):
+        await database_sync_to_async(run)()
 
 
 async def test_channel_scope(pool_settings):

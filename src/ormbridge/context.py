@@ -29,6 +29,7 @@ from .lease import Lease
 from .mailbox import mailbox_of
 from .process import default_pool
 from .threadless import answer, child_of, ends_or_starts_request
+from .worker import Worker
 
 
 class LeaseContext(Ground):
@@ -84,7 +85,8 @@ class LeaseContext(Ground):
             self._leases = [each for each in self._leases if each.pool is pool and not each.over]
             leases = self._leases[::-1]  # the newest first
             workers = [lease.worker for lease in leases if lease.worker is not None]
-            if threading.current_thread() in workers or (anywhere and not workers):
+            own = threading.current_thread()
+            if own in workers or (anywhere and not workers):
                 call.place(pool, None, anywhere)
                 return
             if anywhere and pool.take(call, wait=False):
@@ -92,17 +94,16 @@ class LeaseContext(Ground):
             for worker in workers if anywhere else ():
                 call.stay_out_of_transaction(worker)
             hold = hold and self._holds and not self.ended
-            task = asyncio.current_task()
-            leases.sort(
-                key=lambda each: (each.has(call.generator), each.task is task), reverse=True
-            )
+            leases.sort(key=lambda lease: lease.suits(call), reverse=True)
             for lease in leases:
                 if lease.submit(call, hold):
                     return
-            lease = Lease(self, pool, hold, task)
+            lease = Lease(self, pool, hold)
             lease.submit(call, hold)
-            if not pool.take(lease, wait=not self.timed_out):
-                if self.timed_out:
+            # Who holds a worker never waits for a second one.
+            wait = not (self.timed_out or isinstance(own, Worker))
+            if not pool.take(lease, wait=wait):
+                if not wait:
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 watch(call.mailbox, pool)
             if hold:
@@ -124,6 +125,7 @@ class LeaseContext(Ground):
             self.ended = self.ended or end
             for lease in self._leases:
                 lease.release(end)
+            self._leases = [lease for lease in self._leases if not lease.over]
 
 
 class _CallFuture(asyncio.Future[Any]):

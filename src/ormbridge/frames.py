@@ -16,7 +16,7 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,10 +37,18 @@ class Ground(CurrentThreadExecutor):
     further out; where that ends, the call fails. Here it ends on the ground, which takes it.
     """
 
+    # The fields of asgiref's executor. Only append() is called of the work items, under the lock.
+    _broken = False
+    _old_executor = None
+    _work_ready = threading.Condition()
+
     def __init__(self) -> None:
         """Make a ground; it takes what is sent to it by :meth:`submit`, a subclass's."""
-        super().__init__(None)
-        self._work_items = self  # type: ignore[assignment] # append() is all that asgiref uses
+        self._work_thread = threading.current_thread()
+
+    @property
+    def _work_items(self) -> Any:  # type: ignore[override] # asgiref only reads it
+        return self
 
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
@@ -59,7 +67,7 @@ def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def on_ground(ground: Ground) -> AsyncIterator[None]:
+async def on_ground(ground: Ground) -> AsyncGenerator[None, None]:
     """Have asgiref send the calls of this block, and of tasks begun in it, to *ground*.
 
     Tasks that outlive the block go on sending them there.
@@ -73,6 +81,8 @@ async def on_ground(ground: Ground) -> AsyncIterator[None]:
     finally:
         # In place of context.__aexit__(), after which asgiref refuses tasks that live on.
         SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
+        # Servers start a request in the context of the one before: keep no row of them alive.
+        context.token = context._old_executor = None
         AsyncToSync.executors.current = frame
 
 

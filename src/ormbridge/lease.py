@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
@@ -40,17 +40,16 @@ if TYPE_CHECKING:
 class Lease:
     """A line of calls, and the worker that serves it."""
 
-    def __init__(
-        self, context: LeaseContext, pool: Pool, held: bool, task: asyncio.Task[Any] | None
-    ) -> None:
+    def __init__(self, context: LeaseContext, pool: Pool, held: bool) -> None:
         """Make a lease that has no worker yet.
 
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
-        :param task: which makes its first call.
         """
+        task = asyncio.current_task()
         self.context = context
-        self.task = task
+        # Weak: a task knows its context variables, and so the contexts before this one.
+        self._task = weakref.ref(task) if task is not None else None
         #: Calls that have run.
         self.calls = 0
         self.pool = pool
@@ -98,9 +97,11 @@ class Lease:
                 watch(call.mailbox, self)
         return True
 
-    def has(self, generator: Generator[Any, Any, Any] | None) -> bool:
-        """Say whether *generator* is suspended on the worker of this lease."""
-        return generator is not None and weakref.ref(generator) in self._generators
+    def suits(self, call: Call) -> tuple[bool, bool]:
+        """Say whether *call* needs a generator of this lease, and whether its task began it."""
+        generator = call.generator
+        has_generator = generator is not None and weakref.ref(generator) in self._generators
+        return has_generator, self._task is not None and self._task() is asyncio.current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.

@@ -79,12 +79,12 @@ def _request_signal(func: Any) -> dict[str, Any] | None:
     return variables if variables["self"] in (request_started, request_finished) else None
 
 
-def _closes_response(func: Any) -> bool:
+def _closes_response(func: Callable[..., Any]) -> bool:
     """Say whether *func* closes a response and does nothing that may block or use a database."""
-    response: Any = getattr(func, "__self__", None)
-    if not (isinstance(response, HttpResponseBase) and func.__name__ == "close"):
+    response = getattr(func, "__self__", None)
+    if not isinstance(response, HttpResponseBase) or func.__name__ != "close":
         return False
-    response = cast(Any, response)
+    response = cast(Any, response)  # some of its attributes are not in the stubs
     receivers, _ = request_finished._live_receivers(response._handler_class)
     requests = [getattr(closer, "__self__", None) for closer in response._resource_closers]
     return (
