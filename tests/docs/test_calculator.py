@@ -147,6 +147,12 @@ def test_form_says_what_it_takes(page: Page, wrong: str):
 def test_page_is_as_wide_as_a_phone(page: Page):
     """The form fits on 390 pixels."""
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box, figure = (
+        page.locator(each).bounding_box() for each in (".calculator", "input#calculator-limit")
+    )
+    assert box is not None
+    assert figure is not None
+    assert figure["x"] + figure["width"] < box["x"] + box["width"]
 
 
 def test_script_is_on_its_page_only(built: Path):

@@ -32,7 +32,8 @@ def answer(request):
 
 
 urlpatterns = [path("", answer)]
-application = BridgeMiddleware(get_asgi_application())  # <--
+without = get_asgi_application()
+application = BridgeMiddleware(without)  # <--
 
 opened = []
 
@@ -45,7 +46,7 @@ def note(connection, **kwargs):
 connection_created.connect(note)
 
 
-async def get():
+async def get(application):
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     events = [{"type": "http.request"}]
 
@@ -58,13 +59,15 @@ async def get():
     await application(scope, receive, send)
 
 
-async def main():
-    await asyncio.gather(*[get() for _ in range(100)])
-    left = [each for each in opened if each.connection is not None]
-    print(f"100 requests opened {len(opened)} connections and left {len(left)} open")
+async def main(application):
+    await asyncio.gather(*[get(application) for _ in range(100)])
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
-    for each in opened:
-        each.close()
+    for word, each in [("without", without), ("with", application)]:
+        asyncio.run(main(each))
+        left = [connection for connection in opened if connection.connection is not None]
+        print(f"{word}: 100 requests open {len(opened)} connections and leave {len(left)} open")
+        for connection_left in left:
+            connection_left.close()
+        opened.clear()
