@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import sys
 
 import pytest
 from websockets.asyncio.client import connect
@@ -18,9 +17,9 @@ CUTS = {"daphne"}
 NO_LIFESPAN = {"daphne"}
 """The servers that do not speak the lifespan protocol."""
 
-# From 3.12 on Hypercorn waits for its clients to leave, however long its graceful_timeout is:
-# https://github.com/pgjones/hypercorn/issues/308
-WAITS_FOR_SOCKETS = {"hypercorn"} if sys.version_info >= (3, 12) else set()
+WAITS_FOR_SOCKETS = {"hypercorn"}
+"""The servers that do not close open sockets themselves. Hypercorn gives up after its
+`graceful_timeout`; from Python 3.12 on never: https://github.com/pgjones/hypercorn/issues/308"""
 
 # uvicorn ends by the signal that stopped it.
 EXIT_CODES = {
