@@ -11,7 +11,7 @@ async def count_users():
     while True:
         count = await User.objects.acount()
         await release()  # <--
-        yield f"data: {count} users\n\n"
+        yield f"data: users {count}\n\n"
         await asyncio.sleep(10)
 
 

@@ -22,10 +22,11 @@ from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats
 from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, get, request, say
+from tests.test_call import until
 from tests.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +201,22 @@ async def test_request_stays_on_its_worker(load_example, settings, recorded):
     recorded("asgi_worker", await get(application, "/threads/"))
 
 
+async def test_requests_timeline(
+    load_example, settings, pool_settings, recorded, recorded_timeline
+):
+    """Four requests hold two workers while they wait for something else; or release them."""
+    answers = []
+    for name in ("held", "released"):
+        pool_settings(MAX_THREADS=2)
+        settings.ROOT_URLCONF = module = load_example("asgi_requests")
+        timeline = Timeline()
+        timeline.watch(module, "query")
+        application = timeline.application(BridgeMiddleware(ASGIHandler()), holds=name == "held")
+        answers += await asyncio.gather(*[get(application, f"/{name}/") for _ in range(4)])
+        recorded_timeline(f"asgi_requests-{name}", timeline, overlaps=False)
+    recorded("asgi_requests", "\n".join(answers))
+
+
 def test_websocket_lease(run_script, recorded):
     """With ``WEBSOCKET_LEASE`` at ``"connection"`` an open socket keeps the worker of its calls."""
     output = run_script(example_source("asgi_websocket_lease"))
@@ -327,6 +344,25 @@ async def test_streaming_response_keeps_its_worker(site, pool_settings):
     answer = await get(site(view))
     assert answer == "200 ormbridge-worker-1 held ormbridge-worker-1"
     assert await neighbour() == "ormbridge-worker-1"
+
+
+async def test_call_after_release_may_have_another_worker(site, gate, pool_settings):
+    """After ``release()`` another request may have the worker; the next call takes another."""
+    pool_settings(MAX_THREADS=2)
+    call = database_sync_to_async(get_thread_name)
+
+    async def view(request):
+        first = await call()
+        await release()
+        await until(lambda: not stats().holders)
+        held = asyncio.create_task(database_sync_to_async(gate)(), context=contextvars.Context())
+        await gate.entered()
+        second = await call()
+        gate.open.set()
+        return HttpResponse(f"{first} {second} {await held}")
+
+    answer = await get(site(view))
+    assert answer == "200 ormbridge-worker-1 ormbridge-worker-2 ormbridge-worker-1"
 
 
 async def neighbour():

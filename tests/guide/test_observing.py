@@ -15,6 +15,7 @@ from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, sta
 from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, get
+from tests.test_call import until
 
 # The examples, in the order of the page.
 
@@ -205,10 +206,7 @@ async def test_failure_after_cancellation_is_logged(gate, caplog):
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.open.set()
-    await database_sync_to_async(int)()
-    async with asyncio.timeout(GUARD):
-        while not caplog.records:
-            await asyncio.to_thread(int)
+    await until(lambda: caplog.records)
     ((name, level, message),) = caplog.record_tuples
     assert (name, level) == ("ormbridge", logging.DEBUG)
     assert "ValueError('nobody waits for this')" in message
