@@ -57,6 +57,8 @@ def machine(results: dict[str, Any]) -> str:
 def table(result: dict[str, Any]) -> nodes.table:
     """Return a table with a row for each contestant."""
     heads = ["", "calls a second", "CPU µs a call", *(f"to {other}" for other in result["reach"])]
+    fails = any(percent_failed(figures) for figures in result["contestants"].values())
+    heads += ["failed"] * fails
     group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
     group += nodes.thead("", row(heads))
     body = nodes.tbody()
@@ -66,19 +68,29 @@ def table(result: dict[str, Any]) -> nodes.table:
         for other, ratio in figures["ratio_to"].items():
             middle = f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
             cells.append(f"{ratio['median']:.2f}" + ("" if other == name else middle))
+        cells += [f"{percent_failed(figures):.0f} %"] * fails
         body += row(cells)
     group += body
     return nodes.table("", group, classes=["benchmark"])
+
+
+def percent_failed(figures: dict[str, Any]) -> float:
+    """Return how many of a hundred calls failed."""
+    median: float = figures["failed_percent"]["median"]
+    return median
 
 
 def verdicts(result: dict[str, Any]) -> nodes.paragraph:
     """Return what ormbridge was to reach, and whether it did."""
     said = []
     for other, wanted in result["reach"].items():
+        if wanted is None:  # compared, and nothing was to be reached
+            continue
         seen = result["contestants"]["ormbridge"]["ratio_to"][other]["median"]
         verdict = "reached" if seen >= wanted else "not reached"
         said.append(f"To reach: {wanted:.2f} of {other}; seen: {seen:.2f}, {verdict}.")
-    return nodes.paragraph("", f"{' '.join(said)} Medians of {result['rounds']} rounds.")
+    said.append(f"Medians of {result['rounds']} rounds.")
+    return nodes.paragraph("", " ".join(said))
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

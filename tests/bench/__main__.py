@@ -88,7 +88,7 @@ ROWS = {
         "longer": 3,
     },
     "persistent": {
-        "title": "the same, kept connections without the bridge",
+        "title": "HTTP request, connections kept without the bridge",
         "function": "get",
         "callers": 50,
         # Alone: it leaves no connection to the others.

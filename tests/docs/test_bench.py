@@ -9,6 +9,7 @@ from docs._ext import bench
 from tests.docs.conftest import EXTENSIONS, Site
 
 SPREAD = {"median": 1.0, "low": 1.0, "high": 1.0}
+NONE_FAILED = {"median": 0.0, "low": 0.0, "high": 0.0}
 RESULTS = {
     "date": "2025-01-31",
     "python": "3.11.2",
@@ -26,11 +27,13 @@ RESULTS = {
                 "ormbridge": {
                     "calls_per_second": {"median": 71234.5, "low": 7e4, "high": 8e4},
                     "cpu_us_per_call": {"median": 14.23, "low": 14.0, "high": 15.0},
+                    "failed_percent": NONE_FAILED,
                     "ratio_to": {"channels.db": {"median": 3.649, "low": 3.152, "high": 3.885}},
                 },
                 "channels.db": {
                     "calls_per_second": {"median": 19522.2, "low": 1e4, "high": 2e4},
                     "cpu_us_per_call": {"median": 41.9, "low": 40.0, "high": 45.0},
+                    "failed_percent": NONE_FAILED,
                     "ratio_to": {"channels.db": SPREAD},
                 },
             },
@@ -65,6 +68,31 @@ def test_shortfall_is_told(site: Site):
     site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
     assert site.build() == []
     assert "To reach: 4.00 of channels.db; seen: 3.65, not reached." in site.html("guide")
+
+
+def test_what_has_no_mark_is_compared_only(site: Site):
+    """A ratio for which nothing was to be reached is in the table, without a verdict."""
+    results = json.loads(json.dumps(RESULTS))
+    results["rows"]["noop"]["reach"]["channels.db"] = None
+    site.write(bench.RESULTS, json.dumps(results))
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    assert site.build() == []
+    assert "<td><p>3.65 (3.15 to 3.88)</p></td>" in site.html("guide")
+    assert re.findall(r"<p>(.*Medians.*)</p>", site.html("guide")) == ["Medians of 40 rounds."]
+
+
+def test_failed_calls_are_told(site: Site):
+    """Where calls failed, the table says how many of a hundred."""
+    results = json.loads(json.dumps(RESULTS))
+    failed = {"median": 49.2, "low": 40.0, "high": 60.0}
+    results["rows"]["noop"]["contestants"]["channels.db"]["failed_percent"] = failed
+    site.write(bench.RESULTS, json.dumps(results))
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    assert site.build() == []
+    assert re.findall(r"<td><p>(.*?)</p></td>", site.html("guide")) == [
+        *("ormbridge", "71,234", "14.2", "3.65 (3.15 to 3.88)", "0 %"),
+        *("channels.db", "19,522", "41.9", "1.00", "49 %"),
+    ]
 
 
 def test_machine(site: Site):
