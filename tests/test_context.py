@@ -8,7 +8,7 @@ import weakref
 from unittest import mock
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from channels.consumer import SyncConsumer
 from channels.db import database_sync_to_async as channels_database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer
@@ -17,8 +17,10 @@ from django.db import connection, transaction
 
 from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
 from ormbridge.context import current_context
+from ormbridge.process import default_pool
+from ormbridge.worker import Worker
 from tests.gate import GUARD
-from tests.guide.http import connect, disconnect, say
+from tests.guide.http import connect, disconnect, get, say
 from tests.test_call import until
 
 
@@ -433,3 +435,116 @@ async def test_custom_close_old_connections_runs(monkeypatch):
     await say(socket)
     await disconnect(socket)
     assert set(called) == {"ormbridge-worker-1"}
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_transaction_begun_as_the_socket_ends_is_rolled_back(gate):
+    """A call that ends after its socket and leaves a transaction open does not keep its worker."""
+
+    def begin():
+        transaction.set_autocommit(False)
+        gate()
+
+    async def answer(text):
+        await sync_to_async(begin)()
+
+    socket = await connect(serve(answer))
+    await socket.send_input({"type": "websocket.receive", "text": ""})
+    await gate.entered()
+    socket.future.cancel()
+    await asyncio.wait([socket.future])
+    gate.open.set()
+    await no_worker_is_leased()
+
+
+async def test_socket_waits_again_after_a_pool_timeout(gate, pool_settings):
+    """A socket whose call got no worker in time waits for the next one as long as ever."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+
+    async def answer(text):
+        try:
+            return await sync_to_async(str)(text)
+        except PoolTimeout:
+            return "timeout"
+
+    socket = await connect(serve(answer))
+    busy = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert await say(socket) == "timeout"
+    object.__setattr__(default_pool().settings, "timeout", GUARD)
+    answered = asyncio.create_task(say(socket, "waited"))
+    await until(lambda: stats().waiting == 1)
+    gate.open.set()
+    assert await answered == "waited"
+    await busy
+    await disconnect(socket)
+
+
+async def test_new_settings_leave_no_lease_behind(pool_settings, settings):
+    """A socket that goes on after a change of the settings ends the lease it had before."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+
+    async def answer(text):
+        return await sync_to_async(threading.current_thread)()
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    (before,) = [thread for thread in threading.enumerate() if isinstance(thread, Worker)]
+    pool_settings(WEBSOCKET_LEASE="connection", MAX_THREADS=1)
+    await say(socket)
+    await disconnect(socket)
+    await asyncio.to_thread(before.join, GUARD)
+    assert not before.is_alive()
+
+
+async def test_generator_of_several_requests_has_one_worker(pool_settings):
+    """A generator that several requests share goes on where it was suspended, on one worker."""
+    pool_settings(MAX_THREADS=2)
+
+    def threads():
+        while True:
+            yield thread_name()
+
+    shared = [threads()]
+
+    async def application(scope, receive, send):
+        name = await sync_to_async(next)(shared[0])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": name.encode()})
+
+    application = BridgeMiddleware(application)
+    assert {await get(application) for _ in range(5)} == {"200 ormbridge-worker-1"}
+    assert len(stats().holders) == 1
+    shared.clear()
+    gc.collect()
+    await no_worker_is_leased()
+
+
+async def test_call_cancelled_below_a_dead_frame_leaves_the_line(gate, pool_settings):
+    """Below a dead frame too, a call that is cancelled while it waits leaves the line."""
+    pool_settings(MAX_THREADS=1)
+    go_on = asyncio.Event()
+    tasks = []
+
+    async def outlive():
+        await go_on.wait()
+        await sync_to_async(len)("")
+
+    async def below():
+        tasks.append(asyncio.create_task(outlive()))
+
+    async def answer(text):
+        await sync_to_async(async_to_sync(below))()
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    busy = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    go_on.set()
+    await until(lambda: stats().waiting == 1)
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
+    await until(lambda: stats().waiting == 0)
+    gate.open.set()
+    await busy
+    await disconnect(socket)

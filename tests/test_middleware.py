@@ -650,3 +650,16 @@ async def test_last_message_gives_the_worker_back():
         await no_worker_is_leased()
 
     assert await get(BridgeMiddleware(application)) == "200 a1"
+
+
+async def test_thread_sensitive_false_beside_the_first_call(serve, pool_settings):
+    """Gathered with the first call of a request, which waits for the only worker, it waits too."""
+    pool_settings(MAX_THREADS=1)
+
+    async def view(request):
+        first = sync_to_async(thread_name)()
+        free = database_sync_to_async(thread_name, thread_sensitive=False)()
+        return HttpResponse(" ".join(await asyncio.gather(first, free)))
+
+    await database_sync_to_async(thread_name)()
+    assert await get(serve(view)) == "200 ormbridge-worker-1 ormbridge-worker-1"

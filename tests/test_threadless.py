@@ -27,7 +27,7 @@ from tests.test_call import until
 @pytest.fixture
 async def context():
     """Run the test in a context that holds, as an HTTP request's does."""
-    return LeaseContext("GET /", holds=True)
+    return LeaseContext("GET /", holds=True, waits_once=True)
 
 
 def thread_name():
@@ -144,6 +144,35 @@ async def test_response_with_a_file_is_closed_on_a_worker(serve, tmp_path):
     assert closed == ["ormbridge-worker-1"]
 
 
+async def test_response_with_a_close_of_its_own_is_closed_on_a_worker(serve):
+    """A response class that does more in close() is closed on a worker."""
+    closed = []
+
+    class Audited(HttpResponse):
+        def close(self):
+            super().close()
+            closed.append(thread_name())
+
+    async def view(request):
+        return Audited("text")
+
+    assert await get(serve(view)) == "200 text"
+    assert closed == ["ormbridge-worker-1"]
+
+
+async def test_rendering_a_response_begins_the_hold(context):
+    """A method of a response other than close() is a call like any other."""
+
+    class Rendered(HttpResponse):
+        def render(self):
+            return thread_name()
+
+    async with on_ground(context):
+        assert await sync_to_async(Rendered().render)() == "ormbridge-worker-1"
+        assert len(stats().holders) == 1
+    context.release(end=True)
+
+
 @pytest.mark.django_db(transaction=True)
 async def test_response_is_closed_on_a_worker_where_the_loop_has_a_connection(serve, monkeypatch):
     """Where the event loop's own thread has a connection, request_finished goes to a worker."""
@@ -195,7 +224,7 @@ async def test_channels_goes_through_no_executor_before_a_message():
     aclose = consumer.aclose_old_connections
     assert aclose.__wrapped__ is aclose_old_connections  # replaced once, however many there are
     calls = []
-    context = LeaseContext("/", holds=False)
+    context = LeaseContext("/", holds=False, waits_once=False)
     context.submit = calls.append
     async with on_ground(context):
         await aclose()

@@ -25,7 +25,7 @@ from asgiref.sync import SyncToAsync
 from .call import Call, watch
 from .errors import PoolTimeout
 from .frames import Ground
-from .lease import Lease
+from .lease import Lease, owner_of
 from .mailbox import mailbox_of
 from .process import default_pool
 from .threadless import answer, child_of, ends_or_starts_request
@@ -35,12 +35,13 @@ from .worker import Worker
 class LeaseContext(Ground):
     """Where the calls of one context go: the executor that asgiref is given."""
 
-    def __init__(self, name: str, holds: bool) -> None:
+    def __init__(self, name: str, holds: bool, waits_once: bool) -> None:
         """Make a context that has no worker.
 
         :param name: what it is, for error messages.
         :param holds: whether its first call begins a lease that is held to the end. Otherwise each
             call is a lease, which only what it leaves open keeps.
+        :param waits_once: whether calls no longer wait once one has waited in vain.
         """
         super().__init__()
         self.name = name
@@ -48,6 +49,7 @@ class LeaseContext(Ground):
         self.timed_out = False
         self.ended = False
         self._holds = holds
+        self._waits_once = waits_once
         self._lock = threading.RLock()
         self._leases: list[Lease] = []  # those that go on between calls; guarded by _lock
 
@@ -81,12 +83,12 @@ class LeaseContext(Ground):
             arguments = (*child.args, *child.keywords.values())
             call.generator = next((a for a in arguments if type(a) is GeneratorType), None)
         with self._lock:
-            # A fork, or new settings, may have left leases of another pool.
-            self._leases = [each for each in self._leases if each.pool is pool and not each.over]
-            leases = self._leases[::-1]  # the newest first
+            self._leases = [lease for lease in self._leases if not lease.over]
+            # The newest first. A fork, or new settings, may have left leases of another pool.
+            leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             workers = [lease.worker for lease in leases if lease.worker is not None]
             own = threading.current_thread()
-            if own in workers or (anywhere and not workers):
+            if own in workers or (anywhere and not leases):
                 call.place(pool, None, anywhere)
                 return
             if anywhere and pool.take(call, wait=False):
@@ -94,14 +96,15 @@ class LeaseContext(Ground):
             for worker in workers if anywhere else ():
                 call.stay_out_of_transaction(worker)
             hold = hold and self._holds and not self.ended
-            leases.sort(key=lambda lease: lease.suits(call), reverse=True)
-            for lease in leases:
+            leases.sort(key=Lease.is_of_current_task, reverse=True)
+            for lease in filter(None, [owner_of(call.generator), *leases]):
                 if lease.submit(call, hold):
                     return
             lease = Lease(self, pool, hold)
             lease.submit(call, hold)
             # Who holds a worker never waits for a second one.
-            wait = not (self.timed_out or isinstance(own, Worker))
+            in_vain = self.timed_out and self._waits_once and not self.ended
+            wait = not (in_vain or isinstance(own, Worker))
             if not pool.take(lease, wait=wait):
                 if not wait:
                     raise PoolTimeout(pool.stats().shortage(0.0))
@@ -114,6 +117,8 @@ class LeaseContext(Ground):
         with self._lock:
             if lease not in self._leases:
                 self._leases.append(lease)
+            if self.ended:
+                lease.release(end=True)
 
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.

@@ -54,16 +54,16 @@ class Ground(CurrentThreadExecutor):
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.run)
         run.add_done_callback(functools.partial(_pass_on, item.future))
+        item.future.add_done_callback(lambda outcome: outcome.cancelled() and run.cancel())
 
 
 def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
     # A work item that ran has set its outcome; one that was refused or answered has none.
-    if run.cancelled():
-        outcome.cancel()
-    elif (error := run.exception()) is not None:
-        outcome.set_exception(error)
-    elif not outcome.done():
-        outcome.set_result(run.result())
+    if not (run.cancelled() or outcome.done()):
+        if (error := run.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(run.result())
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
@@ -35,6 +35,10 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
+
+
+# Suspended generators, and the leases on whose workers they go on.
+_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.WeakKeyDictionary()
 
 
 class Lease:
@@ -97,11 +101,9 @@ class Lease:
                 watch(call.mailbox, self)
         return True
 
-    def suits(self, call: Call) -> tuple[bool, bool]:
-        """Say whether *call* needs a generator of this lease, and whether its task began it."""
-        generator = call.generator
-        has_generator = generator is not None and weakref.ref(generator) in self._generators
-        return has_generator, self._task is not None and self._task() is asyncio.current_task()
+    def is_of_current_task(self) -> bool:
+        """Say whether the running task made the first call of the lease."""
+        return self._task is not None and self._task() is asyncio.current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
@@ -257,14 +259,21 @@ class Lease:
             with self._lock:
                 if generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
                     self._generators.add(weakref.ref(generator, collected))
+                    _owners[generator] = self
                 else:
                     self._generators.discard(weakref.ref(generator))
+                    _owners.pop(generator, None)
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
         if self._last is not None:
             self._last.finish(stalled)
             self._last = None
+
+
+def owner_of(generator: Generator[Any, Any, Any] | None) -> Lease | None:
+    """Return the lease that *generator* keeps: a call that is given it has to run there."""
+    return _owners.get(generator) if generator is not None else None
 
 
 def _collected(lease: Lease, loop: asyncio.AbstractEventLoop, generator: weakref.ref[Any]) -> None:

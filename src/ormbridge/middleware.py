@@ -71,7 +71,7 @@ class BridgeMiddleware:
             await self.application(scope, receive, send)
             return
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
-        context = LeaseContext(name or scope["type"], held)
+        context = LeaseContext(name or scope["type"], held, waits_once=scope["type"] == "http")
         async with on_ground(context):
             try:
                 if scope["type"] == "http":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
@@ -20,6 +21,7 @@ from .settings import load_settings
 from .stats import PoolStats
 
 _pool: Pool | None = None
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _exiting = False
 # Re-entrant: the module that RESET names is imported under it, and may ask for stats().
 _pool_lock = threading.RLock()
@@ -40,6 +42,7 @@ def default_pool() -> Pool:
                     # interpreter lets it start at all.
                     pool.close(refuse=True)
                 _pool = pool
+                _pools.add(pool)
     return _pool
 
 
@@ -52,16 +55,17 @@ def _close_at_exit() -> None:
     global _exiting
     with _pool_lock:
         _exiting = True
-    if _pool is not None:
-        _pool.close(refuse=True)
+    for pool in list(_pools):  # new settings may have replaced one that is still in use
+        pool.close(refuse=True)
 
 
 def _reset_after_fork() -> None:
     global _pool, _pool_lock
     _pool_lock = threading.RLock()
-    if _pool is not None:
-        _pool.disown()
-        _pool = None
+    for pool in list(_pools):
+        pool.disown()
+    _pools.clear()
+    _pool = None
 
 
 def _reload(setting: str, **kwargs: object) -> None:

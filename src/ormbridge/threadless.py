@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from django.core.cache import close_caches
 from django.core.handlers.asgi import ASGIRequest
@@ -42,9 +42,7 @@ def child_of(job: object) -> functools.partial[Any] | None:
 
 def ends_or_starts_request(child: functools.partial[Any]) -> bool:
     """Say whether *child* sends ``request_started`` or ``request_finished``."""
-    return _request_signal(child.func) is not None or isinstance(
-        getattr(child.func, "__self__", None), HttpResponseBase
-    )
+    return _request_signal(child.func) is not None or _response_closed_by(child.func) is not None
 
 
 def answer(
@@ -79,12 +77,17 @@ def _request_signal(func: Any) -> dict[str, Any] | None:
     return variables if variables["self"] in (request_started, request_finished) else None
 
 
-def _closes_response(func: Callable[..., Any]) -> bool:
-    """Say whether *func* closes a response and does nothing that may block or use a database."""
+def _response_closed_by(func: Callable[..., Any]) -> Any:
     response = getattr(func, "__self__", None)
-    if not isinstance(response, HttpResponseBase) or func.__name__ != "close":
+    closes = isinstance(response, HttpResponseBase) and func.__name__ == "close"
+    return response if closes else None
+
+
+def _closes_response(func: Any) -> bool:
+    """Say whether *func* closes a response and does nothing that may block or use a database."""
+    response = _response_closed_by(func)
+    if response is None or func.__func__ is not HttpResponseBase.close:
         return False
-    response = cast(Any, response)  # some of its attributes are not in the stubs
     receivers, _ = request_finished._live_receivers(response._handler_class)
     requests = [getattr(closer, "__self__", None) for closer in response._resource_closers]
     return (
