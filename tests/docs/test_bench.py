@@ -57,6 +57,11 @@ def test_row_is_a_table(site: Site):
         *("ormbridge", "71,234", "14.2", "3.65 (3.15 to 3.88)"),
         *("channels.db", "19,522", "41.9", "1.00"),
     ]
+    assert re.findall(r"<th .*?><p>(.*?)</p></th>", html) == [
+        "calls a second",
+        "CPU µs a call",
+        "to channels.db",
+    ]
     assert "To reach: 2.50 of channels.db; seen: 3.65, reached. Medians of 40 rounds." in html
 
 
@@ -93,6 +98,7 @@ def test_failed_calls_are_told(site: Site):
         *("ormbridge", "71,234", "14.2", "3.65 (3.15 to 3.88)", "0 %"),
         *("channels.db", "19,522", "41.9", "1.00", "49 %"),
     ]
+    assert "<p>failed</p></th>" in site.html("guide")
 
 
 def test_machine(site: Site):
