@@ -23,6 +23,7 @@ from tests.guide.examples import example_source
 from tests.guide.http import get
 from tests.settings import CHOICE, DATABASES
 from tests.test_call import until
+from tests.timeline import Timeline
 
 # Nothing here writes a row: with no app available there is no table to empty after each test.
 pytestmark = pytest.mark.django_db(
@@ -74,6 +75,20 @@ async def no_worker_is_leased():
 def test_requests(run_script, recorded):
     """Without the middleware a hundred requests leave a hundred connections open, with it five."""
     recorded("connections_requests", run_script(example_source("connections_requests")))
+
+
+async def test_two_workers(serve, load_example, pool_settings, recorded, recorded_timeline):
+    """Six requests at once share two workers, and the two connections that these keep."""
+    pool_settings(MAX_THREADS=2)
+    module = load_example("connections_two_workers")
+    timeline = Timeline()
+    timeline.watch(module, "query")
+    # What the worker is held for in between is tested with the middleware.
+    application = timeline.application(serve(module), holds=True)
+    answers = await asyncio.gather(*[get(application) for _ in range(6)])
+    recorded("connections_two_workers", "\n".join(answers))
+    # Which requests run side by side, and for how long, is up to the machine.
+    recorded_timeline("connections_two_workers", timeline, overlaps=False)
 
 
 async def test_request_connects_once_at_conn_max_age_zero(serve, connection_settings):
@@ -300,6 +315,40 @@ if CHOICE == "postgresql":
 
 # What a session remembers.
 
+RESET_IN_A_POOL = """
+import asyncio, django
+from django.conf import settings
+from django.db import connection
+from ormbridge import database_sync_to_async
+
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "TIME_ZONE": "Pacific/Kiritimati",
+            "OPTIONS": {"pool": {"min_size": 1, "max_size": 1}},
+        }
+    },
+    ORMBRIDGE={"MAX_THREADS": 1, "RESET": "__main__.reset_session"},
+)
+django.setup()
+
+@database_sync_to_async
+def ask(sql):
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0] if cursor.description else None
+
+async def main():
+    await ask("SET search_path TO blue; SET TIME ZONE 'Asia/Tokyo'")
+    print(await ask("SHOW search_path"))
+    print(await ask("SHOW TIME ZONE"))
+
+asyncio.run(main())
+connection.close_pool()
+"""
+
 #: What to set, and a question whose answer it changes.
 STATE = {
     "postgresql": {
@@ -420,6 +469,20 @@ if CHOICE == "postgresql":
         pool_settings(MAX_THREADS=1, RESET=RESET)
         first = await database_sync_to_async(ask)(WHO_AM_I)
         assert await database_sync_to_async(ask)(WHO_AM_I) == first
+
+    async def test_reset_forgets_sequences(pool_settings):
+        """The last value that a sequence gave out is gone after the example's RESET."""
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        draw = "SELECT nextval('django_migrations_id_seq') = lastval()"
+        assert await database_sync_to_async(ask)(draw)
+        with pytest.raises(OperationalError, match="lastval is not yet defined"):
+            await database_sync_to_async(ask)("SELECT lastval()")
+
+    def test_reset_with_psycopg_pool(run_script):
+        """The example's RESET does the same for a connection of psycopg's pool."""
+        assert run_script(example_source("connections_reset") + RESET_IN_A_POOL, **SERVER) == (
+            '"$user", public\nPacific/Kiritimati\n'
+        )
 
     async def test_reset_restores_what_django_set(pool_settings, connection_settings):
         """Django's time zone and ``assume_role`` are in force after the example's RESET."""
