@@ -15,8 +15,16 @@ from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketCons
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 
-from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from ormbridge import (
+    BridgeMiddleware,
+    PoolClosed,
+    PoolTimeout,
+    database_sync_to_async,
+    release,
+    stats,
+)
 from ormbridge.context import current_context
+from ormbridge.lease import Lease
 from ormbridge.process import default_pool
 from ormbridge.worker import Worker
 from tests.gate import GUARD
@@ -547,4 +555,48 @@ async def test_call_cancelled_below_a_dead_frame_leaves_the_line(gate, pool_sett
     await until(lambda: stats().waiting == 0)
     gate.open.set()
     await busy
+    await disconnect(socket)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_socket_never_waits_for_a_second_worker(pool_settings):
+    """A call that waits for a worker moves to the one that a transaction of its socket keeps."""
+    pool_settings(MAX_THREADS=1)
+
+    async def answer(text):
+        begin = sync_to_async(transaction.set_autocommit)(False)
+        _, name = await asyncio.gather(begin, sync_to_async(thread_name)())
+        await sync_to_async(transaction.set_autocommit)(True)
+        return name
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "ormbridge-worker-1"
+    await disconnect(socket)
+    await no_worker_is_leased()
+
+
+async def test_dismissed_between_two_calls_no_call_is_lost(gate, monkeypatch, pool_settings):
+    """A lease that the end of the process cuts off runs the call that it has taken already."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+    take = Lease._next
+
+    def dismissed_meanwhile(self, wait):
+        call = take(self, wait)
+        if call is not None and not wait:
+            self.dismiss(PoolClosed("exit"))
+        return call
+
+    monkeypatch.setattr(Lease, "_next", dismissed_meanwhile)
+
+    async def answer(text):
+        running = asyncio.create_task(sync_to_async(gate)())
+        await gate.entered()
+        waiting = asyncio.create_task(sync_to_async(str)("ran"))
+        await asyncio.sleep(0)
+        gate.open.set()
+        await running
+        return await asyncio.wait_for(waiting, GUARD)
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "ran"
     await disconnect(socket)

@@ -206,3 +206,12 @@ def test_loop_closed_while_a_call_runs(debug):
     gate.open.set()
     asyncio.run(until(lambda: stats().holders == ()))
     assert asyncio.run(many_calls()) == 300
+
+
+async def test_other_outcome_does_not_take_the_alarm_back():
+    """That no outcome follows is told although one came in between that was not to be held."""
+    mailbox, told = Mailbox(asyncio.get_running_loop()), []
+    mailbox.post(Item([], 0), stalled=lambda: told.append("stalled"))
+    mailbox.post(Item([], 1))
+    await until(lambda: told)
+    assert told == ["stalled"]

@@ -13,7 +13,15 @@ from django.db import connection, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from ormbridge import (
+    BridgeMiddleware,
+    PoolTimeout,
+    aclose_old_connections,
+    database_sync_to_async,
+    release,
+    stats,
+)
+from ormbridge.context import current_context
 from tests.gate import GUARD
 from tests.guide.http import get, request
 from tests.test_call import until
@@ -663,3 +671,67 @@ async def test_thread_sensitive_false_beside_the_first_call(serve, pool_settings
 
     await database_sync_to_async(thread_name)()
     assert await get(serve(view)) == "200 ormbridge-worker-1 ormbridge-worker-1"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_thread_sensitive_false_does_not_join_a_transaction_by_hand(serve, pool_settings):
+    """A transaction without an atomic block is one too: thread_sensitive=False stays out."""
+    pool_settings(MAX_THREADS=1)
+
+    async def view(request):
+        await sync_to_async(transaction.set_autocommit)(False)
+        with pytest.raises(PoolTimeout, match="which it must not join"):
+            await database_sync_to_async(thread_name, thread_sensitive=False)()
+        await sync_to_async(transaction.set_autocommit)(True)
+        return HttpResponse("refused")
+
+    assert await get(serve(view)) == "200 refused"
+
+
+async def test_pool_timeout_of_thread_sensitive_false_is_a_503(serve, gate, pool_settings):
+    """A PoolTimeout is a 503 however the call was made."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+
+    async def view(request):
+        await database_sync_to_async(thread_name, thread_sensitive=False)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert (await get(serve(view))).startswith("503")
+    gate.open.set()
+    await holder
+
+
+async def test_request_that_begins_inside_an_answered_one_is_its_own():
+    """Servers start the next request where the last message of one goes out: it is not nested."""
+    leases = []
+    requests = []
+    scope = {"type": "http", "method": "GET", "path": "/"}
+
+    async def send(message):
+        if message["type"] == "http.response.body" and len(requests) == 1:
+            requests.append(asyncio.create_task(application(scope, mock.AsyncMock(), send)))
+            await requests[1]
+
+    async def inner(scope, receive, send):
+        await sync_to_async(thread_name)()
+        leases.append(current_context())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    application = BridgeMiddleware(inner)
+    requests.append(asyncio.create_task(application(scope, mock.AsyncMock(), send)))
+    await requests[0]
+    assert len(leases) == 2
+    assert leases[0] is not leases[1]
+
+
+async def test_own_aclose_old_connections_takes_no_worker():
+    """In a request there is nothing to do for aclose_old_connections()."""
+
+    async def application(scope, receive, send):
+        await aclose_old_connections()
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+    assert stats().threads == 0

@@ -203,6 +203,8 @@ async def aclose_old_connections() -> None:
     """Close old connections where Django's own ``a``-methods run, as in ``channels.db``.
 
     That is the thread of the surrounding context or process. Workers of the pool clean their own
-    connections. A connection in a transaction is left alone.
+    connections, so inside :class:`BridgeMiddleware` there is nothing to do. A connection in a
+    transaction is left alone.
     """
-    await sync_to_async(close_old_connections_outside_transactions)()
+    if current_context() is None:
+        await sync_to_async(close_old_connections_outside_transactions)()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .connections import refresh_own_thread, transaction_open_on
+from .connections import refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
 from .mailbox import Mailbox
@@ -127,7 +127,7 @@ class Call:
 
     def stay_out_of_transaction(self, holder: Worker) -> None:
         """Raise ``PoolTimeout`` if the only worker left for ``thread_sensitive=False`` has one."""
-        if transaction_open_on(holder.connections):
+        if holder.connections.in_transaction():
             raise PoolTimeout(
                 f"{self} is called with thread_sensitive=False in a transaction "
                 f"on {holder.name}, which it must not join, and no other worker is free. Leave "

@@ -141,7 +141,7 @@ class ThreadConnections:
                 _close_if_dead(connection)
 
     def in_transaction(self) -> bool:
-        """Say whether a connection has a transaction open."""
+        """Say whether a connection has a transaction open. Any thread, while none uses them."""
         for connection in self.opened:
             with suppress(Exception):  # a broken one
                 if transaction_open(connection):
@@ -187,11 +187,6 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
         status = getattr(raw, "server_status", not autocommit)
         return raw.get_autocommit() != autocommit or bool(status & 1)
     return bool(getattr(raw, "in_transaction", False))  # sqlite3, mysql.connector
-
-
-def transaction_open_on(own: ThreadConnections) -> bool:
-    """Say whether a connection of a thread that waits for the caller is in a transaction."""
-    return any(connection.in_atomic_block for connection in own.opened)
 
 
 def refresh_own_thread() -> None:

@@ -15,15 +15,17 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import GeneratorType
 from typing import Any
 
 from asgiref.sync import SyncToAsync
 
 from .call import Call, watch
-from .errors import PoolTimeout
+from .errors import BridgeError, PoolTimeout
 from .frames import Ground
 from .lease import Lease, owner_of
 from .mailbox import mailbox_of
@@ -48,10 +50,14 @@ class LeaseContext(Ground):
         #: Whether a call of it was refused because no worker became free in time.
         self.timed_out = False
         self.ended = False
+        #: Whether the last message of the response is out: what comes now is another request.
+        self.answered = False
         self._holds = holds
         self._waits_once = waits_once
         self._lock = threading.RLock()
-        self._leases: list[Lease] = []  # those that go on between calls; guarded by _lock
+        # Guarded by _lock: leases that go on between calls, and others in the pool's line.
+        self._leases: list[Lease] = []
+        self._waiting: list[Lease] = []
 
     def submit(  # type: ignore[override] # run_in_executor takes an asyncio future as well
         self, job: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -82,20 +88,20 @@ class LeaseContext(Ground):
         if child is not None:
             arguments = (*child.args, *child.keywords.values())
             call.generator = next((a for a in arguments if type(a) is GeneratorType), None)
+        own = threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
             # The newest first. A fork, or new settings, may have left leases of another pool.
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             workers = [lease.worker for lease in leases if lease.worker is not None]
-            own = threading.current_thread()
-            if own in workers or (anywhere and not leases):
+            if own in workers:
                 call.place(pool, None, anywhere)
                 return
-            if anywhere and pool.take(call, wait=False):
+            if anywhere and leases and pool.take(call, wait=False):
                 return
             for worker in workers if anywhere else ():
                 call.stay_out_of_transaction(worker)
-            hold = hold and self._holds and not self.ended
+            hold = hold and self._holds and not (anywhere or self.ended)
             leases.sort(key=Lease.is_of_current_task, reverse=True)
             for lease in filter(None, [owner_of(call.generator), *leases]):
                 if lease.submit(call, hold):
@@ -109,16 +115,27 @@ class LeaseContext(Ground):
                 if not wait:
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 watch(call.mailbox, pool)
+                self._waiting = [each for each in self._waiting if each.waits()] + [lease]
             if hold:
                 self._leases.append(lease)
 
     def keep(self, lease: Lease) -> None:
-        """Send the next calls to *lease*, which goes on after a call. Runs on its worker."""
+        """Send all calls to *lease*, which goes on after a call. Runs on its worker."""
         with self._lock:
             if lease not in self._leases:
                 self._leases.append(lease)
             if self.ended:
                 lease.release(end=True)
+            waiting, self._waiting = self._waiting, []
+        for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
+            with suppress(RuntimeError):  # the loop is closed
+                call.mailbox.loop.call_soon_threadsafe(self._place_again, call)
+
+    def _place_again(self, call: Call) -> None:
+        try:
+            self.place(call)
+        except BridgeError as error:
+            call.refuse(error)
 
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
@@ -131,6 +131,17 @@ class Lease:
         if withdrawn:
             self.pool.forget(self)
 
+    def waits(self) -> bool:
+        """Say whether the lease is still in the pool's line."""
+        return self.worker is None and not self.over
+
+    def withdraw(self) -> Iterable[Call]:
+        """Leave the pool's line, and return the calls to be placed elsewhere. Any thread."""
+        if not self.claim():
+            return ()
+        self.pool.forget(self)
+        return self._close_line()
+
     def expire(self) -> float | None:
         """Refuse the calls that have waited too long for their turn.
 
@@ -192,12 +203,15 @@ class Lease:
             self.release(end=True)
 
     def _refuse_line(self, error: BridgeError) -> None:
+        for call in self._close_line():
+            # Each task gets an error of its own, whose traceback is its own too.
+            self._refuse(call, type(error)(*error.args))
+
+    def _close_line(self) -> Iterable[Call]:
         with self._lock:
             self.over = True
             line, self._line = self._line, deque()
-        for call in line:
-            # Each task gets an error of its own, whose traceback is its own too.
-            self._refuse(call, type(error)(*error.args))
+        return line
 
     def _refuse(self, call: Call, error: BridgeError) -> None:
         self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
@@ -224,7 +238,7 @@ class Lease:
             self.calls += 1
             self._note_generator(call)
             following = self._next(wait=False)
-            if self.over:
+            if following is None and self.over:
                 self._last = call
                 break
             if not self._held:

@@ -44,7 +44,7 @@ class Mailbox:
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
-        self._stalled: Callable[[], None] | None = None  # of the last item
+        self._stalled: Callable[[], None] | None = None  # of the last item that had one
 
     def post(self, item: Item, stalled: Callable[[], None] | None = None) -> None:
         """Have *item* delivered. Called from any thread.
@@ -53,7 +53,7 @@ class Mailbox:
             may then be held, and this is called if no other follows, or if the loop is closed.
         """
         self._items.append(item)
-        self._stalled = stalled
+        self._stalled = stalled or self._stalled
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
         # often, never once too seldom.
         if not self._waking or (self._held and stalled is None):

@@ -66,7 +66,7 @@ class BridgeMiddleware:
             "channel": settings.websocket_lease == "connection",
         }.get(scope["type"])
         outer = current_context()
-        nested = outer is not None and not outer.ended
+        nested = outer is not None and not (outer.ended or outer.answered)
         if held is None or nested or live_frame(asyncio.get_running_loop()) is not None:
             await self.application(scope, receive, send)
             return
@@ -94,7 +94,9 @@ class BridgeMiddleware:
                 if message["status"] == 500 and context.timed_out:
                     message = {**message, "status": 503}
             elif message["type"] == "http.response.body" and not message.get("more_body"):
-                context.release()  # so that the client's next request finds the worker free
+                # The client's next request, which servers start from here, finds the worker free.
+                context.answered = True
+                context.release()
             await send(message)
 
         try:
