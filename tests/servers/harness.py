@@ -168,11 +168,12 @@ class Server:
         """Send a signal to the server, and wait until it has begun to stop.
 
         SIGTERM goes to the server alone, as service managers do; SIGINT to all of its processes,
-        as a terminal does.
+        as a terminal does. Granian's main process alone gets either: a worker hangs now and then
+        where the terminal's SIGINT and its own SIGTERM meet, with the line and without.
         """
         idle, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and self.kind != "granian":
                 os.killpg(self.process.pid, number)
             else:
                 self.process.send_signal(number)
