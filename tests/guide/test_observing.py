@@ -143,6 +143,21 @@ async def test_held_request_counts_as_running(settings, pool_settings):
     assert stats().run_seconds >= 0.1
 
 
+async def test_turn_in_a_request_is_no_wait(settings, gate):
+    """A call that waits until another one of its request has run is not among those that wait."""
+
+    async def view(request):
+        calls = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(2)]
+        await gate.entered()
+        seen = stats()
+        gate.open.set()
+        await asyncio.gather(*calls)
+        return HttpResponse(f"{seen.waiting} {seen.queued} {len(seen.holders)}")
+
+    settings.ROOT_URLCONF = (path("", view),)
+    assert await get(BridgeMiddleware(ASGIHandler())) == "200 0 0 1"
+
+
 async def test_timeouts_are_counted(gate, pool_settings):
     """A call that failed with ``PoolTimeout`` is counted."""
     pool_settings(MAX_THREADS=1, TIMEOUT=0.1)
