@@ -112,6 +112,23 @@ async def test_request_connects_once_at_conn_max_age_zero(serve, connection_sett
     assert await database_sync_to_async(lambda: connection.connection)() is None
 
 
+async def test_without_middleware_at_conn_max_age_zero(settings, connection_settings):
+    """Without the middleware, at ``CONN_MAX_AGE = 0``, a request closes its connection, too."""
+    connection_settings(CONN_MAX_AGE=0)
+    seen = []
+
+    def view(request):
+        ask("SELECT 42")
+        seen.append(connections["default"])
+        return HttpResponse()
+
+    settings.ROOT_URLCONF = (path("", view),)
+    settings.ALLOWED_HOSTS = ["*"]
+    assert await get(get_asgi_application()) == "200"
+    (own,) = seen
+    assert own.connection is None
+
+
 async def test_one_connection_for_each_alias(pool_settings):
     """A worker has one connection for each alias that its calls used."""
     pool_settings(MAX_THREADS=1)
@@ -131,12 +148,16 @@ async def test_one_connection_for_each_alias(pool_settings):
 # Stale connections.
 
 KILL = {
-    "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
-    "mariadb": ("SELECT connection_id()", "KILL {}"),
+    "postgresql": (
+        "SELECT pg_backend_pid()",
+        "SELECT pg_terminate_backend({})",
+        "terminating connection due to administrator command",
+    ),
+    "mariadb": ("SELECT connection_id()", "KILL {}", "Lost connection to|erver has gone away"),
 }
 
 if CHOICE in KILL:  # SQLite has no server that could close a connection
-    WHO_AM_I, KILL_IT = KILL[CHOICE]
+    WHO_AM_I, KILL_IT, WHAT_IS_SAID = KILL[CHOICE]
 
     async def kill_connection_of_worker():
         """Let the server close the connection that the only worker has."""
@@ -155,7 +176,7 @@ if CHOICE in KILL:  # SQLite has no server that could close a connection
         """Without health checks the next call fails, and the one after it has a new connection."""
         pool_settings(MAX_THREADS=1)
         before = await kill_connection_of_worker()
-        with pytest.raises(OperationalError):
+        with pytest.raises(OperationalError, match=WHAT_IS_SAID):
             await database_sync_to_async(ask)(WHO_AM_I)
         assert await database_sync_to_async(ask)(WHO_AM_I) != before
 
