@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,8 @@ logger = logging.getLogger("ormbridge")
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0
+# Seconds to wait for the server to close its end, at the most.
+_PATIENCE = 1.0
 
 _thread = threading.local()
 
@@ -63,6 +67,7 @@ class ThreadConnections:
         connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
             self._close_if_nobody_needs_it, connection
         )
+        connection.close = partial(_close, connection)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -92,7 +97,7 @@ class ThreadConnections:
         """Close every connection: the thread ends."""
         self._find()
         # In-memory SQLite ignores close() on its wrapper, but goes with its thread anyway.
-        self._each(BaseDatabaseWrapper.close)
+        self._each(_close)
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -153,7 +158,7 @@ class ThreadConnections:
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-            with suppress(Exception):
+            with suppress(Exception), _seen_by_server(raw):
                 if step is not None:
                     step()
         connection.connection = None
@@ -209,6 +214,30 @@ def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
                     connection.errors_occurred = False
                 else:
                     connection.close()
+
+
+def _close(connection: BaseDatabaseWrapper) -> None:
+    with _seen_by_server(connection.connection):
+        type(connection).close(connection)
+
+
+@contextmanager
+def _seen_by_server(raw: Any) -> Iterator[None]:
+    """If the block closes *raw*, a connection to PostgreSQL, wait until the server is done with it.
+
+    The server goes on counting a connection until its process for it has ended. A worker that
+    connected anew before that would be two for a moment.
+    """
+    watch = None
+    if hasattr(raw, "pgconn"):  # psycopg 3
+        with suppress(Exception):  # broken or closed
+            watch = socket.socket(fileno=os.dup(raw.pgconn.socket))
+    yield
+    if watch is not None:
+        with watch, suppress(OSError):
+            watch.settimeout(_PATIENCE)
+            while raw.closed and watch.recv(4096):  # b"": the server has closed its end
+                pass
 
 
 def _close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
