@@ -21,6 +21,7 @@ import math
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -63,11 +64,13 @@ class ThreadConnections:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
+        # Weak: in a cycle, SQLite's connection would outlive its thread.
+        own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
         connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
-            self._close_if_nobody_needs_it, connection
+            self._close_if_nobody_needs_it, own
         )
-        connection.close = partial(_close, connection)  # type: ignore[method-assign]
+        connection.close = partial(_close_weak, own)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -96,8 +99,8 @@ class ThreadConnections:
     def close(self) -> None:
         """Close every connection: the thread ends."""
         self._find()
-        # In-memory SQLite ignores close() on its wrapper, but goes with its thread anyway.
-        self._each(_close)
+        # Of the base class: SQLite's own spares databases in memory, which go with their thread.
+        self._each(_close, BaseDatabaseWrapper)
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -133,7 +136,9 @@ class ThreadConnections:
                 return
         _close_if_unusable_or_obsolete(connection)
 
-    def _close_if_nobody_needs_it(self, connection: BaseDatabaseWrapper) -> None:
+    def _close_if_nobody_needs_it(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
+        if (connection := own()) is None:
+            return
         if self.leased:
             _close_if_dead(connection)
         elif not connection.in_atomic_block:
@@ -216,9 +221,14 @@ def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
                     connection.close()
 
 
-def _close(connection: BaseDatabaseWrapper) -> None:
+def _close_weak(own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    if (connection := own()) is not None:
+        _close(connection, type(connection))
+
+
+def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
     with _seen_by_server(connection.connection):
-        type(connection).close(connection)
+        wrapper.close(connection)
 
 
 @contextmanager
