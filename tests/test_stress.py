@@ -185,15 +185,12 @@ async def ask(application, view):
     )
 
 
-async def give_up(application, view, number, politely):
+async def give_up(application, view, number):
     """Ask for *view* and leave after *number* turns of the loop."""
     client = request(application, f"/{view.__name__}")
     await client.send_input({"type": "http.request"})
     await turns(number)
-    if politely:
-        await client.send_input({"type": "http.disconnect"})
-    else:
-        client.future.cancel()
+    await client.send_input({"type": "http.disconnect"})
     await asyncio.wait([client.future], timeout=GUARD)
     assert client.future.done()
 
@@ -252,7 +249,7 @@ async def test_storm(settings, pool_settings, threads, seed):
         if chance.random() < 0.7:
             storm.append(ask(*asked))
         else:
-            storm.append(give_up(*asked, chance.randrange(200), chance.random() < 0.5))
+            storm.append(give_up(*asked, chance.randrange(200)))
     chance.shuffle(storm)
     connection_created.connect(note)
     try:
