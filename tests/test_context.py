@@ -14,6 +14,7 @@ from channels.db import database_sync_to_async as channels_database_sync_to_asyn
 from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.db.models.query import BaseIterable
 
 from ormbridge import (
     BridgeMiddleware,
@@ -235,6 +236,30 @@ async def test_collected_generator_gives_its_worker_back():
     socket = await connect(serve(answer))
     assert await say(socket) == "1"
     await disconnect(socket)
+
+
+async def test_iteration_left_early_is_closed_on_its_worker():
+    """The cursor of an aiterator() that is left early is closed on the worker, not on the loop."""
+    closed = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            try:
+                yield from range(5)
+            finally:
+                closed.append(thread_name())
+
+    async def answer(text):
+        async for row in Rows(None, chunk_size=2):
+            break
+        return row
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "0"
+    await disconnect(socket)
+    gc.collect()
+    await no_worker_is_leased()
+    assert closed == ["ormbridge-worker-1"]
 
 
 async def test_generator_outlives_its_socket():

@@ -287,6 +287,27 @@ async def test_thread_sensitive_false_does_not_join_the_transaction(serve, pool_
     assert await get(serve(view)) == "200 refused"
 
 
+@pytest.mark.django_db(transaction=True)
+async def test_thread_sensitive_false_waits_for_its_turn(serve, gate, pool_settings):
+    """Whether there is a transaction to stay out of is decided when its turn has come."""
+    pool_settings(MAX_THREADS=1)
+
+    def pay():
+        with transaction.atomic():
+            gate()
+
+    async def view(request):
+        paying = asyncio.create_task(sync_to_async(pay)())
+        await gate.entered()
+        free = asyncio.create_task(database_sync_to_async(thread_name, thread_sensitive=False)())
+        await asyncio.sleep(0)
+        gate.open.set()
+        await paying
+        return HttpResponse(await free)
+
+    assert await get(serve(view)) == "200 ormbridge-worker-1"
+
+
 async def test_thread_sensitive_false_takes_a_free_worker(serve):
     """A call with thread_sensitive=False runs beside the worker that the request holds."""
 

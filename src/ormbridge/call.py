@@ -59,6 +59,7 @@ class Call:
         "line",
         "mailbox",
         "name",
+        "stays_out",
     )
 
     def __init__(
@@ -79,6 +80,8 @@ class Call:
         self.calls = 0
         #: An argument of the function that, suspended, needs its connection again.
         self.generator: Generator[Any, Any, Any] | None = None
+        #: Whether it must not join a transaction on the thread where it runs.
+        self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
         self.line: Line | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
@@ -122,17 +125,8 @@ class Call:
                     "worker is free; waiting for one while holding one could deadlock. Use "
                     "async_to_sync in place of asyncio.run"
                 )
-            self.stay_out_of_transaction(holder)
+            self.stays_out = True
             frame.submit(self.run_on_frame)
-
-    def stay_out_of_transaction(self, holder: Worker) -> None:
-        """Raise ``PoolTimeout`` if the only worker left for ``thread_sensitive=False`` has one."""
-        if holder.connections.in_transaction():
-            raise PoolTimeout(
-                f"{self} is called with thread_sensitive=False in a transaction "
-                f"on {holder.name}, which it must not join, and no other worker is free. Leave "
-                "thread_sensitive out to join the transaction, or make the call after it"
-            )
 
     def cancel(self) -> bool:
         """Give the call up. Returns False if it has started: then its thread runs on."""
@@ -173,6 +167,8 @@ class Call:
         try:
             if prepare is not None:
                 prepare()
+            if self.stays_out:
+                self._stay_out()
             self._result = function()  # type: ignore[misc]
         except StopIteration as error:
             # A future can't hold it, and a coroutine can't raise it.
@@ -182,6 +178,15 @@ class Call:
             self._error = error
         self.calls = 1
         return self._error is None
+
+    def _stay_out(self) -> None:
+        holder = threading.current_thread()
+        if isinstance(holder, Worker) and holder.connections.in_transaction():
+            raise PoolTimeout(
+                f"{self} is called with thread_sensitive=False in a transaction "
+                f"on {holder.name}, which it must not join, and no other worker is free. Leave "
+                "thread_sensitive out to join the transaction, or make the call after it"
+            )
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""

@@ -151,7 +151,7 @@ class ThreadConnections:
                 _close_if_dead(connection)
 
     def in_transaction(self) -> bool:
-        """Say whether a connection has a transaction open. Any thread, while none uses them."""
+        """Say whether a connection has a transaction open."""
         for connection in self.opened:
             with suppress(Exception):  # a broken one
                 if transaction_open(connection):

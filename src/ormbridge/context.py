@@ -99,8 +99,7 @@ class LeaseContext(Ground):
                 return
             if anywhere and leases and pool.take(call, wait=False):
                 return
-            for worker in workers if anywhere else ():
-                call.stay_out_of_transaction(worker)
+            call.stays_out = anywhere
             hold = hold and self._holds and not (anywhere or self.ended)
             leases.sort(key=Lease.is_of_current_task, reverse=True)
             for lease in filter(None, [owner_of(call.generator), *leases]):

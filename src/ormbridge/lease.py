@@ -24,9 +24,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
+from django.db.models.query import BaseIterable
 
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from .context import LeaseContext
 
 
+# The function that sends the chunks of aiterator() to a thread.
+_CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 # Suspended generators, and the leases on whose workers they go on.
 _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.WeakKeyDictionary()
 
@@ -71,7 +75,10 @@ class Lease:
         self._held = held
         self._ended = context.ended
         self._transaction = False  # one was open after the last call
-        self._generators: set[weakref.ref[Any]] = set()
+        # What is collected when nobody iterates on a suspended generator; Django's own are closed
+        # on the worker then, and kept until that is done.
+        self._generators: dict[weakref.ref[Any], Generator[Any, Any, Any] | None] = {}
+        self._unused: list[weakref.ref[Any]] = []
         self._resting = False
         #: Whether it takes no more calls.
         self.over = False
@@ -169,10 +176,10 @@ class Lease:
             )
         return left
 
-    def forget_generator(self, generator: weakref.ref[Any]) -> None:
-        """Let go of a generator that was collected."""
+    def forget_generator(self, anchor: weakref.ref[Any]) -> None:
+        """Let go of a generator on which nobody iterates any more."""
         with self._lock:
-            self._generators.discard(generator)
+            self._unused.append(anchor)
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -255,6 +262,7 @@ class Lease:
         worker = cast(Worker, self.worker)
         transaction = worker.connections.in_transaction()
         while True:
+            self._close_generators()
             with self._lock:
                 self._transaction = transaction
                 if self._line:
@@ -269,14 +277,26 @@ class Lease:
     def _note_generator(self, call: Call) -> None:
         generator, call.generator = call.generator, None
         if generator is not None:
+            # A local function of Django's own lives exactly as long as the iteration.
+            of_django = getattr(call.name, "__qualname__", None) == _CHUNKS
+            anchor = call.name if of_django else generator
             collected = functools.partial(_collected, self, call.mailbox.loop)
             with self._lock:
                 if generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-                    self._generators.add(weakref.ref(generator, collected))
+                    kept = generator if of_django else None
+                    self._generators[weakref.ref(anchor, collected)] = kept
                     _owners[generator] = self
                 else:
-                    self._generators.discard(weakref.ref(generator))
+                    self._generators.pop(weakref.ref(anchor), None)
                     _owners.pop(generator, None)
+
+    def _close_generators(self) -> None:
+        while self._unused:
+            generator = self._generators.pop(self._unused.pop(), None)
+            if generator is not None:
+                _owners.pop(generator, None)
+                with suppress(Exception):  # the connection broke
+                    generator.close()
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
