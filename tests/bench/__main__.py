@@ -15,7 +15,7 @@ included, goes through it. The wrapped function is made once, as a decorator doe
 A request or a message goes to the application as a server would hand it over (`asgi.py`). A call
 that fails counts as none; the share of those that did is shown.
 
-    python -m tests.bench                     all rows; a few minutes
+    python -m tests.bench                     all rows; about ten minutes
     python -m tests.bench --only noop         one row (--help names them); may be repeated
     python -m tests.bench --against DIR       also measure the ormbridge package in another folder
     python -m tests.bench --json docs/_recorded/bench.json
