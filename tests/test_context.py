@@ -250,9 +250,11 @@ async def test_iteration_left_early_is_closed_on_its_worker():
                 closed.append(thread_name())
 
     async def answer(text):
+        rows = []
         async for row in Rows(None, chunk_size=2):
+            rows.append(row)
             break
-        return row
+        return rows[0]
 
     socket = await connect(serve(answer))
     assert await say(socket) == "0"

@@ -574,6 +574,60 @@ async def test_task_that_outlives_its_request(serve, pool_settings, middleware):
     assert await tasks[0] == (["ormbridge-worker-1"] * 3, 0)
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("begin_after", [False, True])
+async def test_task_that_outlives_its_request_keeps_its_transaction(serve, begin_after):
+    """A transaction of a task that lives on is neither cut off nor joined by other tasks."""
+    go_on, begun = asyncio.Event(), asyncio.Event()
+    tasks = []
+
+    async def outlive():
+        block = transaction.atomic()
+        if begin_after:
+            await go_on.wait()
+        await sync_to_async(block.__enter__)()
+        begun.set()
+        await go_on.wait()
+        await User.objects.acreate(username="ada")
+        held = len(stats().holders)
+        await sync_to_async(block.__exit__)(ValueError, ValueError(), None)
+        return held, await User.objects.acount()
+
+    async def view(request):
+        tasks.append(asyncio.create_task(outlive()))
+        if not begin_after:
+            await begun.wait()
+        return HttpResponse()
+
+    assert await get(serve(view)) == "200"
+    go_on.set()
+    assert await tasks[0] == (1, 0)
+    await no_worker_is_leased()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_transaction_ends_with_the_task_that_outlived_its_request(serve):
+    """A task that lives on and leaves a transaction open gives its worker back as it ends."""
+    go_on, begun = asyncio.Event(), asyncio.Event()
+    tasks = []
+
+    async def outlive():
+        await sync_to_async(transaction.atomic().__enter__)()
+        begun.set()
+        await go_on.wait()
+
+    async def view(request):
+        tasks.append(asyncio.create_task(outlive()))
+        await begun.wait()
+        return HttpResponse()
+
+    await get(serve(view))
+    assert len(stats().holders) == 1
+    go_on.set()
+    await tasks[0]
+    await no_worker_is_leased()
+
+
 async def test_error_reaches_the_task_that_outlives_its_request(serve, gate, pool_settings):
     """Below a dead frame, what the function raises and a PoolTimeout both reach the caller."""
     pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)

@@ -93,6 +93,8 @@ class LeaseContext(Ground):
             self._leases = [lease for lease in self._leases if not lease.over]
             # The newest first. A fork, or new settings, may have left leases of another pool.
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
+            if self.ended:
+                leases = [lease for lease in leases if lease.is_of_current_task()]
             workers = [lease.worker for lease in leases if lease.worker is not None]
             if own in workers:
                 call.place(pool, None, anywhere)
@@ -103,7 +105,7 @@ class LeaseContext(Ground):
             hold = hold and self._holds and not (anywhere or self.ended)
             leases.sort(key=Lease.is_of_current_task, reverse=True)
             for lease in filter(None, [owner_of(call.generator), *leases]):
-                if lease.submit(call, hold):
+                if lease.submit(call, hold and lease.context is self):
                     return
             lease = Lease(self, pool, hold)
             lease.submit(call, hold)
@@ -124,7 +126,7 @@ class LeaseContext(Ground):
             if lease not in self._leases:
                 self._leases.append(lease)
             if self.ended:
-                lease.release(end=True)
+                lease.end()
             waiting, self._waiting = self._waiting, []
         for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
             with suppress(RuntimeError):  # the loop is closed
@@ -139,13 +141,16 @@ class LeaseContext(Ground):
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.
 
-        :param end: the context ends: roll back what is left open. Later calls are leases of one
-            call.
+        :param end: the context ends: roll back what is left open, unless by a task that lives on.
+            Later calls are leases of one call.
         """
         with self._lock:
             self.ended = self.ended or end
             for lease in self._leases:
-                lease.release(end)
+                if end:
+                    lease.end()
+                else:
+                    lease.release()
             self._leases = [lease for lease in self._leases if not lease.over]
 
 

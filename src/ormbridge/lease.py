@@ -54,7 +54,7 @@ class Lease:
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
-        task = asyncio.current_task()
+        task = _current_task()
         self.context = context
         # Weak: a task knows its context variables, and so the contexts before this one.
         self._task = weakref.ref(task) if task is not None else None
@@ -73,7 +73,7 @@ class Lease:
         # All of the following is guarded by _lock.
         self._line: deque[Call] = deque()
         self._held = held
-        self._ended = context.ended
+        self._ended = False
         self._transaction = False  # one was open after the last call
         # What is collected when nobody iterates on a suspended generator; Django's own are closed
         # on the worker then, and kept until that is done.
@@ -99,7 +99,7 @@ class Lease:
         with self._lock:
             if self.over:
                 return False
-            self._held = self._held or (hold and not self._ended)
+            self._held = self._held or hold
             call.asked = time.monotonic()
             call.line = self
             self._line.append(call)
@@ -110,7 +110,7 @@ class Lease:
 
     def is_of_current_task(self) -> bool:
         """Say whether the running task made the first call of the lease."""
-        return self._task is not None and self._task() is asyncio.current_task()
+        return self._task is not None and self._task() is _current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
@@ -123,6 +123,22 @@ class Lease:
             # The next call finds it over, and asks for a worker of its own.
             self.over = self.over or (self._resting and not self._is_kept())
             self._rouse()
+
+    def end(self) -> None:
+        """End the lease with its context. Any thread.
+
+        A task that lives on may end the transaction that it has open; with the task, that ends too.
+        """
+        task = self._task() if self._task is not None else None
+        if task is None or task.done() or task is _current_task():
+            self.release(end=True)
+            return
+        self.release()
+        forget = functools.partial(_end_lease, weakref.ref(self))
+        try:
+            task.get_loop().call_soon_threadsafe(task.add_done_callback, forget)
+        except RuntimeError:  # the loop is closed
+            self.release(end=True)
 
     def _is_kept(self) -> bool:
         left_open = self._transaction and not self._ended
@@ -303,6 +319,18 @@ class Lease:
         if self._last is not None:
             self._last.finish(stalled)
             self._last = None
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # this thread runs no loop
+        return None
+
+
+def _end_lease(lease: weakref.ref[Lease], task: asyncio.Task[Any]) -> None:
+    if (ended := lease()) is not None:
+        ended.release(end=True)
 
 
 def owner_of(generator: Generator[Any, Any, Any] | None) -> Lease | None:
