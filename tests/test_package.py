@@ -20,6 +20,7 @@ ORDER = [
     "context",
     "process",
     "lease",
+    "generators",
     "call",
     "threadless",
     "pool",
@@ -107,8 +108,8 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The package stays under 1,600 lines of code."""
-    assert 0 < sum(map(lines_of_code, MODULES)) < 1600
+    """The package stays under 1,700 lines of code."""
+    assert 0 < sum(map(lines_of_code, MODULES)) < 1700
 
 
 def test_package_is_typed():

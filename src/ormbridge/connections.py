@@ -22,7 +22,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -232,7 +232,7 @@ def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) 
 
 
 @contextmanager
-def _seen_by_server(raw: Any) -> Iterator[None]:
+def _seen_by_server(raw: Any) -> Generator[None, None, None]:
     """If the block closes *raw*, a connection to PostgreSQL, wait until the server is done with it.
 
     The server goes on counting a connection until its process for it has ended. A worker that

@@ -19,7 +19,6 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import GeneratorType
 from typing import Any
 
 from asgiref.sync import SyncToAsync
@@ -27,7 +26,8 @@ from asgiref.sync import SyncToAsync
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
 from .frames import Ground
-from .lease import Lease, owner_of
+from .generators import generator_for, owner_of
+from .lease import Lease
 from .mailbox import mailbox_of
 from .process import default_pool
 from .threadless import answer, child_of, ends_or_starts_request
@@ -84,10 +84,7 @@ class LeaseContext(Ground):
         :raises PoolTimeout: as :meth:`submit`.
         """
         pool = default_pool()
-        child = child_of(call.function)
-        if child is not None:
-            arguments = (*child.args, *child.keywords.values())
-            call.generator = next((a for a in arguments if type(a) is GeneratorType), None)
+        call.generator = generator_for(call)
         own = threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]

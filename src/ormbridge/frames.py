@@ -54,7 +54,12 @@ class Ground(CurrentThreadExecutor):
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.run)
         run.add_done_callback(functools.partial(_pass_on, item.future))
-        item.future.add_done_callback(lambda outcome: outcome.cancelled() and run.cancel())
+        item.future.add_done_callback(functools.partial(_pass_cancellation, run))
+
+
+def _pass_cancellation(run: asyncio.Future[Any], outcome: Future[Any]) -> None:
+    if outcome.cancelled():
+        run.cancel()
 
 
 def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:

@@ -23,26 +23,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
-from django.db.models.query import BaseIterable
 
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
+from .generators import SuspendedGenerators
 from .pool import Pool
 from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
-
-
-# The function that sends the chunks of aiterator() to a thread.
-_CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
-# Suspended generators, and the leases on whose workers they go on.
-_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.WeakKeyDictionary()
 
 
 class Lease:
@@ -75,10 +68,7 @@ class Lease:
         self._held = held
         self._ended = False
         self._transaction = False  # one was open after the last call
-        # What is collected when nobody iterates on a suspended generator; Django's own are closed
-        # on the worker then, and kept until that is done.
-        self._generators: dict[weakref.ref[Any], Generator[Any, Any, Any] | None] = {}
-        self._unused: list[weakref.ref[Any]] = []
+        self._generators = SuspendedGenerators(self)
         self._resting = False
         #: Whether it takes no more calls.
         self.over = False
@@ -192,10 +182,9 @@ class Lease:
             )
         return left
 
-    def forget_generator(self, anchor: weakref.ref[Any]) -> None:
-        """Let go of a generator on which nobody iterates any more."""
+    def look_again(self) -> None:
+        """Have the worker, if it rests, look whether anything keeps the lease."""
         with self._lock:
-            self._unused.append(anchor)
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -259,7 +248,8 @@ class Lease:
             succeeded = call.run(connections.replace_dead) and succeeded
             self._running = None
             self.calls += 1
-            self._note_generator(call)
+            with self._lock:
+                self._generators.note(call)
             following = self._next(wait=False)
             if following is None and self.over:
                 self._last = call
@@ -278,7 +268,7 @@ class Lease:
         worker = cast(Worker, self.worker)
         transaction = worker.connections.in_transaction()
         while True:
-            self._close_generators()
+            self._generators.close_unused()
             with self._lock:
                 self._transaction = transaction
                 if self._line:
@@ -289,30 +279,6 @@ class Lease:
                 self._resting = True
             self.pool.hold(worker)
             self._wake.acquire()
-
-    def _note_generator(self, call: Call) -> None:
-        generator, call.generator = call.generator, None
-        if generator is not None:
-            # A local function of Django's own lives exactly as long as the iteration.
-            of_django = getattr(call.name, "__qualname__", None) == _CHUNKS
-            anchor = call.name if of_django else generator
-            collected = functools.partial(_collected, self, call.mailbox.loop)
-            with self._lock:
-                if generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-                    kept = generator if of_django else None
-                    self._generators[weakref.ref(anchor, collected)] = kept
-                    _owners[generator] = self
-                else:
-                    self._generators.pop(weakref.ref(anchor), None)
-                    _owners.pop(generator, None)
-
-    def _close_generators(self) -> None:
-        while self._unused:
-            generator = self._generators.pop(self._unused.pop(), None)
-            if generator is not None:
-                _owners.pop(generator, None)
-                with suppress(Exception):  # the connection broke
-                    generator.close()
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
@@ -331,16 +297,3 @@ def _current_task() -> asyncio.Task[Any] | None:
 def _end_lease(lease: weakref.ref[Lease], task: asyncio.Task[Any]) -> None:
     if (ended := lease()) is not None:
         ended.release(end=True)
-
-
-def owner_of(generator: Generator[Any, Any, Any] | None) -> Lease | None:
-    """Return the lease that *generator* keeps: a call that is given it has to run there."""
-    return _owners.get(generator) if generator is not None else None
-
-
-def _collected(lease: Lease, loop: asyncio.AbstractEventLoop, generator: weakref.ref[Any]) -> None:
-    # This comes before the generator's clean-up, which uses the connection, on the same thread.
-    try:
-        loop.call_soon_threadsafe(lease.forget_generator, generator)
-    except RuntimeError:  # the loop is closed
-        lease.forget_generator(generator)
