@@ -1,0 +1,193 @@
+"""A lease of a request or socket: what begins it, what ends it, and who waits for what."""
+
+import asyncio
+import threading
+from unittest import mock
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.generic.websocket import WebsocketConsumer
+from django.db import connection
+
+from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
+from ormbridge.process import default_pool
+from tests.gate import GUARD
+from tests.guide.http import connect, disconnect, get, say
+from tests.test_call import until
+
+
+def thread_name():
+    return threading.current_thread().name
+
+
+def answering(work):
+    """Return an application that answers with what ``work()``, a coroutine, returns."""
+
+    async def application(scope, receive, send):
+        body = str(await work()).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return BridgeMiddleware(application)
+
+
+async def test_call_in_line_at_release_holds_again(gate):
+    """A call made after release(), while another still runs, holds the worker again."""
+
+    async def work():
+        running = asyncio.create_task(sync_to_async(gate)())
+        await gate.entered()
+        await release()
+        behind = asyncio.create_task(sync_to_async(thread_name)())
+        await asyncio.sleep(0)
+        gate.open.set()
+        await asyncio.gather(running, behind)
+        return [holder[1] for holder in stats().holders]
+
+    assert await get(answering(work)) == "200 ['GET /, idle']"
+
+
+async def test_second_call_of_a_lease_that_waits_times_out(gate, pool_settings):
+    """Of two calls that wait for one worker the second times out, though the first has left."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.01)
+    ran = []
+
+    async def work():
+        calls = [asyncio.create_task(sync_to_async(ran.append)(n)) for n in range(2)]
+        await until(lambda: stats().waiting == 1)
+        calls[0].cancel()
+        done, _ = await asyncio.wait(calls, timeout=GUARD)
+        return [type(call.exception()).__name__ for call in calls[1:] if call in done]
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert await get(answering(work)) == "200 ['PoolTimeout']"
+    gate.open.set()
+    await holder
+    assert ran == []
+
+
+async def test_call_after_one_that_left_the_line(gate, pool_settings):
+    """After the only call of a request was cancelled in line, the next one still gets a worker."""
+    pool_settings(MAX_THREADS=1)
+
+    async def work():
+        given_up = asyncio.create_task(sync_to_async(thread_name)())
+        await until(lambda: stats().waiting == 1)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        gate.open.set()
+        return await sync_to_async(thread_name)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert await get(answering(work)) == "200 ormbridge-worker-1"
+    await holder
+
+
+async def test_thread_sensitive_false_does_not_begin_the_hold():
+    """A call with thread_sensitive=False that has a worker of its own holds none afterwards."""
+
+    async def work():
+        await database_sync_to_async(thread_name, thread_sensitive=False)()
+        await until(lambda: stats().idle == 1)
+        return len(stats().holders)
+
+    assert await get(answering(work)) == "200 0"
+
+
+async def test_nested_application_uses_the_worker_that_the_request_holds(pool_settings):
+    """A request that asks its own application waits for no second worker."""
+    pool_settings(MAX_THREADS=1)
+
+    async def inner():
+        return await sync_to_async(thread_name)()
+
+    async def outer():
+        await sync_to_async(thread_name)()
+        send = mock.AsyncMock()
+        await answering(inner)({"type": "http"}, mock.AsyncMock(), send)
+        return send.await_args.args[0]["body"].decode()
+
+    assert await get(answering(outer)) == "200 ormbridge-worker-1"
+
+
+async def test_own_loop_in_a_sync_consumer_is_refused_at_once(pool_settings):
+    """A handler of a synchronous consumer that runs a loop of its own gets an error, at once."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=2 * GUARD)
+
+    async def below():
+        try:
+            return await sync_to_async(thread_name)()
+        except PoolTimeout:
+            return "refused"
+
+    class Consumer(WebsocketConsumer):
+        def receive(self, text_data=None, bytes_data=None):
+            self.send(asyncio.run(below()))
+
+    socket = await connect(BridgeMiddleware(Consumer.as_asgi()))
+    assert await say(socket) == "refused"
+    await disconnect(socket)
+
+
+async def test_task_that_outlives_a_pool_timeout_waits_again(gate, pool_settings):
+    """A task that outlives a request in which a call timed out waits for a worker like others."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.01)
+    go_on = asyncio.Event()
+    tasks = []
+
+    async def outlive():
+        await go_on.wait()
+        return await sync_to_async(thread_name)()
+
+    async def work():
+        tasks.append(asyncio.create_task(outlive()))
+        await sync_to_async(thread_name)()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert (await get(answering(work))).startswith("503")
+    object.__setattr__(default_pool().settings, "timeout", GUARD)
+    go_on.set()
+    await until(lambda: stats().waiting == 1 or tasks[0].done())
+    gate.open.set()
+    assert await tasks[0] == "ormbridge-worker-1"
+    await holder
+
+
+async def test_held_worker_is_free_when_the_answer_is_complete(pool_settings):
+    """A request gives its worker back with the last part of its answer, whatever it does then."""
+    pool_settings(MAX_THREADS=1)
+    go_on = asyncio.Event()
+
+    async def application(scope, receive, send):
+        await sync_to_async(thread_name)()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+        await go_on.wait()
+
+    client = asyncio.create_task(get(BridgeMiddleware(application)))
+    await until(lambda: stats().calls)
+    assert await database_sync_to_async(thread_name)() == "ormbridge-worker-1"
+    go_on.set()
+    assert await client == "200 done"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_connections_are_cleaned_again_after_a_held_lease(pool_settings, connection_settings):
+    """After a held lease the worker closes connections that are too old, between leases of one."""
+    pool_settings(MAX_THREADS=1)
+    connection_settings(CONN_MAX_AGE=0)
+
+    def ask():
+        connection.ensure_connection()
+        connection.close_if_unusable_or_obsolete()  # as channels.db does after each call
+        return connection.connection is None
+
+    async def work():
+        return await sync_to_async(ask)()
+
+    assert await get(answering(work)) == "200 False"
+    await until(lambda: stats().idle == 1)
+    assert await database_sync_to_async(ask)() is True
