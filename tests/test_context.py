@@ -532,26 +532,41 @@ async def test_new_settings_leave_no_lease_behind(pool_settings, settings):
     assert not before.is_alive()
 
 
-async def test_generator_of_several_requests_has_one_worker(pool_settings):
-    """A generator that several requests share goes on where it was suspended, on one worker."""
+async def test_generator_that_outlives_its_request_keeps_no_worker(pool_settings):
+    """What a request leaves suspended keeps its worker to the end of the request, not longer."""
     pool_settings(MAX_THREADS=2)
 
-    def threads():
-        while True:
-            yield thread_name()
+    def numbers():
+        yield from range(10)
 
-    shared = [threads()]
+    shared = numbers()
 
     async def application(scope, receive, send):
-        name = await sync_to_async(next)(shared[0])
+        number = await sync_to_async(next)(shared)
+        held = len(stats().holders)
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": name.encode()})
+        await send({"type": "http.response.body", "body": f"{number} {held}".encode()})
 
     application = BridgeMiddleware(application)
-    assert {await get(application) for _ in range(5)} == {"200 ormbridge-worker-1"}
-    assert len(stats().holders) == 1
-    shared.clear()
-    gc.collect()
+    assert [await get(application) for _ in range(5)] == [f"200 {n} 1" for n in range(5)]
+    await no_worker_is_leased()
+
+
+async def test_iteration_of_a_client_that_left_keeps_no_worker():
+    """Where something keeps the iteration of an ended request alive, its worker is free."""
+    cycle = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            yield from range(5)
+
+    async def application(scope, receive, send):
+        rows = aiter(Rows(None, chunk_size=2))
+        cycle.append(rows)
+        await anext(rows)
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
     await no_worker_is_leased()
 
 

@@ -1,7 +1,6 @@
 """A storm of requests and sockets on few workers: nothing hangs, nothing mixes, nothing is left."""
 
 import asyncio
-import gc
 import os
 import random
 import threading
@@ -192,7 +191,6 @@ async def give_up(application, view, number):
     await client.send_input({"type": "http.disconnect"})
     await asyncio.wait([client.future], timeout=GUARD)
     assert client.future.done()
-    gc.collect()  # Django's handler leaves a cycle, which holds the iteration of the view
 
 
 async def talk(application, name):
@@ -259,7 +257,6 @@ async def test_storm(settings, pool_settings, threads, seed):
     finally:
         connection_created.disconnect(note)
 
-    gc.collect()  # the same, of sockets
     await until(lambda: stats().idle == stats().threads)
     workers = {f"ormbridge-worker-{number + 1}" for number in range(threads)}
     assert stats().waiting == 0

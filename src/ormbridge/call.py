@@ -14,6 +14,7 @@ import asyncio
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ class Call:
         "mailbox",
         "name",
         "stays_out",
+        "task",
     )
 
     def __init__(
@@ -80,6 +82,8 @@ class Call:
         self.calls = 0
         #: An argument of the function that, suspended, needs its connection again.
         self.generator: Generator[Any, Any, Any] | None = None
+        #: The task that iterates on it.
+        self.task: weakref.ref[asyncio.Task[Any]] | None = None
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.

@@ -26,7 +26,7 @@ from asgiref.sync import SyncToAsync
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
 from .frames import Ground
-from .generators import generator_for, owner_of
+from .generators import find_generator, owner_of
 from .lease import Lease
 from .mailbox import mailbox_of
 from .process import default_pool
@@ -84,7 +84,7 @@ class LeaseContext(Ground):
         :raises PoolTimeout: as :meth:`submit`.
         """
         pool = default_pool()
-        call.generator = generator_for(call)
+        find_generator(call)
         own = threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
@@ -101,7 +101,7 @@ class LeaseContext(Ground):
             call.stays_out = anywhere
             hold = hold and self._holds and not (anywhere or self.ended)
             leases.sort(key=Lease.is_of_current_task, reverse=True)
-            for lease in filter(None, [owner_of(call.generator), *leases]):
+            for lease in filter(None, [owner_of(call.generator, self), *leases]):
                 if lease.submit(call, hold and lease.context is self):
                     return
             lease = Lease(self, pool, hold)
@@ -113,7 +113,8 @@ class LeaseContext(Ground):
                 if not wait:
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 watch(call.mailbox, pool)
-                self._waiting = [each for each in self._waiting if each.waits()] + [lease]
+                if not anywhere:
+                    self._waiting = [each for each in self._waiting if each.waits()] + [lease]
             if hold:
                 self._leases.append(lease)
 

@@ -30,7 +30,7 @@ from django.db import reset_queries
 
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
-from .generators import SuspendedGenerators
+from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
 from .worker import Worker
 
@@ -47,10 +47,8 @@ class Lease:
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
-        task = _current_task()
         self.context = context
-        # Weak: a task knows its context variables, and so the contexts before this one.
-        self._task = weakref.ref(task) if task is not None else None
+        self._task = current_task()
         #: Calls that have run.
         self.calls = 0
         self.pool = pool
@@ -66,7 +64,8 @@ class Lease:
         # All of the following is guarded by _lock.
         self._line: deque[Call] = deque()
         self._held = held
-        self._ended = False
+        #: Whether its context has ended.
+        self.ended = False
         self._transaction = False  # one was open after the last call
         self._generators = SuspendedGenerators(self)
         self._resting = False
@@ -100,7 +99,7 @@ class Lease:
 
     def is_of_current_task(self) -> bool:
         """Say whether the running task made the first call of the lease."""
-        return self._task is not None and self._task() is _current_task()
+        return self._task is not None and self._task == current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
@@ -109,7 +108,9 @@ class Lease:
         """
         with self._lock:
             self._held = False
-            self._ended = self._ended or end
+            self.ended = self.ended or end
+            if end:
+                self._generators.abandon()
             # The next call finds it over, and asks for a worker of its own.
             self.over = self.over or (self._resting and not self._is_kept())
             self._rouse()
@@ -120,7 +121,7 @@ class Lease:
         A task that lives on may end the transaction that it has open; with the task, that ends too.
         """
         task = self._task() if self._task is not None else None
-        if task is None or task.done() or task is _current_task():
+        if task is None or not lives_on(self._task):
             self.release(end=True)
             return
         self.release()
@@ -131,7 +132,7 @@ class Lease:
             self.release(end=True)
 
     def _is_kept(self) -> bool:
-        left_open = self._transaction and not self._ended
+        left_open = self._transaction and not self.ended
         return self._held or left_open or bool(self._generators)
 
     def forget(self, call: Call) -> None:
@@ -285,13 +286,6 @@ class Lease:
         if self._last is not None:
             self._last.finish(stalled)
             self._last = None
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # this thread runs no loop
-        return None
 
 
 def _end_lease(lease: weakref.ref[Lease], task: asyncio.Task[Any]) -> None:
