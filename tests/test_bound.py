@@ -145,6 +145,7 @@ if CHOICE == "postgresql":  # psycopg tells when the server has closed its end
     async def test_closed_connection_is_gone_from_the_server(connection_settings, left_open):
         """A worker goes on only when the server counts its closed connection no more."""
         connection_settings(CONN_MAX_AGE=0)
+
         def use():
             connection.ensure_connection()
             if left_open:
