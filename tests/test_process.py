@@ -114,7 +114,7 @@ from ormbridge import BridgeMiddleware
 held, ended = threading.Event(), asyncio.Event()
 
 async def application(scope, receive, send):
-    await sync_to_async(connection.ensure_connection)()
+    await sync_to_async(lambda: connection.ensure_connection())()
     held.set()
     try:
         await ended.wait()
