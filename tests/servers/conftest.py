@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from django.db import connections
 
 from tests import settings as test_settings
 from tests.servers.harness import COMMANDS, Outside, Server, new_database
@@ -23,6 +24,12 @@ def database() -> Iterator[str]:
     """Return the name of a database for the servers of this run."""
     with new_database() as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(database: str) -> None:
+    """Let whoever asks Django for the database, as the recorder does, have that one."""
+    connections.settings["default"]["NAME"] = database
 
 
 @pytest.fixture(scope="session", params=COMMANDS)
