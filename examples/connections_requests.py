@@ -68,6 +68,7 @@ if __name__ == "__main__":
         asyncio.run(main(each))
         left = [connection for connection in opened if connection.connection is not None]
         print(f"{word}: 100 requests open {len(opened)} connections and leave {len(left)} open")
-        for connection_left in left:
-            connection_left.close()
+        if each is without:  # workers close their own
+            for connection_left in left:
+                connection_left.close()
         opened.clear()
