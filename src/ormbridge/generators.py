@@ -87,7 +87,8 @@ class SuspendedGenerators:
 
     def abandon(self) -> None:
         """Let go of those on which no task that lives on iterates."""
-        for anchor, (task, _) in self._anchors.items():
+        # A copy: the worker may be closing others, without the lock.
+        for anchor, (task, _) in list(self._anchors.items()):
             if not lives_on(task):
                 self._unused.append(anchor)
 
