@@ -2,6 +2,9 @@
 
 import io
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from html import unescape
 from pathlib import Path
@@ -12,6 +15,8 @@ from sphinx.util.console import strip_colors
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from docs._ext import proofs, recordings, runs
+
+ROOT = Path(__file__).parents[2]
 
 EXTENSIONS = ["examples", "claims", "proven", "closed_set"]
 CLAIM = "tests/test_greeting.py::test_greets"
@@ -98,6 +103,18 @@ class Site:
         run.add(SQLITE, "2025-01-31", {test: (sha256, True)})
         run.add(POSTGRESQL, "2025-01-31", {test: (sha256, passed)})
         runs.save(self.root, run)
+
+    def build_as_project(self) -> None:
+        """Build the site with the project's own ``conf.py``; no warning passes."""
+        shutil.copytree(ROOT / "docs/_inventories", self.path("docs/_inventories"))
+        finished = subprocess.run(
+            [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "-c", str(ROOT), "docs", "out"],
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (finished.returncode, finished.stderr) == (0, "")
 
     def build(self) -> list[str]:
         """Build the site, in what an earlier build left, and return the warnings."""

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from docs._ext import calculator, recordings
 from tests.docs.conftest import Site
 
-ROOT = Path(__file__).parents[2]
 FORMULA = "processes * threads * aliases ≤ max_connections - reserved - others"
 #: (processes, threads, aliases, limit, reserved, others) and what is said of them.
 CASES = {
@@ -47,15 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = "```{calculator}\n```\n\n```{example} greeting\n```\n\n{doc}`no`\n"
     site.write("docs/index.md", f"# Home\n\n{shown}")
     site.write("docs/no.md", "---\norphan: true\n---\n\n# No calculator\n")
-    shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
-    finished = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "-c", str(ROOT), "docs", "out"],
-        cwd=site.root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (finished.returncode, finished.stderr) == (0, "")
+    site.build_as_project()
     return site.output / "index.html"
 
 

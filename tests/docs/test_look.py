@@ -1,17 +1,11 @@
 """What the configuration and the templates of the site make of a page."""
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from docs._ext import recordings
 from tests.docs.conftest import Site
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +19,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     toctree = "```{toctree}\n:caption: Pages\nother\n```\n"
     site.write("docs/index.md", f"# Home\n\n{table}\n## More\n\n{example}\n{toctree}")
     site.write("docs/other.md", "# Other\n")
-    shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
-    finished = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "-c", str(ROOT), "docs", "out"],
-        cwd=site.root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (finished.returncode, finished.stderr) == (0, "")
+    site.build_as_project()
     return site.html("index")
 
 
