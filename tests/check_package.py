@@ -13,6 +13,7 @@ wrong = {
         version("ormbridge") != ormbridge.__version__
     ),
     "py.typed is missing": not files("ormbridge").joinpath("py.typed").is_file(),
+    "the pytest plugin is missing": find_spec("pytest_ormbridge") is None,
     "Channels is installed, without the extra": find_spec("channels") is not None,
 }
 sys.exit("; ".join(problem for problem, found in wrong.items() if found) or None)

@@ -14,18 +14,30 @@ MODULES = sorted(SOURCE.glob("*.py"))
 # way (errors, settings) imports nothing but what is after it either.
 ORDER = [
     "__init__",
+    "testing",
+    "ending",
+    "leaks",
     "checks",
+    "transactions",
+    "pinning",
+    "streaming",
+    "source",
     "bridge",
     "middleware",
     "context",
     "process",
+    "frame_lease",
     "lease",
     "generators",
+    "turns",
     "call",
+    "blocks",
+    "canceller",
     "threadless",
     "pool",
     "worker",
     "crew",
+    "chunks",
     "connections",
     "mailbox",
     "frames",
@@ -41,13 +53,17 @@ def test_public_names():
         "BridgeError",
         "BridgeMiddleware",
         "DatabaseSyncToAsync",
+        "LeaseClosed",
         "PoolClosed",
         "PoolStats",
         "PoolTimeout",
         "aclose_old_connections",
+        "atomic",
         "database_sync_to_async",
+        "pinned",
         "release",
         "stats",
+        "stream",
     ]
     for name in ormbridge.__all__:
         assert getattr(ormbridge, name).__doc__, name
@@ -108,8 +124,8 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The package stays under 1,700 lines of code."""
-    assert 0 < sum(map(lines_of_code, MODULES)) < 1700
+    """The package stays under 3,500 lines of code."""
+    assert 0 < sum(map(lines_of_code, MODULES)) < 3500
 
 
 def test_package_is_typed():

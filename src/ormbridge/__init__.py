@@ -2,10 +2,13 @@
 
 from . import checks as checks
 from .bridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
-from .errors import BridgeError, PoolClosed, PoolTimeout
+from .errors import BridgeError, LeaseClosed, PoolClosed, PoolTimeout
 from .middleware import BridgeMiddleware, release
+from .pinning import pinned
 from .process import stats
 from .stats import PoolStats
+from .streaming import stream
+from .transactions import atomic
 
 __version__ = "0.1.0"
 
@@ -13,11 +16,15 @@ __all__ = [
     "BridgeError",
     "BridgeMiddleware",
     "DatabaseSyncToAsync",
+    "LeaseClosed",
     "PoolClosed",
     "PoolStats",
     "PoolTimeout",
     "aclose_old_connections",
+    "atomic",
     "database_sync_to_async",
+    "pinned",
     "release",
     "stats",
+    "stream",
 ]

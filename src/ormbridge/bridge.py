@@ -20,10 +20,8 @@ from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
 
 from .call import Call
 from .connections import close_old_connections_outside_transactions
-from .context import current_context
-from .frames import live_frame
+from .context import current_context, place
 from .mailbox import mailbox_of
-from .process import default_pool
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -46,7 +44,9 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     the function leaves open is rolled back.
 
     **Cancellation.** If the awaiting task is cancelled before the function starts, it never starts.
-    Once it runs, it runs to its end and keeps its worker until then.
+    Once it runs on a worker, PostgreSQL is asked to cancel its statement, and those that follow in
+    the function; the worker is free when the function has returned. On other databases, and under
+    a synchronous frame, it runs to its end.
 
     :param func: a synchronous callable.
     :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
@@ -87,36 +87,24 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         if self._placed_by_asgiref:
             return await super().__call__(*args, **kwargs)
 
-        loop = asyncio.get_running_loop()
-        pool = default_pool()
         variables = contextvars.copy_context() if self.context is None else self.context
         task_context: list[asyncio.Task[Any]] = []
-        call = Call(
-            # A method, and called like asgiref calls it: tools that trace calls replace it.
-            functools.partial(
-                self.thread_handler,
-                loop,
-                sys.exc_info(),
-                task_context,
-                _runner(variables),
-                functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func,
-            ),
-            self.func,
-            mailbox_of(loop),
-        )
+        loop = asyncio.get_running_loop()
+        child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
+        job = self.job(loop, task_context, variables, child, sys.exc_info())
+        call = Call(job, self.func, mailbox_of(loop))
+        call.awaits = task_context
         future = call.future
         try:
-            frame = live_frame(loop)
-            context = None if frame is not None else current_context()
-            if context is None:
-                call.place(pool, frame, self._anywhere)
-            else:
-                context.place(call, self._anywhere)
+            place(call, self._anywhere)
             return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError:
             # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
             # on in spite of it, so does the function, and so do we.
-            if call.cancel() or not await _survives_cancellation(task_context):
+            if call.cancel():
+                raise
+            if not await _survives_cancellation(task_context):
+                call.stop()
                 raise
             future = call.await_again()
             if future is None:
@@ -127,6 +115,25 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
                 _restore_context(variables)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
+
+    def job(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        task_context: list[asyncio.Task[Any]],
+        variables: contextvars.Context,
+        child: Callable[[], _R],
+        exc_info: Any = (None, None, None),
+    ) -> Callable[[], _R]:
+        """Return what runs *child* on a thread as asgiref would.
+
+        :param task_context: where asgiref puts the task that *child* awaits on *loop*.
+        :param variables: the context to run it in.
+        :param exc_info: the exception that is being handled, of which *child* is to know.
+        """
+        # A method, and called like asgiref calls it: tools that trace calls replace it.
+        return functools.partial(
+            self.thread_handler, loop, exc_info, task_context, _runner(variables), child
+        )
 
     # Three overloads, for type checkers. `self` is written as what it is called with: mypy solves
     # the first parameter of a callable only. It cannot know that `type[_T]` may not match.

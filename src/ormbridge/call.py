@@ -5,7 +5,8 @@ decides: the worker runs it, the awaiting task cancels it, the pool refuses it. 
 others come too late.
 
 **Cancellation.** A call that has not started never starts. One that runs keeps its worker until the
-function returns; its outcome is then dropped, because the awaiting task has gone on.
+function returns; its outcome is then dropped, because the awaiting task has gone on. Where that is
+allowed and the database is PostgreSQL, its statement is cancelled (:mod:`.canceller`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .connections import refresh_own_thread
+from .blocks import Block, current_block
+from .canceller import stop
+from .connections import ThreadConnections, connections_of_thread, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
 from .mailbox import Mailbox
@@ -35,6 +38,8 @@ class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
     settings: Settings
+    #: Whether it takes no more calls.
+    over: bool
 
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
@@ -53,24 +58,30 @@ class Call:
         "_error",
         "_result",
         "asked",
+        "awaits",
+        "block",
         "calls",
+        "closes",
+        "connections",
         "function",
         "future",
         "generator",
+        "iteration",
         "line",
         "mailbox",
         "name",
         "stays_out",
+        "stopping",
         "task",
     )
 
     def __init__(
-        self, function: Callable[[], Any], name: Callable[..., Any], mailbox: Mailbox
+        self, function: Callable[[], Any], name: Callable[..., Any] | str, mailbox: Mailbox
     ) -> None:
         """Make a call that has no thread yet.
 
         :param function: what the thread runs.
-        :param name: the user's function, which error messages name.
+        :param name: the user's function, which error messages name, or what to call it.
         """
         self.function: Callable[[], Any] | None = function
         self.name = name
@@ -80,10 +91,22 @@ class Call:
         self._error: BaseException | None = None
         self.asked = 0.0
         self.calls = 0
+        #: The innermost block around the code that makes it.
+        self.block: Block | None = current_block.get()
+        #: The block that it closes: such a call waits as long as it has to.
+        self.closes: Block | None = None
         #: An argument of the function that, suspended, needs its connection again.
         self.generator: Generator[Any, Any, Any] | None = None
+        #: What is collected when nobody iterates on it any more, and what closes it then.
+        self.iteration: tuple[weakref.ref[Any], Callable[[], object]] | None = None
         #: The task that iterates on it.
         self.task: weakref.ref[asyncio.Task[Any]] | None = None
+        #: What the function awaits through async_to_sync; None if the call is never stopped.
+        self.awaits: list[asyncio.Task[Any]] | None = None
+        #: The worker's, once it runs there and may be stopped.
+        self.connections: ThreadConnections | None = None
+        #: Whether it is to be stopped.
+        self.stopping = False
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -93,6 +116,8 @@ class Call:
 
     def __str__(self) -> str:
         named: Any = self.name
+        if isinstance(named, str):
+            return named
         while isinstance(named, functools.partial):
             named = named.func
         try:
@@ -140,6 +165,13 @@ class Call:
             self.line.forget(self)
         return True
 
+    def stop(self) -> None:
+        """Have the statement cancelled that the call runs, if that may be. Returns at once.
+
+        For whoever was cancelled, where :meth:`cancel` came too late.
+        """
+        stop(self)
+
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
         if self.future is not None:
@@ -148,6 +180,8 @@ class Call:
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
+        if self.line is not None and self.line.over:
+            self.mailbox.drop(self.line)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -168,6 +202,8 @@ class Call:
     def run(self, prepare: Callable[[], None] | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded."""
         function, self.function = self.function, None
+        if self.awaits is not None and (own := connections_of_thread()) is not None:
+            own.running, self.connections = self, own
         try:
             if prepare is not None:
                 prepare()
@@ -181,6 +217,8 @@ class Call:
         except BaseException as error:
             self._error = error
         self.calls = 1
+        if self.connections is not None:
+            self.connections.call_ends()
         return self._error is None
 
     def _stay_out(self) -> None:
@@ -209,16 +247,32 @@ class Call:
 
     def run_on_frame(self) -> None:
         """Run on the thread of a synchronous frame, which owns the connections there."""
+        self.awaits = None  # what runs there is never stopped
         if self.claim():
             # As part of the call: what Ctrl-C interrupts must still come to the caller.
             self.run(refresh_own_thread)
             self.finish()
 
 
+class CallFuture(asyncio.Future[Any]):
+    """What asgiref awaits, and cancels when the awaiting task is cancelled."""
+
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call as well."""
+        if not self._call.cancel():
+            self._call.stop()
+        return super().cancel(msg)
+
+
 def watch(mailbox: Mailbox, line: Line) -> None:
     """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds."""
     # One timer a loop, not one a call: a line is in the order of its deadlines.
-    mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
+    if not mailbox.loop.is_closed():
+        mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
 
 
 def _expire(mailbox: Mailbox, line: Line) -> None:

@@ -7,9 +7,12 @@ Guarantees:
   changed;
 * a lease that ends with a transaction open leaves nothing behind: it is rolled back, the connection
   discarded, a warning logged;
-* a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands.
+* a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands;
+* no connection is handed to anybody else while a request to cancel its statement is on its way, or
+  may be, and a transaction whose statement was cancelled ends in a rollback.
 
-Assumes that every method but the constructor runs on the worker's own thread. Connections make
+Assumes that every method but the constructor runs on the worker's own thread; what the canceller
+touches, it touches under :attr:`ThreadConnections.finishing`. Connections make
 themselves known through Django's ``connection_created`` signal, so a call that opens none costs
 nothing here.
 """
@@ -31,6 +34,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from .errors import BridgeError
+
 logger = logging.getLogger("ormbridge")
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
@@ -44,7 +49,7 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = ("discarded", "due", "leased", "opened")
+    __slots__ = ("discarded", "due", "finishing", "leased", "opened", "running", "stopped")
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
@@ -55,6 +60,14 @@ class ThreadConnections:
         self.due = 0.0
         #: Whether a lease has the thread that may go on after this call.
         self.leased = False
+        #: The call that runs, if it may be stopped.
+        self.running: object = None
+        #: Held to send a request that cancels what :attr:`running` does, to finish that, and to
+        #: close a connection: a pool may hand it on. Re-entrant: freeing an object may close one.
+        self.finishing = threading.RLock()
+        #: Connections with a statement that was cancelled, and why they have to be discarded.
+        #: Guarded by :attr:`finishing` while a call runs.
+        self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
 
     def adopt_thread(self) -> None:
         """Collect the connections that the calling thread opens from now on."""
@@ -70,7 +83,7 @@ class ThreadConnections:
         connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
             self._close_if_nobody_needs_it, own
         )
-        connection.close = partial(_close_weak, own)  # type: ignore[method-assign]
+        connection.close = partial(self._close, own)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -94,6 +107,8 @@ class ThreadConnections:
         """
         if failed:
             self._find()
+        if self.stopped:
+            self._settle()
         self._each(self._hand_back, reset)
 
     def close(self) -> None:
@@ -146,9 +161,38 @@ class ThreadConnections:
 
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
+        if self.stopped:
+            self._settle()
         for connection in self.opened:
             if connection.errors_occurred:
                 _close_if_dead(connection)
+
+    def call_ends(self) -> None:
+        """Note that the call that could be stopped has ended. No request is on its way then."""
+        with self.finishing:
+            self.running = None
+        if self.stopped:
+            self._settle()
+
+    def _settle(self) -> None:
+        # See to the connections with a cancelled statement: now, and as long as its transaction is
+        # open again before each call of the lease, since a savepoint's rollback clears the flag.
+        for connection, reason in list(self.stopped.items()):
+            try:
+                if transaction_open(connection):
+                    _doom(connection, broken=reason is not None)
+                    continue
+                reason = reason or _reason_to_distrust(connection.connection)
+            except Exception as error:
+                reason = f"it failed after its statement was cancelled ({error!r})"
+            del self.stopped[connection]
+            if reason is not None:
+                self._discard(connection, reason)
+
+    def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
+        if (connection := own()) is not None:
+            with self.finishing:
+                _close(connection, type(connection))
 
     def in_transaction(self) -> bool:
         """Say whether a connection has a transaction open."""
@@ -160,6 +204,7 @@ class ThreadConnections:
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
+        self.stopped.pop(connection, None)
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
@@ -188,15 +233,30 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
     if raw is None:
         return False
     if connection.vendor == "postgresql":
-        # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info. 0 is idle,
-        # 4 a broken connection, which has no transaction left.
-        return (getattr(raw, "pgconn", None) or raw.info).transaction_status in (1, 2, 3)
+        # 0 is idle, 4 a broken connection, which has no transaction left.
+        return _transaction_status(raw) in (1, 2, 3)
     if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
         # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
         # statement has begun a transaction.
         status = getattr(raw, "server_status", not autocommit)
         return raw.get_autocommit() != autocommit or bool(status & 1)
     return bool(getattr(raw, "in_transaction", False))  # sqlite3, mysql.connector
+
+
+def is_active(raw: Any) -> bool:
+    """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
+    return _transaction_status(raw) == 1
+
+
+def _transaction_status(raw: Any) -> int:
+    # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info.
+    status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
+    return status
+
+
+def connections_of_thread() -> ThreadConnections | None:
+    """Return the connections of the calling thread, or None if it is no worker."""
+    return getattr(_thread, "connections", None)
 
 
 def refresh_own_thread() -> None:
@@ -210,6 +270,25 @@ def refresh_own_thread() -> None:
         _close_if_dead(connection)
 
 
+def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], object] | None:
+    """Keep clean-ups from closing *connection*, of a frame's thread, inside a transaction.
+
+    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
+
+    :returns: what takes that back, or None if they are kept from it already.
+    """
+    name = "close_if_unusable_or_obsolete"
+    if name in vars(connection):
+        return None
+    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
+    return partial(delattr, connection, name)
+
+
+def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    if (connection := own()) is not None and not connection.in_atomic_block:
+        _close_if_unusable_or_obsolete(connection)
+
+
 def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
     with suppress(Exception):  # then the call meets it as it is, if it uses it at all
         if connection.connection is not None and not transaction_open(connection):
@@ -221,9 +300,30 @@ def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
                     connection.close()
 
 
-def _close_weak(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (connection := own()) is not None:
-        _close(connection, type(connection))
+def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
+    """Have the transaction that is open end in a rollback; end it here if it is *broken*."""
+    raw: Any = connection.connection
+    if broken and raw is not None:
+        raw.close()  # the wrapper goes on believing in its transaction, and runs nothing outside it
+    if connection.in_atomic_block:
+        connection.needs_rollback = True
+        connection.rollback_exc = BridgeError(  # type: ignore[attr-defined] # not in the stubs
+            f"a statement on connection {connection.alias!r} was cancelled together with the task "
+            "that awaited it, and its transaction has to be rolled back: leave the atomic block"
+        )
+
+
+def _reason_to_distrust(raw: Any) -> str | None:
+    """Say why a request to cancel a statement may still hit *raw*, which has no transaction."""
+    if raw is None or raw.closed:
+        return None
+    with raw.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    raw.rollback()  # nothing to do in autocommit mode
+    if pid == raw.info.backend_pid:
+        return None  # the driver returned when the server had carried out the request
+    return "its statement was cancelled through a pooler, which may do so later"
 
 
 def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
@@ -263,9 +363,12 @@ def close_old_connections_outside_transactions() -> None:
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-    own: ThreadConnections | None = getattr(_thread, "connections", None)
-    # Not what the user's code makes for itself (connection.copy()) and may keep or drop.
-    if own is not None and connection in connections.all(initialized_only=True):
+    own = connections_of_thread()
+    # Not what the user's code makes for itself (connection.copy()) and may keep or drop, nor what
+    # a test lends to the worker (testing.py).
+    if own is None or connection.allow_thread_sharing:
+        return
+    if connection in connections.all(initialized_only=True):
         own.note(connection)
 
 

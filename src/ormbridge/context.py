@@ -19,25 +19,39 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from asgiref.sync import SyncToAsync
 
-from .call import Call, watch
-from .errors import BridgeError, PoolTimeout
-from .frames import Ground
+from .blocks import Block
+from .call import Call, CallFuture, watch
+from .canceller import awaited_by
+from .errors import BridgeError, LeaseClosed, PoolTimeout
+from .frames import Ground, live_frame
 from .generators import find_generator, owner_of
 from .lease import Lease
 from .mailbox import mailbox_of
+from .pool import Pool
 from .process import default_pool
 from .threadless import answer, child_of, ends_or_starts_request
 from .worker import Worker
+
+#: The context of all calls of the process while a test has one (testing.py).
+ambient: LeaseContext | None = None
+
+
+#: That of the stream which the running code has opened outside of any other context. Who holds a
+#: worker never waits for a second one, so other calls of the bridge go there as well.
+stream_context: ContextVar[LeaseContext | None] = ContextVar(
+    "ormbridge.stream_context", default=None
+)
 
 
 class LeaseContext(Ground):
     """Where the calls of one context go: the executor that asgiref is given."""
 
-    def __init__(self, name: str, holds: bool, waits_once: bool) -> None:
+    def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
         """Make a context that has no worker.
 
         :param name: what it is, for error messages.
@@ -66,13 +80,17 @@ class LeaseContext(Ground):
 
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
+        :raises LeaseClosed: if the job belongs to a block that has ended.
         """
         loop = asyncio.get_running_loop()
         child = child_of(job)
         future: asyncio.Future[Any] | None = answer(child, loop) if child is not None else None
         if future is None:
             call = Call(job, child.func if child is not None else job, mailbox_of(loop))
-            future = call.future = _CallFuture(call, loop)
+            call.awaits = awaited_by(job, child)
+            if call.block is not None:
+                call.block.check(call)
+            future = call.future = CallFuture(call, loop)
             self.place(call, hold=child is None or not ends_or_starts_request(child))
         return future
 
@@ -93,30 +111,64 @@ class LeaseContext(Ground):
             if self.ended:
                 leases = [lease for lease in leases if lease.is_of_current_task()]
             workers = [lease.worker for lease in leases if lease.worker is not None]
+            bound = _lease_of(call.block)
             if own in workers:
+                if not anywhere:
+                    _refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
                 return
             if anywhere and leases and pool.take(call, wait=False):
                 return
             call.stays_out = anywhere
             hold = hold and self._holds and not (anywhere or self.ended)
-            leases.sort(key=Lease.is_of_current_task, reverse=True)
-            for lease in filter(None, [owner_of(call.generator, self), *leases]):
-                if lease.submit(call, hold and lease.context is self):
+            leases.sort(key=Lease.has_something_of_current_task, reverse=True)
+            for lease in filter(None, [owner_of(call.generator, self), bound, *leases]):
+                if lease.put(call, hold and lease.context is self):
                     return
-            lease = Lease(self, pool, hold)
-            lease.submit(call, hold)
+                if lease is bound and not anywhere:
+                    raise LeaseClosed(f"{call} was called in {call.block}, whose worker is gone")
+            lease = self._make_lease(pool, hold)
+            lease.put(call, hold)
             # Who holds a worker never waits for a second one.
             in_vain = self.timed_out and self._waits_once and not self.ended
             wait = not (in_vain or isinstance(own, Worker))
             if not pool.take(lease, wait=wait):
                 if not wait:
+                    lease.forget(call)
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 watch(call.mailbox, pool)
                 if not anywhere:
                     self._waiting = [each for each in self._waiting if each.waits()] + [lease]
             if hold:
                 self._leases.append(lease)
+
+    def for_block(self, block: Block) -> LeaseContext:
+        """Return the context whose calls *block*, around the running code, has to itself.
+
+        That is this one if it holds its worker: a request's calls stay together. Otherwise it is a
+        new one, and neighbours have workers of their own. Nobody waits for a second worker: what
+        the running task has left open here goes on there.
+
+        :raises PoolTimeout: on an event loop that was started on the worker of a block around it.
+        """
+        own = threading.current_thread()
+        with self._lock:
+            leases = [lease for lease in self._leases if not lease.over]
+            below = own in [lease.worker for lease in leases]
+            if self._holds and not (self.ended or below):
+                return self
+            context = LeaseContext(block.name, holds=True)
+            if below:
+                _refuse_inside(block.parent, block)
+            else:
+                context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
+            return context
+
+    def _waits_for_blocks_on(self, lease: Lease) -> bool:
+        return lease.has_something_of_current_task()
+
+    def _make_lease(self, pool: Pool, held: bool) -> Lease:
+        return Lease(self, pool, held)
 
     def keep(self, lease: Lease) -> None:
         """Send all calls to *lease*, which goes on after a call. Runs on its worker."""
@@ -136,6 +188,12 @@ class LeaseContext(Ground):
         except BridgeError as error:
             call.refuse(error)
 
+    def forget(self, lease: Lease) -> None:
+        """Let go of *lease*, which is over. Runs on its worker."""
+        with self._lock:
+            if lease in self._leases:
+                self._leases.remove(lease)
+
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.
 
@@ -145,6 +203,8 @@ class LeaseContext(Ground):
         with self._lock:
             self.ended = self.ended or end
             for lease in self._leases:
+                if lease.context is not self:
+                    continue
                 if end:
                     lease.end()
                 else:
@@ -152,20 +212,62 @@ class LeaseContext(Ground):
             self._leases = [lease for lease in self._leases if not lease.over]
 
 
-class _CallFuture(asyncio.Future[Any]):
-    """What asgiref awaits, and cancels when the awaiting task is cancelled."""
-
-    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._call = call
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        self._call.cancel()
-        return super().cancel(msg)
-
-
 def current_context() -> LeaseContext | None:
     """Return the context whose leases the calling task uses, or None."""
+    if ambient is not None:
+        return ambient
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     executor = getattr(context, "_executor", None)
     return executor if isinstance(executor, LeaseContext) else None
+
+
+def place(call: Call, anywhere: bool = False) -> None:
+    """Find a thread for *call*: the innermost wins. Runs in the task that makes it.
+
+    :param anywhere: ``thread_sensitive=False``: prefer any free worker.
+    :raises LeaseClosed: if it belongs to a block that has ended.
+    :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
+    """
+    block = call.block
+    if block is not None and not anywhere:
+        block.check(call)
+    frame = live_frame(call.mailbox.loop)
+    context = None if frame is not None else calling_context(block)
+    if context is None:
+        call.place(default_pool(), frame, anywhere)
+    else:
+        context.place(call, anywhere)
+
+
+def calling_context(block: Block | None) -> LeaseContext | None:
+    """Return the context for calls of the running code, which is in *block*; None: it has none."""
+    while block is not None:
+        if block.context is not None:
+            return block.context
+        block = block.parent
+    context = current_context()
+    if context is None and (context := stream_context.get()) is not None and context.ended:
+        context = None
+    return context
+
+
+def _refuse_inside(block: Block | None, caller: object) -> None:
+    """Refuse *caller*, on an event loop on a worker, if that worker has *block*.
+
+    :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.
+    """
+    lease = _lease_of(block)
+    own = threading.current_thread()
+    if lease is not None and lease.worker is own:
+        raise PoolTimeout(
+            f"{caller} is called from an event loop started on {own.name}, which has "
+            f"{block}; elsewhere it would not be in that block. Use async_to_sync in place of "
+            "asyncio.run"
+        )
+
+
+def _lease_of(block: Block | None) -> Lease | None:
+    """Return the lease that has *block*, or the next one around it."""
+    while block is not None and not isinstance(block.line, Lease):
+        block = block.parent
+    return block.line if block is not None else None  # type: ignore[return-value]

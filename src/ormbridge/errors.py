@@ -4,7 +4,8 @@
 
     BridgeError (RuntimeError)
     ├── PoolTimeout   no worker became free within ORMBRIDGE["TIMEOUT"] seconds
-    └── PoolClosed    the interpreter is exiting and takes no new calls
+    ├── PoolClosed    the interpreter is exiting and takes no new calls
+    └── LeaseClosed   the block that the call belongs to has ended
 
 Bad settings are Django's ``ImproperlyConfigured``. What the called function raises reaches the
 caller as it is, with its traceback.
@@ -27,3 +28,11 @@ class PoolTimeout(BridgeError):
 
 class PoolClosed(BridgeError):
     """A call was made or still waited when the interpreter began to exit. It never started."""
+
+
+class LeaseClosed(BridgeError):
+    """A call belongs to an ``atomic()`` or ``pinned()`` block that has ended. It never started.
+
+    Raised in a task that was started inside the block and outlived it. To run the call elsewhere
+    would be to run it outside the transaction that it was written for.
+    """

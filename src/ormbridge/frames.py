@@ -16,12 +16,14 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import AsyncGenerator
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.current_thread_executor import CurrentThreadExecutor, _WorkItem
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
@@ -53,7 +55,7 @@ class Ground(CurrentThreadExecutor):
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.run)
-        run.add_done_callback(functools.partial(_pass_on, item.future))
+        run.add_done_callback(functools.partial(pass_on, item.future))
         item.future.add_done_callback(functools.partial(_pass_cancellation, run))
 
 
@@ -62,7 +64,8 @@ def _pass_cancellation(run: asyncio.Future[Any], outcome: Future[Any]) -> None:
         run.cancel()
 
 
-def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
+def pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
+    """Let *outcome*, that of a work item, be that of *run*, if it has not been run."""
     # A work item that ran has set its outcome; one that was refused or answered has none.
     if not (run.cancelled() or outcome.done()):
         if (error := run.exception()) is not None:
@@ -112,6 +115,80 @@ def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
 def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
     """Return the thread that waits in the frame of *executor*."""
     return executor._work_thread
+
+
+class Front(Protocol):
+    """Who stands in front of a frame."""
+
+    def takes(self, item: Any, /) -> bool:
+        """Say whether the work item is taken care of; asgiref's lock is held."""
+        ...
+
+
+class FrameItems(deque[Any]):
+    """The work items of a frame, with somebody in front and something to do at its end.
+
+    asgiref appends to them under its lock, also what comes from a dead frame below. On the frame's
+    thread it asks whether there are any before it leaves the frame.
+    """
+
+    def __init__(self, frame: CurrentThreadExecutor) -> None:
+        super().__init__(frame._work_items)
+        self._frame = weakref.ref(frame)
+        #: asgiref's, which is not re-entrant.
+        self.lock = frame._work_ready
+        self.front: Front | None = None
+        #: What the frame's thread does before it runs anything else; nothing of it may raise.
+        self.first: deque[Callable[[], object]] = deque()
+        #: What the frame's thread does when its coroutine has finished, the last one first.
+        self.last: list[Callable[[], object]] = []
+
+    def append(self, item: Any) -> None:
+        """Add *item*, unless it is taken care of. :attr:`lock` is held."""
+        if self.front is None or not self.front.takes(item):
+            super().append(item)
+
+    def push(self, job: Callable[[], object]) -> bool:
+        """Have *job* run as soon as what runs is done. False if the frame has ended.
+
+        :attr:`lock` is held.
+        """
+        frame = self._frame()
+        if frame is None or frame._broken:
+            return False
+        super().append(_WorkItem(Future(), job))
+        self.lock.notify()
+        return True
+
+    def do_first(self) -> None:
+        """Do what comes before anything else. Runs on the frame's thread."""
+        while self.first:
+            self.first.popleft()()
+
+    def __bool__(self) -> bool:
+        frame = self._frame()
+        if not len(self) and self.last and frame is not None and frame._broken:
+            super().append(_WorkItem(Future(), self.last.pop()))
+        return len(self) > 0
+
+
+def items_of(frame: CurrentThreadExecutor) -> FrameItems:
+    """Return the work items of *frame*.
+
+    :raises RuntimeError: if the frame has ended.
+    """
+    with frame._work_ready:
+        if frame._broken:
+            raise RuntimeError("the synchronous frame has ended")
+        items = frame._work_items
+        if not isinstance(items, FrameItems):
+            items = frame._work_items = FrameItems(frame)
+        return items
+
+
+def has_ended(frame: CurrentThreadExecutor) -> bool:
+    """Say whether the coroutine of *frame* has finished."""
+    return frame._broken
 
 
 def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:

@@ -1,10 +1,10 @@
-"""Generators that a call left suspended: what keeps a worker between the chunks of ``aiterator()``.
+"""Generators that a call left suspended: what keeps a worker between the chunks of ``stream()``.
 
-Django sends each chunk to a thread as a call that has the suspended generator as an argument. Its
-cursor belongs to one connection, so all of these calls have to run on one worker, until the
-generator ends or nobody iterates on it any more. Then Django would close the cursor on the event
-loop's thread; here its worker does. When the context ends, that holds for what its ended tasks, and
-the one that ends it, have left suspended.
+Each chunk is a call that has the suspended generator as an argument; Django's ``aiterator()`` does
+the same. Its cursor belongs to one connection, so all of these calls have to run on one worker,
+until the generator ends or nobody iterates on it any more. Then its worker closes it, before
+whatever it runs next; Django would close its own on the event loop's thread. When the context ends,
+that holds for what its ended tasks, and the one that ends it, have left suspended.
 
 Assumes that the lease's lock is held, except where a method says otherwise.
 """
@@ -14,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.db.models.query import BaseIterable
 
 from .call import Call
-from .threadless import child_of
+from .errors import LeaseClosed
+from .threadless import CHUNKS, child_of
 
 if TYPE_CHECKING:
     from .context import LeaseContext
@@ -30,11 +31,21 @@ if TYPE_CHECKING:
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
-# The function that sends the chunks of aiterator() to a thread.
-_CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
-
 # Suspended generators, and the leases on whose workers they go on.
 _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.WeakKeyDictionary()
+
+
+class _Suspended:
+    """One of them, and whether anybody still iterates on it."""
+
+    __slots__ = ("anchor", "close", "task", "unused")
+
+    def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
+        self.task = task
+        # A generator that nobody but the user's code knows closes itself as it is collected.
+        self.close = close
+        self.anchor: weakref.ref[Any] | None = None
+        self.unused = False
 
 
 class SuspendedGenerators:
@@ -42,64 +53,94 @@ class SuspendedGenerators:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = weakref.ref(lease)
-        # What is collected when nobody iterates any more; the task that did; and Django's
-        # generators, which are closed on the worker then, and live until that is done.
-        self._anchors: dict[weakref.ref[Any], tuple[_Task, Generator[Any, Any, Any] | None]] = {}
-        self._unused: list[weakref.ref[Any]] = []
+        self._suspended: dict[int, _Suspended] = {}  # by the generator's id
 
     def __bool__(self) -> bool:
-        return bool(self._anchors)
+        return bool(self._suspended)
 
-    def clear(self) -> None:
-        """Forget them all."""
-        self._anchors.clear()
+    def of_current_task(self) -> bool:
+        """Say whether the running task iterates on one of them."""
+        task = current_task()
+        return any(each.task == task for each in list(self._suspended.values()))
 
     def note(self, call: Call) -> None:
         """See what has become of the generator that *call*, which has run, was given."""
         generator, call.generator = call.generator, None
-        lease = self._lease()
-        if generator is None or lease is None:
+        if generator is None:
             return
-        # This function of Django's lives exactly as long as the iteration.
-        of_django = getattr(call.name, "__qualname__", None) == _CHUNKS
-        anchor = call.name if of_django else generator
-        if generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-            collected = functools.partial(self._collected, call.mailbox.loop)
-            kept = generator if of_django else None
-            self._anchors[weakref.ref(anchor, collected)] = call.task, kept
-            _owners[generator] = lease
-        else:
-            self._anchors.pop(weakref.ref(anchor), None)
+        if not generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+            self._suspended.pop(id(generator), None)
             _owners.pop(generator, None)
+            return
+        anchor: Any
+        close: Callable[[], object] | None = generator.close
+        if call.iteration is not None:
+            anchor, close = call.iteration[0](), call.iteration[1]
+        elif getattr(call.name, "__qualname__", None) == CHUNKS:
+            anchor = call.name  # this function of Django's lives exactly as long as the iteration
+        else:
+            anchor, close = generator, None
+        suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
+        if anchor is None:  # collected while the call ran
+            suspended.unused = True
+        else:
+            collected = functools.partial(self._collected, call.mailbox.loop, suspended)
+            suspended.anchor = weakref.ref(anchor, collected)
+            _owners[generator] = cast("Lease", self._lease())
 
-    def _collected(self, loop: Any, anchor: weakref.ref[Any]) -> None:
-        # Other generators clean up after this, on the same thread: let them.
+    def _collected(self, loop: Any, suspended: _Suspended, anchor: weakref.ref[Any]) -> None:
+        # The worker sees this before its next call. The user's own generators clean up after this,
+        # on this thread: let them first.
+        suspended.unused = suspended.close is not None
+        # To wake the worker takes locks, which this thread may be in the middle of: later.
         try:
-            loop.call_soon_threadsafe(self._forget, anchor)
+            loop.call_soon_threadsafe(self._forget, suspended)
         except RuntimeError:  # the loop is closed
-            self._forget(anchor)
+            self._forget(suspended)
 
-    def _forget(self, anchor: weakref.ref[Any]) -> None:
-        self._unused.append(anchor)
+    def _forget(self, suspended: _Suspended) -> None:
+        suspended.unused = True
         lease = self._lease()
         if lease is not None:
-            lease.look_again()
+            lease.look()
 
-    def abandon(self) -> None:
+    def abandon(self, all_of_them: bool = False) -> None:
         """Let go of those on which no task that lives on iterates."""
         # A copy: the worker may be closing others, without the lock.
-        for anchor, (task, _) in list(self._anchors.items()):
-            if not lives_on(task):
-                self._unused.append(anchor)
+        for suspended in list(self._suspended.values()):
+            if all_of_them or not lives_on(suspended.task):
+                suspended.unused = True
+                _refuse_more(suspended.anchor and suspended.anchor())
 
     def close_unused(self) -> None:
         """Let go of those on which nobody iterates. Runs on the worker, without the lock."""
-        while self._unused:
-            _, generator = self._anchors.pop(self._unused.pop(), (None, None))
-            if generator is not None:
-                _owners.pop(generator, None)
-                with suppress(Exception):  # the connection broke
-                    generator.close()
+        for key, suspended in list(self._suspended.items()):
+            if suspended.unused:
+                self._suspended.pop(key, None)
+                if suspended.close is not None:
+                    with suppress(Exception):  # the connection broke
+                        suspended.close()
+
+
+def _refuse_more(anchor: Any) -> None:
+    """Have an iteration of Django's, of which *anchor* is a part, raise if it goes on.
+
+    Django would take the generator that was closed for the end of the rows.
+    """
+    for cell in getattr(anchor, "__closure__", None) or ():
+        iterable = cell.cell_contents
+        if isinstance(iterable, BaseIterable):
+            # It asks for the size of its chunks before each one, and after.
+            namespace = {"chunk_size": property(_raise_closed)}
+            iterable.__class__ = type(type(iterable).__name__, (type(iterable),), namespace)
+
+
+def _raise_closed(iterable: BaseIterable[Any]) -> int:
+    label = iterable.queryset.model._meta.label  # noqa: SLF001 # it is documented
+    raise LeaseClosed(
+        f"the iteration over {label} was closed: the block, request or connection in which it "
+        "began has ended; iterate to its end there"
+    )
 
 
 def find_generator(call: Call) -> None:

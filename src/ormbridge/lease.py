@@ -2,7 +2,8 @@
 
 A lease asks the pool for a worker when its first call arrives, serves its calls in the order in
 which they came, and ends when nothing keeps it. What keeps it: that it is *held* (an HTTP request),
-or else a transaction or a suspended generator that one of its calls left behind.
+an open ``atomic()`` or ``pinned()``, or else a transaction or a suspended generator that one of its
+calls left behind.
 
 Guarantees:
 
@@ -28,17 +29,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 from django.db import reset_queries
 
+from .blocks import Block
 from .call import Call, watch
 from .errors import BridgeError, PoolTimeout
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
+from .turns import Turns
 from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
 
 
-class Lease:
+class Lease(Turns):
     """A line of calls, and the worker that serves it."""
 
     def __init__(self, context: LeaseContext, pool: Pool, held: bool) -> None:
@@ -47,23 +50,21 @@ class Lease:
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
+        super().__init__(pool.settings)
         self.context = context
         self._task = current_task()
         #: Calls that have run.
         self.calls = 0
         self.pool = pool
-        self.settings = pool.settings
         self.asked = 0.0
         #: The worker, from the first call on.
         self.worker: Worker | None = None
         self._claim = threading.Lock()
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
-        # Re-entrant: freeing a generator may come in between.
-        self._lock = threading.RLock()
         # All of the following is guarded by _lock.
-        self._line: deque[Call] = deque()
         self._held = held
+        self._pins: set[Block] = set()  # open pinned() blocks
         #: Whether its context has ended.
         self.ended = False
         self._transaction = False  # one was open after the last call
@@ -78,28 +79,54 @@ class Lease:
         running = self._running
         return f"{self.context.name}, {'idle' if running is None else f'in {running}'}"
 
+    def thread_name(self) -> str:
+        """Return the name of the worker."""
+        return self.worker.name if self.worker else "a worker"
+
     # On an event loop's thread
 
-    def submit(self, call: Call, hold: bool) -> bool:
+    def put(self, call: Call, hold: bool = False) -> bool:
         """Put *call* in line. Returns False, and does nothing, if the lease is over.
 
         :param hold: whether the lease is held from now on, even if it was released before.
         """
         with self._lock:
-            if self.over:
+            # A fork leaves the child without the worker.
+            if self.over or (self.worker is not None and not self.worker.is_alive()):
                 return False
             self._held = self._held or hold
+            if call.block is not None and not call.stays_out:
+                self._pin(call.block)
             call.asked = time.monotonic()
             call.line = self
             self._line.append(call)
             # The pool has a timer for the lease, and so for the first call.
-            if not self._rouse() and (self.worker or len(self._line) > 1):
+            roused = self._is_turn_of(call) and self._rouse()
+            if not roused and (self.worker or len(self._line) > 1):
                 watch(call.mailbox, self)
         return True
+
+    def _pin(self, block: Block | None) -> None:
+        # With its first call, a pinned() block keeps the lease.
+        while block is not None:
+            if block.line is None and not (block.exclusive or block.closing):
+                block.line = self
+                self._pins.add(block)
+            block = block.parent
+
+    def unpin(self, block: Block) -> None:
+        """Let go of *block*, a ``pinned()`` that ends."""
+        with self._lock:
+            self._pins.discard(block)
+            self.look()
 
     def is_of_current_task(self) -> bool:
         """Say whether the running task made the first call of the lease."""
         return self._task is not None and self._task == current_task()
+
+    def has_something_of_current_task(self) -> bool:
+        """Say whether the running task began the lease, or has an iteration left open there."""
+        return self.is_of_current_task() or self._generators.of_current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
@@ -111,9 +138,7 @@ class Lease:
             self.ended = self.ended or end
             if end:
                 self._generators.abandon()
-            # The next call finds it over, and asks for a worker of its own.
-            self.over = self.over or (self._resting and not self._is_kept())
-            self._rouse()
+            self.look()
 
     def end(self) -> None:
         """End the lease with its context. Any thread.
@@ -133,15 +158,20 @@ class Lease:
 
     def _is_kept(self) -> bool:
         left_open = self._transaction and not self.ended
-        return self._held or left_open or bool(self._generators)
+        return self._held or left_open or bool(self._blocks or self._pins or self._generators)
+
+    def open_blocks(self) -> list[Block]:
+        """Return the blocks that keep it. Any thread."""
+        with self._lock:
+            return [*self._blocks, *self._pins]
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
         with self._lock:
-            if call in self._line:
-                self._line.remove(call)
+            super().forget(call)
             withdrawn = not self._line and self.worker is None and self.claim()
-            self.over = self.over or withdrawn
+            if withdrawn:
+                self._close_line()
         if withdrawn:
             self.pool.forget(self)
 
@@ -156,36 +186,11 @@ class Lease:
         self.pool.forget(self)
         return self._close_line()
 
-    def expire(self) -> float | None:
-        """Refuse the calls that have waited too long for their turn.
-
-        :returns: seconds until the next one has, or None where none waits.
-        """
-        overdue: list[Call] = []
-        left = None
+    def look(self) -> None:
+        """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
         with self._lock:
-            now = time.monotonic()
-            while self._line:
-                left = self._line[0].asked + self.settings.timeout - now
-                if left > 0:
-                    break
-                overdue.append(self._line.popleft())
-                left = None
-        for call in overdue:
-            worker = self.worker.name if self.worker else "a worker"
-            self._refuse(
-                call,
-                PoolTimeout(
-                    f"{call} waited {now - call.asked:.1f} s for its turn on {worker}, which has "
-                    f"{self}. Calls of one lease run one at a time: shorten them, or raise "
-                    "settings.ORMBRIDGE['TIMEOUT']"
-                ),
-            )
-        return left
-
-    def look_again(self) -> None:
-        """Have the worker, if it rests, look whether anything keeps the lease."""
-        with self._lock:
+            # The next call finds it over, and asks for a worker of its own.
+            self.over = self.over or (self._resting and not self._line and not self._is_kept())
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -212,7 +217,9 @@ class Lease:
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
         with self._lock:
-            self._generators.clear()
+            self._generators.abandon(all_of_them=True)
+            self._blocks.clear()
+            self._pins.clear()
             self.release(end=True)
 
     def _refuse_line(self, error: BridgeError) -> None:
@@ -224,6 +231,10 @@ class Lease:
         with self._lock:
             self.over = True
             line, self._line = self._line, deque()
+            if self.worker is None:  # their next call may find one
+                for block in self._pins:
+                    block.line = None
+                self._pins.clear()
         return line
 
     def _refuse(self, call: Call, error: BridgeError) -> None:
@@ -262,6 +273,7 @@ class Lease:
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
         connections.leased = False
+        self.context.forget(self)  # no cycle is left
         return succeeded
 
     def _next(self, wait: bool) -> Call | None:
@@ -272,9 +284,9 @@ class Lease:
             self._generators.close_unused()
             with self._lock:
                 self._transaction = transaction
-                if self._line:
-                    return self._line.popleft()
-                self.over = self.over or not self._is_kept()
+                if (call := self._take()) is not None:
+                    return call
+                self.over = self.over or not (self._line or self._is_kept())
                 if self.over or not wait:
                     return None
                 self._resting = True

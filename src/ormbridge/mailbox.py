@@ -93,6 +93,12 @@ class Mailbox:
         if key not in self.timers:
             self.timers[key] = self.loop.call_later(seconds, self._timed, key, callback, args)
 
+    def drop(self, key: Any) -> None:
+        """Forget the timer for *key*. On the loop's thread."""
+        timer = self.timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
     def _timed(self, key: Any, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         del self.timers[key]
         callback(*args)

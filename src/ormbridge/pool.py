@@ -32,6 +32,8 @@ from .worker import Leaseholder, Worker
 class Pool:
     """A bounded pool of workers."""
 
+    over = False
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
@@ -238,11 +240,18 @@ class Pool:
         holders = tuple((name, str(lease), held) for name, lease, held in held if lease is not None)
         return replace(snapshot, holders=holders)
 
-    def close(self, *, refuse: bool) -> None:
+    def leases(self) -> list[tuple[Worker, Leaseholder]]:
+        """Return the leases that have a worker, with it. May be called from any thread."""
+        with self._lock:
+            workers = sorted(self._workers, key=lambda worker: worker.since)
+            return [(worker, worker.lease) for worker in workers if worker.lease is not None]
+
+    def close(self, *, refuse: bool, patience: float | None = None) -> None:
         """Take no new leases, and let every worker end as it becomes free.
 
         :param refuse: fail the leases that wait, and return when every worker has ended. Otherwise
             waiting leases are still served, and close returns at once.
+        :param patience: seconds to wait for a worker to end, at the most.
         """
         with self._lock:
             self._closed = True
@@ -263,7 +272,7 @@ class Pool:
             for lease in held:
                 lease.dismiss(exiting)
             for worker in workers:
-                worker.join()
+                worker.join(patience)
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""
@@ -272,3 +281,5 @@ class Pool:
             # does), so these live until the process ends, its finalization included.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker.connections.opened))
             worker.connections.opened = []
+            # The child may go on in the middle of a call, while the parent's canceller had this.
+            worker.connections.finishing = threading.RLock()

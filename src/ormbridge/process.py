@@ -16,6 +16,8 @@ import weakref
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from .blocks import current_block
+from .frame_lease import frame_leases
 from .pool import Pool
 from .settings import load_settings
 from .stats import PoolStats
@@ -51,10 +53,29 @@ def stats() -> PoolStats:
     return default_pool().stats()
 
 
+def live_pools() -> list[Pool]:
+    """Return the pools that may have workers: new settings may have replaced one in use."""
+    return list(_pools)
+
+
+def end_pools(patience: float) -> None:
+    """Refuse the calls that wait, and end every worker; the next call makes a new pool.
+
+    :param patience: seconds to wait for each worker, at the most.
+    """
+    global _pool
+    with _pool_lock:
+        _pool = None
+    for pool in live_pools():
+        pool.close(refuse=True, patience=patience)
+
+
 def _close_at_exit() -> None:
     global _exiting
     with _pool_lock:
         _exiting = True
+    for lease in list(frame_leases):
+        lease.dismiss()
     for pool in list(_pools):  # new settings may have replaced one that is still in use
         pool.close(refuse=True)
 
@@ -66,6 +87,7 @@ def _reset_after_fork() -> None:
         pool.disown()
     _pools.clear()
     _pool = None
+    current_block.set(None)  # and the transaction
 
 
 def _reload(setting: str, **kwargs: object) -> None:

@@ -21,6 +21,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
+from django.db.models.query import BaseIterable
 from django.dispatch import Signal
 from django.http.response import HttpResponseBase
 
@@ -31,6 +32,8 @@ _THREADLESS = (*_CLEAN_UPS, close_caches, reset_urlconf)
 
 # The function that Signal.asend() sends to a thread.
 _SEND = f"{Signal.asend.__qualname__}.<locals>.sync_send"
+#: The function that sends the chunks of aiterator() to a thread.
+CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 
 
 def child_of(job: object) -> functools.partial[Any] | None:

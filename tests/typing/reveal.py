@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar, reveal_type
 
-from ormbridge import database_sync_to_async
+from django.contrib.auth.models import User
+
+from ormbridge import atomic, database_sync_to_async, pinned, stream
 
 T = TypeVar("T")
 
@@ -146,3 +148,44 @@ async def decorator_form_of_generics() -> None:
     store = Store("row")
     reveal_type(await store.get(1))  # reveals: str
     await store.get("1")  # refused
+
+
+@atomic
+async def in_transaction(user: int) -> str:
+    return str(user)
+
+
+class Bank:
+    @atomic(using="accounts", durable=True)
+    async def transfer(self, amount: int) -> bool:
+        return amount > 0
+
+    @pinned()
+    async def lock(self, key: int) -> None:
+        return None
+
+
+async def blocks() -> None:
+    reveal_type(in_transaction)  # reveals: (user: int) -> Coroutine[Any, Any, str]
+    reveal_type(await in_transaction(1))  # reveals: str
+    await in_transaction("1")  # refused
+    reveal_type(await Bank().transfer(1))  # reveals: bool
+    await Bank().transfer("1")  # refused
+    reveal_type(await Bank().lock(1))  # reveals: None
+    atomic(get_name)  # refused
+    atomic(1)  # refused
+    with atomic():  # refused
+        pass
+    async with atomic("accounts", savepoint=False) as value:
+        reveal_type(value)  # reveals: None
+    async with pinned() as value:
+        reveal_type(value)  # reveals: None
+
+
+async def streams() -> None:
+    async for user in stream(User.objects.all()):
+        reveal_type(user)  # reveals: User
+    async with stream(User.objects.raw("SELECT 1")) as rows:
+        async for row in rows:
+            reveal_type(row)  # reveals: User
+    stream([1])  # refused

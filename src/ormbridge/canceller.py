@@ -1,0 +1,143 @@
+"""Stop what runs: cancel the statement of a call whose task was cancelled (PostgreSQL only).
+
+A cancel request names a connection, not a statement. So the worker may not go on to another call
+while one is on its way: the canceller sends it under a lock that the worker takes to finish its
+call, and sends none to a worker that has another call.
+
+Guarantees:
+
+* no other call is hit: not the next one on the worker, nor the next user of a pooled connection;
+* an event loop's thread sends nothing and waits for nothing;
+* where it is not certain that a request has been carried out, the connection is discarded when the
+  call ends: where sending it failed, and behind a pooler such as PgBouncer;
+* a transaction whose statement was cancelled ends in a rollback, whoever swallows the error.
+
+It is best effort in one direction only: a function between two statements, or a server that does
+not answer, is not stopped. Requests are repeated until the call has ended, and so reach the
+statements that follow in the same function. What the function awaits through ``async_to_sync`` is
+cancelled as asgiref does it, and its statements are left alone.
+
+Each stopped call has a thread of its own, which ends with the call: one slow request delays no
+other, and a forked child has nothing to clean up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from typing import Any, Protocol
+
+from django.db import connections
+from django.db.models import Model, QuerySet, prefetch_related_objects
+from django.db.models.manager import BaseManager
+from django.db.models.query import RawQuerySet
+from django.db.utils import load_backend
+
+from .connections import ThreadConnections, is_active
+from .threadless import CHUNKS
+
+logger = logging.getLogger("ormbridge")
+
+#: Seconds that a call has to end by itself, before the first request; they double after each.
+PAUSE = 0.005
+#: Seconds between two requests, at the most.
+LONGEST_PAUSE = 0.1
+#: Seconds for one request to reach the server, at the most. The worker waits for it.
+TIMEOUT = 5.0
+
+# What Django's a-methods send to a thread.
+_METHODS = {
+    name[1:]
+    for owner in (QuerySet, RawQuerySet, Model)
+    for name in dir(owner)
+    if name.startswith("a") and hasattr(owner, name[1:])
+} | {"add", "remove", "clear", "set"}  # of related managers, which are made for each relation
+_OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
+
+
+class Stoppable(Protocol):
+    """What the canceller needs of a call."""
+
+    #: The connections of the worker that runs it; None before.
+    connections: ThreadConnections | None
+    #: Whether it is to be stopped.
+    stopping: bool
+    #: What the function awaits through ``async_to_sync``; None if the call is never stopped.
+    awaits: list[asyncio.Task[Any]] | None
+    #: 1 once it has run.
+    calls: int
+
+
+def stop(call: Stoppable) -> None:
+    """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
+    if call.awaits is None or call.stopping or not _any_database_can():
+        return
+    call.stopping = True
+    try:
+        # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
+        threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
+    except RuntimeError as error:  # no thread is left, or the interpreter exits
+        logger.debug("%s was cancelled, and runs on: %r", call, error)
+
+
+def _any_database_can() -> bool:
+    engines = (settings["ENGINE"] for settings in connections.settings.values())
+    return any(load_backend(engine).DatabaseWrapper.vendor == "postgresql" for engine in engines)
+
+
+def _stop(call: Stoppable) -> None:
+    pause = PAUSE
+    time.sleep(pause)
+    while not call.calls:
+        if call.connections is not None:
+            _cancel_statements(call, call.connections)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _cancel_statements(call: Stoppable, own: ThreadConnections) -> None:
+    with own.finishing:
+        if own.running is not call or call.awaits:
+            return
+        for connection in list(own.opened):
+            raw: Any = connection.connection
+            if connection.vendor != "postgresql" or raw is None or own.stopped.get(connection):
+                continue  # not one, closed, or a request has failed before
+            try:
+                if is_active(raw):
+                    own.stopped[connection] = None
+                    _cancel_statement(raw)
+            except Exception as error:
+                own.stopped[connection] = f"its statement could not be cancelled ({error!r})"
+
+
+def _cancel_statement(raw: Any) -> None:
+    # Both return when the server has closed the connection that carried the request: then it has
+    # been carried out. See PQcancelPoll and PQcancel: postgresql.org/docs/current/libpq-cancel.html
+    if hasattr(raw, "cancel_safe"):
+        raw.cancel_safe(timeout=TIMEOUT)
+    else:  # psycopg 3.1, psycopg2
+        raw.cancel()
+
+
+def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.Task[Any]] | None:
+    """Return what *job*, submitted by asgiref, awaits; None if it is not to be stopped.
+
+    That is everything but Django's ``a``-methods: sync views, middleware, handlers and signals of
+    a request that is cancelled run to their end.
+    """
+    if child is None or not _is_of_method(child.func):
+        return None
+    job = getattr(getattr(job, "__self__", None), "fn", job)  # of the work item of a dead frame
+    return next((each for each in job.args if type(each) is list), None)
+
+
+def _is_of_method(func: Any) -> bool:
+    owner = getattr(func, "__self__", None)
+    if not isinstance(owner, _OWNERS):
+        return func is prefetch_related_objects or getattr(func, "__qualname__", "") == CHUNKS
+    name = getattr(func, "__name__", "")
+    return name == "_fetch_all" or (name in _METHODS and hasattr(owner, f"a{name}"))

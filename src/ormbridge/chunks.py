@@ -1,0 +1,106 @@
+"""Read a queryset in chunks, on the thread that owns the connection (a part of step 4 of a call).
+
+What Django's ``iterator()`` does, with a server-side cursor for ``raw()`` as well, and with nothing
+left open: a generator that ends, fails or is closed has closed its cursor.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain, islice
+from traceback import walk_tb
+from types import GeneratorType
+from typing import Any
+
+from django.db import DatabaseError, connections
+from django.db.models import prefetch_related_objects
+from django.db.models.query import QuerySet, RawQuerySet
+from django.db.models.sql.query import RawQuery
+
+
+def read_chunks(
+    queryset: QuerySet[Any, Any] | RawQuerySet[Any], chunk_size: int
+) -> Generator[list[Any], None, list[Any]]:
+    """Yield lists of *chunk_size* rows, and return the last one, which is shorter or empty.
+
+    An error follows the rows before it.
+    """
+    rows: Iterator[Any]
+    if isinstance(queryset, RawQuerySet):
+        rows = _raw_rows(queryset, chunk_size)
+    else:
+        rows = iter(queryset.iterator(chunk_size=chunk_size))
+    while True:
+        chunk: list[Any] = []
+        try:
+            chunk.extend(islice(rows, chunk_size))
+        except Exception as error:
+            _close_cursors(error)
+            if chunk:
+                yield chunk
+            raise
+        if len(chunk) < chunk_size:
+            return chunk
+        yield chunk
+
+
+def _close_cursors(error: Exception) -> None:
+    """Close what the traceback of *error* would keep open until somebody has dealt with it."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("django.db.models."):
+            for value in list(frame.f_locals.values()):
+                if isinstance(value, GeneratorType) and value.gi_suspended:
+                    value.close()
+
+
+class _ChunkedRawQuery(RawQuery):
+    """A query written by hand, read in chunks, from a server-side cursor where there is one.
+
+    Django's own takes an ordinary cursor, which has the whole result in memory on PostgreSQL.
+    """
+
+    def __init__(self, query: RawQuery, using: str, chunk_size: int) -> None:
+        super().__init__(query.sql, using, query.params)
+        self._chunk_size = chunk_size
+
+    def _execute_query(self) -> None:
+        connection = connections[self.using]
+        adapt = connection.ops.adapt_unknown_value
+        params: Any = self.params
+        if isinstance(params, Mapping):
+            params = {name: adapt(value) for name, value in params.items()}
+        elif params is not None:
+            params = tuple(map(adapt, params))
+        in_memory = connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+        self.cursor = connection.cursor() if in_memory else connection.chunked_cursor()
+        try:
+            self.cursor.execute(self.sql, params)
+        except Exception:
+            with suppress(DatabaseError):
+                self.cursor.close()
+            raise
+        # psycopg2 knows the columns of a server-side cursor only once it has fetched.
+        self._fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
+        self._first = self._fetch()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Execute the query, and return its rows."""
+        self._execute_query()
+        end = connections[self.using].features.empty_fetchmany_value
+        return chain(self._first, chain.from_iterable(iter(self._fetch, end)))
+
+
+def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Generator[Any, None, None]:
+    """Do for a ``RawQuerySet`` what ``QuerySet.iterator()`` does."""
+    chunked: Any = copy.copy(queryset)
+    chunked.query = _ChunkedRawQuery(queryset.query, queryset.db, chunk_size)
+    lookups = chunked._prefetch_related_lookups
+    rows = chunked.iterator()
+    if not lookups:
+        yield from rows
+    while chunk := list(islice(rows, chunk_size)):
+        prefetch_related_objects(chunk, *lookups)
+        yield from chunk

@@ -1,0 +1,125 @@
+"""Close all connections to a test database before it is dropped.
+
+A database to which somebody is connected can't be dropped: "is being accessed by other users". In
+a process of tests that may be idle workers of the pool, asgiref's one thread, and whatever else
+the code under test has left behind on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+from typing import Any
+
+from asgiref.sync import SyncToAsync
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test.runner import DiscoverRunner
+
+from .leaks import close_for_good, place_of_connection
+from .process import default_pool, end_pools
+
+# Seconds that the server may take to see that a connection was closed.
+_GRACE = 2.0
+
+_OTHERS = """
+    SELECT pid, application_name, state, left(query, 200) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend' ORDER BY pid
+"""
+
+
+def close_everything(patience: float | None = None) -> None:
+    """Close the connections of the pool's workers and of asgiref's thread, on their own threads.
+
+    :param patience: seconds to wait for each of them; by default ``TIMEOUT``.
+    """
+    if patience is None:
+        patience = default_pool().settings.timeout
+    end_pools(patience)
+    wait([SyncToAsync.single_thread_executor.submit(_close_own)], patience)
+
+
+def _close_own() -> None:
+    for connection in connections.all(initialized_only=True):
+        close_for_good(connection)
+
+
+def free_before_drop(warn: Callable[[str], object]) -> None:
+    """See to it that Django can drop the test databases of the calling thread's connections.
+
+    As it is about to drop one, everything is closed, and who is still connected to PostgreSQL is
+    disconnected.
+
+    :param warn: called with the name of each such connection.
+    """
+    for connection in connections.all():
+        creation: Any = connection.creation
+        if not isinstance(creation.destroy_test_db, _Freeing):
+            creation.destroy_test_db = _Freeing(connection, warn)
+
+
+class _Freeing:
+    """``destroy_test_db`` of one connection, which frees the database before."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, warn: Callable[[str], object]) -> None:
+        self._connection = connection
+        self._destroy = connection.creation.destroy_test_db
+        self._warn = warn
+
+    def __call__(
+        self, old_database_name: str | None = None, verbosity: int = 1, *args: Any, **kwargs: Any
+    ) -> None:
+        close_everything()
+        keep = kwargs.get("keepdb", args[0] if args else False)
+        if not keep and self._connection.vendor == "postgresql":
+            for other in disconnect_others(self._connection):
+                self._warn(other)
+        self._destroy(old_database_name, verbosity, *args, **kwargs)
+
+
+def disconnect_others(connection: BaseDatabaseWrapper) -> list[str]:
+    """Disconnect who else is connected to the database of *connection*, on PostgreSQL.
+
+    :returns: who that was, in words.
+    """
+    pooled: Any = connection
+    pooled.close()
+    pooled.close_pool()
+    with connection.cursor() as cursor:
+        others = _wait_for_others(cursor)
+        for pid, *_ in others:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+        if others:
+            _wait_for_others(cursor)
+    name = connection.settings_dict["NAME"]
+    return [
+        f"{name!r} was still in use, by a connection {place_of_connection(pid)}: {state}, "
+        f"{application or 'no application_name'}, last statement {query!r}. It was terminated, so "
+        "that the database could be dropped"
+        for pid, application, state, query in others
+    ]
+
+
+def _wait_for_others(cursor: Any) -> list[tuple[int, str, str, str]]:
+    """Return who is connected, unless nobody is within a moment."""
+    deadline = time.monotonic() + _GRACE
+    while True:
+        cursor.execute(_OTHERS)
+        others: list[tuple[int, str, str, str]] = cursor.fetchall()
+        if not others or time.monotonic() > deadline:
+            return others
+        time.sleep(0.01)
+
+
+class BridgeRunner(DiscoverRunner):
+    """Django's test runner, which can drop the test databases whoever is still connected.
+
+    Name it in ``settings.TEST_RUNNER``: ``"ormbridge.testing.BridgeRunner"``.
+    """
+
+    def teardown_databases(self, old_config: Any, **kwargs: Any) -> None:
+        """Drop the test databases."""
+        free_before_drop(self.log)
+        super().teardown_databases(old_config, **kwargs)

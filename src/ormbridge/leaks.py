@@ -1,0 +1,227 @@
+"""Find what a test leaves behind: connections, leases and transactions, and who opened them.
+
+A connection is expected on the workers of the pool, on the thread of the test, and on the one
+thread that asgiref has for a process. One that is open on any other thread when the test has ended
+is a leak: nothing will use or close it. So is a worker that is not free, and a transaction that is
+still open.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import asgiref
+import django
+from asgiref.sync import SyncToAsync
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from . import context as contexts
+from .connections import transaction_open
+from .errors import BridgeError
+from .lease import Lease
+from .pool import Pool
+from .process import live_pools
+from .worker import Leaseholder, Worker
+
+# Seconds that a worker may take to be done with what the test no longer waits for.
+_GRACE = 1.0
+# Frames of a stack that are shown, at the most.
+_FRAMES = 4
+
+# Whose lines do not say who opened a connection. Python's own library is where threading is.
+_MACHINERY = tuple(Path(str(each)).parent for each in (django.__file__, asgiref.__file__, __file__))
+_LIBRARY = Path(threading.__file__).parent
+_TESTING = re.compile(r"[\\/](_pytest|pluggy|pytest\w*|anyio|xdist|execnet)([\\/.]|$)")
+
+# Where connections to PostgreSQL were opened, by the number of the server's process for each.
+_places: dict[int, str] = {}
+
+
+def place() -> str:
+    """Say where the calling thread is: in which lines, the innermost first.
+
+    Lines of Django, asgiref, this package, pytest and Python's library are left out.
+    """
+    lines: list[str] = []
+    frame: Any = sys._getframe(1)  # noqa: SLF001 # for implementations that have no frames
+    while frame is not None:
+        code = frame.f_code
+        if not _is_machinery(code.co_filename):
+            lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}")
+        frame = frame.f_back
+    return ", called from ".join(lines[:_FRAMES])
+
+
+@functools.cache
+def _is_machinery(filename: str) -> bool:
+    path = Path(filename)
+    if "site-packages" in path.parts or path.parent == Path(sys.executable).parent:
+        return _TESTING.search(filename) is not None or any(
+            each in path.parents for each in _MACHINERY
+        )
+    return filename.startswith("<") or any(each in path.parents for each in (*_MACHINERY, _LIBRARY))
+
+
+def remember_places() -> None:
+    """Remember from now on where each connection to PostgreSQL is opened."""
+    connection_created.connect(_remember, dispatch_uid="ormbridge.leaks")
+
+
+def _remember(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+    if connection.vendor == "postgresql":
+        with suppress(Exception):  # another driver
+            pid = connection.connection.info.backend_pid
+            _places[pid] = (
+                f"opened on {threading.current_thread().name} at {place() or 'no line of yours'}"
+            )
+
+
+def place_of_connection(pid: int) -> str:
+    """Say where the connection with the server's process *pid* was opened."""
+    return _places.get(pid, "opened by another program, or around Django")
+
+
+def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
+    """Return the leases that still have a worker, but for that of a test's transaction.
+
+    :param patience: seconds that a running call may take to end. One that is held and has nothing
+        to do will not end: nobody waits for it.
+    """
+    began = time.monotonic()
+    while True:
+        left = [
+            (worker, lease)
+            for pool in live_pools()
+            for worker, lease in pool.leases()
+            if contexts.ambient is None or getattr(lease, "context", None) is not contexts.ambient
+        ]
+        running = any(not _is_idle(lease) for _, lease in left)
+        if not left or time.monotonic() - began > (patience if running else min(_GRACE, patience)):
+            return left
+        time.sleep(0.005)
+
+
+def _is_idle(lease: Leaseholder) -> bool:
+    return isinstance(lease, Lease) and lease._running is None  # noqa: SLF001 # for this module
+
+
+class _Watch:
+    """What is opened while a test runs."""
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+        self._depths = _depths()
+        self._opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]] = []
+        self._taken: dict[int, str] = {}
+        # Where the function that runs on a thread of an executor was sent there.
+        self._sent = threading.local()
+
+    def note_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+        """Note a connection that was just opened."""
+        where = place() or getattr(self._sent, "place", "") or "a place that is not yours"
+        self._opened.append((connection, threading.current_thread(), where))
+
+    def patches(self) -> Iterator[Any]:
+        """Yield what notes leases that ask for a worker, and functions sent to an executor."""
+        take, submit = Pool.take, ThreadPoolExecutor.submit
+
+        def noted_take(pool: Pool, lease: Leaseholder, wait: bool = True) -> bool:
+            self._taken[id(lease)] = place()
+            return take(pool, lease, wait)
+
+        def noted_submit(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return submit(executor, self._run, place(), function, args, kwargs)
+
+        yield mock.patch.object(Pool, "take", noted_take)
+        yield mock.patch.object(ThreadPoolExecutor, "submit", noted_submit)
+
+    def _run(self, where: str, function: Any, args: Any, kwargs: Any) -> Any:
+        self._sent.place = where
+        return function(*args, **kwargs)
+
+    def leaks(self) -> list[str]:
+        """Return what was left behind, in words, and end it as far as that is possible."""
+        found = []
+        for worker, lease in leases_left(_GRACE):
+            where = self._taken.get(id(lease)) or "a place that is not yours, or before the test"
+            found.append(f"{worker.name} is still leased, by {lease}, taken at {where}")
+            lease.dismiss(BridgeError("the test that made the call has ended"))
+        found += [
+            f"a transaction on {alias!r} is still open on {self._thread.name}"
+            for alias, depth in _depths().items()
+            if depth > self._depths.get(alias, 0)
+        ]
+        of_asgiref: threading.Thread | None = None
+        in_transaction: list[str] = []
+        try:
+            of_asgiref, in_transaction = _on_the_thread_of_asgiref()
+        except TimeoutError:
+            found.append("asgiref's thread still runs a function")
+        found += [
+            f"a transaction on {alias!r} is still open on asgiref's thread"
+            for alias in in_transaction
+        ]
+        for connection, thread, where in self._opened:
+            if isinstance(thread, Worker) or thread in (self._thread, of_asgiref):
+                continue
+            if connection.connection is not None:
+                found.append(
+                    f"a connection to {connection.alias!r} is still open on {thread.name}, "
+                    f"which is no worker, opened at {where}"
+                )
+                connection.inc_thread_sharing()
+                close_for_good(connection)
+        return found
+
+
+def _depths() -> dict[str, int]:
+    """Return how many transactions and savepoints are open on the calling thread."""
+    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True)}
+
+
+def close_for_good(connection: BaseDatabaseWrapper) -> None:
+    """Close *connection*, a database in memory too, which SQLite's own ``close`` spares."""
+    with suppress(Exception):  # a broken one
+        BaseDatabaseWrapper.close(connection)
+
+
+def _on_the_thread_of_asgiref() -> tuple[threading.Thread | None, list[str]]:
+    """Return the one thread that asgiref has for a process, and what is in a transaction there.
+
+    :raises TimeoutError: if the thread is busy.
+    """
+    executor: Any = SyncToAsync.single_thread_executor
+    if not isinstance(executor, ThreadPoolExecutor):  # a test's transaction stands in for it
+        return None, []
+
+    def look() -> tuple[threading.Thread, list[str]]:
+        opened = [each for each in connections.all(initialized_only=True) if each.connection]
+        return threading.current_thread(), [each.alias for each in opened if transaction_open(each)]
+
+    return executor.submit(look).result(_GRACE)
+
+
+@contextmanager
+def watched() -> Generator[list[str], None, None]:
+    """Yield a list that holds, after the block, what was left behind in it, in words."""
+    watch = _Watch()
+    found: list[str] = []
+    with ExitStack() as stack:
+        connection_created.connect(watch.note_connection, weak=False, dispatch_uid=id(watch))
+        stack.callback(connection_created.disconnect, dispatch_uid=id(watch))
+        for patch in watch.patches():
+            stack.enter_context(patch)
+        yield found
+    found += watch.leaks()

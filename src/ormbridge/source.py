@@ -1,0 +1,257 @@
+"""Where the rows of a stream come from: its cursor, and the thread where that stays (step 2).
+
+The cursor lives in a suspended generator. On a worker the lease has it in its care
+(``generators.py``), below a synchronous frame the frame. It is closed on its own thread: when it
+has ended, when nobody needs the rows any more, or when the block, request or frame around it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Any, cast
+
+from asgiref.current_thread_executor import CurrentThreadExecutor
+
+from .blocks import current_block
+from .bridge import DatabaseSyncToAsync
+from .call import Call
+from .chunks import read_chunks
+from .context import LeaseContext, calling_context, stream_context
+from .errors import LeaseClosed
+from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
+from .lease import Lease
+from .mailbox import Mailbox, mailbox_of
+
+#: Its rows, and whether it is the last.
+Chunk = tuple[list[Any], bool]
+
+
+class Anchor:
+    """What the rows' iterator alone has, so that it is collected at the latest when that is."""
+
+    __slots__ = ("__weakref__", "_source")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __del__(self) -> None:
+        """Have the cursor closed. Any thread, in the middle of whatever it does."""
+        self._source.drop()
+
+
+class StreamContext(LeaseContext):
+    """The context of a stream that was opened outside of any other, and of streams in its body."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, holds=False)
+        self._streams: set[Source] = set()
+
+    def enter(self, source: Source) -> Callable[[], None]:
+        """Go on at least until *source* has called what this returns."""
+        self._streams.add(source)
+        return functools.partial(self._leave, source)
+
+    def _leave(self, source: Source) -> None:
+        self._streams.discard(source)
+        if not self._streams:
+            self.release(end=True)
+
+    def _waits_for_blocks_on(self, lease: Lease) -> bool:
+        return True  # whatever task has the block, the body of the stream may wait for it
+
+
+class Source:
+    """The cursor of one stream.
+
+    It must not know the rows' iterator, which would then never be dropped.
+    """
+
+    def __init__(self, queryset: Any, chunk_size: int) -> None:
+        self.name = f"stream of {queryset.model._meta.label}"
+        self._chunks = read_chunks(queryset, chunk_size)
+        #: The thread of the cursor, from the first chunk on.
+        self.thread: threading.Thread | None = None
+        # The rest is set when the first chunk is asked for.
+        self._mailbox: Mailbox | None = None
+        #: Done once the cursor is closed.
+        self.closed: asyncio.Future[None]
+        self._frame: CurrentThreadExecutor | None = None
+        self._context: LeaseContext | None = None
+        # Below what the last fetch was asked for: the frame, and the block.
+        self._place: Any = None
+        # What to do when nobody needs the rows any more.
+        self._leave: list[Callable[[], object]] = []
+
+    # On the loop's thread
+
+    def fetch(
+        self, anchor: weakref.ref[Anchor], refuse: weakref.ref[Callable[[str], None]]
+    ) -> tuple[Call, asyncio.Future[Chunk]]:
+        """Have the next chunk fetched.
+
+        :param anchor: when this is collected, nobody needs the rows any more.
+        :param refuse: is called with a message if the block around the stream ends.
+        :returns: the call, and its future, which has the error if there is no thread to be had.
+        """
+        loop = asyncio.get_running_loop()
+        # The lease looks for the generator among the arguments.
+        child = functools.partial(_next_chunk, self, self._chunks, anchor)
+        awaits: list[asyncio.Task[Any]] = []
+        job = _bridge.job(loop, awaits, contextvars.copy_context(), child)
+        call = Call(job, self.name, mailbox_of(loop))
+        call.awaits = awaits
+        call.iteration = anchor, self.close
+        future: Any = call.future
+        future.add_done_callback(heed)
+        try:
+            if self._mailbox is None:
+                self._open(call.mailbox, refuse)
+            self._send(call)
+        except Exception as error:  # its turn is after the rows in hand
+            future.set_exception(error)
+        return call, future
+
+    def _open(self, mailbox: Mailbox, refuse: weakref.ref[Callable[[str], None]]) -> None:
+        """Find out to what the stream belongs."""
+        self._mailbox = mailbox
+        self.closed = mailbox.loop.create_future()
+        block = current_block.get()
+        while block is not None:
+            end = functools.partial(_end_with_block, refuse, self.name, block.name)
+            block.streams.add(end)
+            self._leave.append(functools.partial(block.streams.discard, end))
+            block = block.parent
+        self._frame = live_frame(mailbox.loop)
+        if self._frame is not None:
+            items = items_of(self._frame)
+            items.last.append(self.close)
+            self._leave.append(functools.partial(_close_on_frame, items, self.close))
+            return
+        self._context = calling_context(current_block.get())
+        if self._context is None:
+            self._context = StreamContext(self.name)
+            stream_context.set(self._context)
+        if isinstance(self._context, StreamContext):
+            self._leave.append(self._context.enter(self))
+
+    def _send(self, call: Call) -> None:
+        """Send *call* to the thread of the cursor, or to the frame that was entered there since."""
+        if call.block is not None:
+            call.block.check(call)
+        frame = live_frame(call.mailbox.loop)
+        self._place = frame, call.block
+        if frame is None or frame_thread(frame) is not self.thread:
+            frame = self._frame
+        if frame is None:
+            cast(LeaseContext, self._context).place(call)
+        elif has_ended(frame):
+            raise LeaseClosed(self._lost())
+        else:
+            frame.submit(call.run_on_frame)
+
+    def is_of_another_loop(self) -> bool:
+        """Say whether it was begun in another event loop, where its chunks arrive."""
+        mailbox = self._mailbox
+        return mailbox is not None and mailbox.loop is not asyncio.get_running_loop()
+
+    def has_moved(self) -> bool:
+        """Say whether the running code is below another frame or block than at the last fetch."""
+        here = live_frame(asyncio.get_running_loop()), current_block.get()
+        return bool(self._place != here)
+
+    def drop(self) -> None:
+        """Close the cursor on its thread: nobody needs the rows any more. Any thread."""
+        # This takes locks, which a thread that collects may be in the middle of: later.
+        if self._leave:
+            try:
+                cast(Mailbox, self._mailbox).loop.call_soon_threadsafe(self.let_go)
+            except RuntimeError:  # the loop is closed
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Close the cursor on its thread. Any thread, in the middle of nothing."""
+        leave, self._leave = self._leave, []
+        # On a lease there is no more to do: it sees for itself that the generator is unused.
+        for each in leave:
+            each()
+
+    def deliver(self) -> None:
+        """Tell that the cursor is closed."""
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # On the thread of the cursor
+
+    def next_chunk(self, anchor: weakref.ref[Anchor]) -> Chunk:
+        """Return the next chunk.
+
+        :raises LeaseClosed: if the cursor was closed before.
+        """
+        thread = threading.current_thread()
+        if self.thread not in (None, thread):
+            raise LeaseClosed(self._lost())
+        self.thread = thread
+        if anchor() is None:
+            self.close()
+        try:
+            return next(self._chunks), False
+        except StopIteration as end:
+            self._end()
+            if end.value is None:
+                raise LeaseClosed(self._lost()) from None
+            return end.value, True
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """Close the cursor."""
+        with suppress(Exception):  # the connection broke
+            self._chunks.close()
+        self._end()
+
+    def _end(self) -> None:
+        cast(Mailbox, self._mailbox).post(self)
+
+    def _lost(self) -> str:
+        return (
+            f"{self.name} is closed: the request, connection or synchronous frame in which it was "
+            "opened has ended; iterate on it to its end there"
+        )
+
+
+def _next_chunk(
+    source: Source, chunks: Generator[Any, Any, Any], anchor: weakref.ref[Anchor]
+) -> Chunk:
+    return source.next_chunk(anchor)
+
+
+_bridge = DatabaseSyncToAsync(_next_chunk)
+
+
+def heed(future: asyncio.Future[Any]) -> None:
+    """Drop an error that nobody comes for, as rows are: asyncio would log it."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _close_on_frame(items: FrameItems, close: Callable[[], object]) -> None:
+    """Have the frame do *close* as soon as what runs there is done, block or no block."""
+    with items.lock:
+        items.first.append(close)
+        if items.push(items.do_first):  # otherwise it ends, and does so anyway
+            items.last.remove(close)
+
+
+def _end_with_block(refuse: weakref.ref[Callable[[str], None]], name: str, block: str) -> None:
+    if (refuse_rows := refuse()) is not None:
+        refuse_rows(
+            f"{name} was opened in {block}, which has ended, and was closed with it; iterate on it "
+            "inside the block"
+        )

@@ -1,0 +1,240 @@
+"""Large results in bounded memory: ``stream()``.
+
+The rows of a queryset come in chunks. Each chunk is a call on the lease's thread (step 2), where
+the suspended generator with the cursor stays between two of them; the next chunk is fetched while
+the caller works on this one.
+
+Guarantees:
+
+* at most two chunks of rows are alive: the one in hand and the one read ahead;
+* every step of the cursor, its end included, runs on the thread that opened it;
+* leaving the loop closes the cursor as soon as what runs on that thread is done;
+* the body of a loop never waits for a second worker while its stream holds one: outside of any
+  other context, calls of the bridge made there run on the worker of the stream.
+
+It rests on CPython's habit of dropping a loop's iterator the moment that the loop is left.
+
+**Cancellation.** A task that is cancelled while it waits for a chunk gives up that call as any
+other, which on PostgreSQL cancels its statement, and the stream is closed. A chunk that is read
+ahead when the loop is left is not stopped, which could abort the caller's transaction; its rows are
+dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from django.db.models.query import QuerySet, RawQuerySet
+
+from .call import Call
+from .errors import LeaseClosed
+from .source import Anchor, Chunk, Source, heed
+
+if TYPE_CHECKING:
+    from django.db.models import Model
+
+_Row = TypeVar("_Row")
+_Model = TypeVar("_Model", bound="Model")
+
+
+@overload
+def stream(queryset: QuerySet[Any, _Row], chunk_size: int = 2000) -> Stream[_Row]: ...
+
+
+@overload
+def stream(queryset: RawQuerySet[_Model], chunk_size: int = 2000) -> Stream[_Model]: ...
+
+
+def stream(queryset: Any, chunk_size: int = 2000) -> Stream[Any]:
+    """Iterate over a large result in bounded memory, with the next rows fetched meanwhile.
+
+    ``async for row in stream(queryset)``, or, to have the cursor closed when the block is left,
+    ``async with stream(queryset) as rows`` and ``async for row in rows``. Rows are what the
+    queryset gives: model instances, those of ``raw()``, or what ``values()`` and ``values_list()``
+    give. ``prefetch_related()`` is done for each chunk.
+
+    Rows are read from the database *chunk_size* at a time, on PostgreSQL from a server-side cursor,
+    and at most two chunks are alive. While your code works on one, the next one is fetched on a
+    worker, which the stream keeps until its last row was read or the loop is left: by ``break``, an
+    exception or cancellation. The cursor is then closed there at once.
+
+    In an HTTP request, an ``atomic()`` or a ``pinned()`` the worker is theirs, and the stream joins
+    the transaction. One that was opened in such a block ends with it. Under a live synchronous
+    frame (Django's ``TestCase``, a sync view) it is that frame's thread, and the stream ends with
+    the frame. Elsewhere calls of the bridge made in the body run on the worker of the stream.
+
+    **Cancellation.** A task that is cancelled while it waits for rows closes the stream; on
+    PostgreSQL their statement is cancelled. What is only read ahead runs to its end.
+
+    :param queryset: a ``QuerySet`` or a ``RawQuerySet``; its cache is neither used nor filled.
+    :param chunk_size: rows to fetch at a time.
+    :raises TypeError: if *queryset* is something else.
+    :raises ValueError: if *chunk_size* is not an ``int`` of 1 or more.
+
+    The iteration raises what the query raises, once, after the rows before it;
+    :exc:`LeaseClosed` if the block, frame or request in which it was opened has ended;
+    :exc:`PoolTimeout` if a fetch had to wait too long for a worker or its turn there; and
+    ``RuntimeError`` if it is iterated on twice, or by two tasks at one time, or after it was
+    closed.
+
+    See `QuerySet.iterator()
+    <https://docs.djangoproject.com/en/stable/ref/models/querysets/#iterator>`_.
+    """
+    size: Any = chunk_size
+    if not isinstance(queryset, (QuerySet, RawQuerySet)):
+        raise TypeError(
+            f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager has "
+            "one in .all()"
+        )
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"chunk_size must be an int of 1 or more, and {size!r} is not")
+    return Stream(queryset, chunk_size)
+
+
+class Stream(Generic[_Row]):
+    """What :func:`stream` returns: to be iterated on once."""
+
+    def __init__(self, queryset: Any, chunk_size: int) -> None:
+        self._source: Source | None = Source(queryset, chunk_size)
+        self._name = self._source.name
+        self._rows: Rows[_Row] | None = None
+
+    def __aiter__(self) -> Rows[_Row]:
+        """Return the rows. Nothing is fetched before the first one is asked for.
+
+        :raises RuntimeError: if they were asked for before.
+        """
+        source, self._source = self._source, None
+        if source is None:
+            raise RuntimeError(
+                f"{self._name} can be iterated on once, by one task, and was before; call stream() "
+                "again"
+            )
+        return Rows(source)
+
+    async def __aenter__(self) -> Rows[_Row]:
+        """Return the rows, which are closed as the block ends."""
+        self._rows = self.__aiter__()
+        return self._rows
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close the cursor, and wait until it is closed."""
+        rows, self._rows = self._rows, None
+        if rows is not None:
+            await rows.aclose()
+
+
+class Rows(AsyncIterator[_Row]):
+    """The iterator over the rows of one stream."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        # Who drops this, by closing or by being dropped, has the cursor closed.
+        self._anchor: Anchor | None = Anchor(source)
+        self._rows: Iterator[_Row] = iter(())
+        # The chunk that is being fetched.
+        self._call: Call | None = None
+        self._future: asyncio.Future[Chunk] | None = None
+        self._waits = False
+        # Makes what the next step raises, once there are no more rows.
+        self._over: Callable[[], Exception] | None = None
+
+    def __aiter__(self) -> Rows[_Row]:
+        """Return the same iterator."""
+        return self
+
+    async def __anext__(self) -> _Row:
+        """Return the next row. Waits only where the next chunk is not there yet."""
+        for row in self._rows:
+            return row
+        return await self._first_of_next_chunk()
+
+    async def aclose(self) -> None:
+        """Close the cursor, and wait until it is closed. What runs on its thread ends first."""
+        call = self._call
+        self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
+        if self._source.is_of_another_loop():
+            return
+        # Not the futures themselves, which would be cancelled with this task.
+        if call is not None and not call.cancel() and (future := call.await_again()) is not None:
+            future.add_done_callback(heed)
+            await asyncio.wait([future])
+        if self._source.thread is not None:
+            await asyncio.wait([self._source.closed])
+
+    async def _first_of_next_chunk(self) -> _Row:
+        while self._over is None:
+            if self._source.is_of_another_loop():
+                raise RuntimeError(
+                    f"{self._source.name} was begun in another event loop; call stream() again"
+                )
+            if self._waits:
+                raise RuntimeError(
+                    f"{self._source.name} is iterated on by two tasks at one time; give each a "
+                    "stream of its own"
+                )
+            rows, is_last = await self._fetched()
+            if self._over is not None:  # meanwhile
+                break
+            if is_last:
+                self._finish(StopAsyncIteration)
+            else:
+                self._fetch()
+            self._rows = iter(rows)
+            for row in self._rows:
+                return row
+        raise self._over()
+
+    async def _fetched(self) -> Chunk:
+        """Wait for the chunk that is being fetched, and return it."""
+        future = self._future
+        # A fetch that waits for its turn until a frame or block ends that was entered since, and
+        # waits for it here, goes there itself.
+        if future is None or (not future.done() and self._source.has_moved() and self._give_up()):
+            future = self._fetch()
+        self._waits = True
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not self._give_up() and self._call is not None:
+                self._call.stop()
+            message = (
+                f"{self._source.name} was closed when a task was cancelled that waited for its "
+                "next rows; call stream() again"
+            )
+            self._finish(functools.partial(RuntimeError, message))
+            raise
+        except BaseException:
+            self._finish(StopAsyncIteration)
+            raise
+        finally:
+            self._waits = False
+            del future  # the traceback of its error holds this frame
+
+    def _fetch(self) -> asyncio.Future[Chunk]:
+        """Have the next chunk fetched."""
+        anchor = weakref.ref(cast(Anchor, self._anchor))
+        self._call, self._future = self._source.fetch(anchor, weakref.WeakMethod(self._refuse))
+        return self._future
+
+    def _give_up(self) -> bool:
+        return self._call is not None and self._call.cancel()
+
+    def _refuse(self, message: str) -> None:
+        """Give no more rows, also to a task that waits for one: the block around has ended."""
+        self._finish(functools.partial(LeaseClosed, message))
+
+    def _finish(self, over: Callable[[], Exception]) -> None:
+        """Give no more rows, and have the cursor closed. The first call decides."""
+        if self._over is None:
+            self._over = over
+            self._rows = iter(())
+            self._anchor = None
+            self._source.let_go()
+            future, self._call, self._future = self._future, None, None
+            if self._waits and future is not None and not future.done():
+                future.set_exception(over())

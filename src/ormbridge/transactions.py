@@ -1,0 +1,318 @@
+"""Transactions in async code: ``atomic()``.
+
+It runs Django's own ``transaction.atomic`` on the thread of a block (``pinning.py``), entering and
+leaving it as calls in line there.
+
+Guarantees:
+
+* every call in the block is in the transaction;
+* leaving a block is a call in line, not a task: nothing that cancels tasks can remove it;
+* when ``async with`` raises or returns, the transaction has ended.
+
+**Cancellation.** Entering and leaving are waited for, whatever cancels the waiting task. A block
+whose entering was cancelled is undone first. A commit that was sent stands, then the cancellation
+goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, cast, overload
+
+from asgiref.sync import async_to_sync
+from django.db import transaction
+
+from .blocks import Block
+from .bridge import DatabaseSyncToAsync
+from .call import Call
+from .connections import keep_open
+from .context import LeaseContext
+from .errors import LeaseClosed
+from .mailbox import mailbox_of
+from .pinning import BlockManager, Entered
+from .turns import Turns
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+logger = logging.getLogger("ormbridge")
+
+
+class Atomic(BlockManager):
+    """What :func:`atomic` returns."""
+
+    _name = "atomic"
+    _exclusive = True
+
+    def __init__(self, using: str | None, savepoint: bool, durable: bool) -> None:
+        super().__init__()
+        self._options = using, savepoint, durable
+
+    async def _begin(self, entered: Entered) -> None:
+        work = entered.work = _Transaction(entered, *self._options)
+        call, future = _make_call(
+            lambda: work.begin(cast(Turns, call.line)), f"the beginning of {entered.block}", entered
+        )
+        try:
+            if entered.frame is None:
+                cast(LeaseContext, entered.block.context).place(call)
+            elif not entered.frame.put(call):
+                raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
+            cancelled = await _outlast(future, call.cancel)
+            if cancelled is not None:
+                if future.done():
+                    future.exception()  # or it is reported as never seen
+                begun, work.begun = work.begun, False
+                if begun:
+                    await self._end(entered, type(cancelled))
+                raise cancelled
+            future.result()
+        except BaseException:
+            if not call.cancel() and not work.abandon():  # a coroutine that is freed or interrupted
+                entered.is_freed = True
+                await self._end(entered, RuntimeError)
+            entered.give_back()
+            raise
+        finally:
+            cancelled = None  # its traceback holds this frame
+
+    async def _end(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
+        block, work = entered.block, cast(_Transaction, entered.work)
+        block.close()
+        await entered.step_out()
+        call, future = _make_call(lambda: work.end(exc_type), f"the end of {block}", entered)
+        call.block = call.closes = block
+        try:
+            if entered.is_freed:
+                entered.put_later(call)
+                return
+            accepted = cast(Turns, block.line).put(call)
+            # Where it was rolled back already, its end must not touch the connection.
+            if (block.undone or not accepted) and call.cancel():
+                future.set_exception(block.lost())
+            cancelled = await _outlast(future)
+        finally:
+            entered.work = None  # no cycle is left
+            entered.give_back()
+        error = future.exception()  # looked at: where the block itself failed, nobody else does
+        try:
+            try:
+                if error is not None and not (block.undone and exc_type is not None):
+                    raise error
+            finally:
+                await work.run_callbacks(cancelled is not None)
+            if cancelled is not None:
+                raise cancelled
+        except BaseException as failure:
+            if cancelled in (None, failure):
+                raise
+            raise cancelled from failure
+        finally:
+            cancelled = error = None  # their tracebacks hold this frame
+
+
+class _Transaction:
+    """Django's ``Atomic`` of one block. All but the constructor runs on the lease's thread."""
+
+    def __init__(self, entered: Entered, using: str | None, savepoint: bool, durable: bool) -> None:
+        self._entered = entered
+        self._block = entered.block
+        self._using = using
+        self._atomic = transaction.Atomic(using, savepoint, durable)
+        self._restore: Callable[[], object] | None = None
+        self.begun = False
+        self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
+        # What asynchronous functions given to on_commit() returned, and whether they are robust.
+        self._callbacks: list[tuple[Awaitable[Any], bool]] = []
+
+    def abandon(self) -> bool:
+        """Have a beginning that still runs undone as it ends. False if the block is open. Loop."""
+        return self._decided.acquire(blocking=False) or not self.begun
+
+    def begin(self, line: Turns) -> None:
+        """Begin the transaction or savepoint."""
+        self._atomic.__enter__()
+        if not self._decided.acquire(blocking=False) or self._entered.loop.is_closed():
+            self._atomic.__exit__(RuntimeError, None, None)
+            self._entered.give_back(end=False)
+            return
+        if self._entered.frame is not None:
+            self._restore = keep_open(transaction.get_connection(self._using))
+        self._block.undo = functools.partial(self._exit, RuntimeError)
+        line.open(self._block)
+        self.begun = True
+
+    def end(self, exc_type: type[BaseException] | None) -> None:
+        """Commit, or roll back where *exc_type* says that the block failed."""
+        line = cast(Turns, self._block.line)
+        overdue = self._block.overdue
+        try:
+            line.undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
+            if exc_type is None and overdue is None:
+                self._prepare_callbacks()
+            self._exit(exc_type or (type(overdue) if overdue else None))
+        finally:
+            line.close(self._block)
+            self._entered.give_back(end=False)  # the worker is free before the caller goes on
+        if overdue is not None:
+            raise overdue
+
+    def _exit(self, exc_type: type[BaseException] | None) -> None:
+        try:
+            self._atomic.__exit__(exc_type, None, None)
+        finally:
+            if self._restore is not None:
+                self._restore()
+            self._block.undo = None  # no cycle is left
+
+    def _prepare_callbacks(self) -> None:
+        # Django calls what was given to on_commit(), and drops what that returns.
+        connection = transaction.get_connection(self._using)
+        if len(connection.atomic_blocks) == 1:
+            prepare = self._collect
+        elif self._entered.frame is not None and not _is_inside_atomic(self._block):
+            prepare = _await_here  # a synchronous atomic() around this one will commit
+        else:
+            return
+        connection.run_on_commit = [
+            (savepoints, prepare(func, robust), robust)
+            for savepoints, func, robust in connection.run_on_commit
+        ]
+
+    def _collect(self, func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
+        @functools.wraps(func)
+        def call() -> None:
+            if inspect.isawaitable(outcome := func()):
+                self._callbacks.append((outcome, robust))
+
+        return call
+
+    async def run_callbacks(self, cancelled: bool) -> None:
+        """Await what asynchronous functions given to ``on_commit()`` have to do. On the loop.
+
+        :param cancelled: whether the task was cancelled before, and may be again at each await
+            (anyio does that): what was committed is followed by its callbacks all the same.
+        """
+        if self._callbacks and cancelled:
+            running = asyncio.ensure_future(self._run_callbacks())
+            await _outlast(running)
+            running.result()
+        elif self._callbacks:
+            await self._run_callbacks()
+
+    async def _run_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        try:
+            while callbacks:
+                callback, robust = callbacks.pop(0)
+                try:
+                    await callback
+                except Exception as error:
+                    if not robust:
+                        raise
+                    logger.error("on_commit() of %s failed: %r", self._block, error, exc_info=error)
+        finally:  # one that fails ends the row, as in Django
+            for callback, _ in callbacks:
+                if inspect.iscoroutine(callback):
+                    callback.close()
+
+
+def _await_here(func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
+    @functools.wraps(func)
+    def call() -> None:
+        if inspect.isawaitable(outcome := func()):
+            async_to_sync(_wait_for)(outcome)
+
+    return call
+
+
+async def _wait_for(outcome: Awaitable[Any]) -> None:
+    await outcome
+
+
+def _is_inside_atomic(block: Block) -> bool:
+    around = block.parent
+    while around is not None and not around.exclusive:
+        around = around.parent
+    return around is not None
+
+
+def _make_call(
+    function: Callable[[], None], name: str, entered: Entered
+) -> tuple[Call, asyncio.Future[Any]]:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # the coroutine is being freed
+        loop = entered.loop
+    bridged = DatabaseSyncToAsync(function)
+    job = bridged.job(loop, [], contextvars.copy_context(), function)
+    call = Call(job, name, mailbox_of(loop))
+    return call, cast("asyncio.Future[Any]", call.future)
+
+
+async def _outlast(
+    future: asyncio.Future[Any], give_up: Callable[[], bool] = lambda: False
+) -> asyncio.CancelledError | None:
+    """Wait for *future*, whatever cancels the running task. Returns what did.
+
+    :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
+    """
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if give_up():
+                break
+    return cancelled
+
+
+@overload
+def atomic(
+    using: Callable[_P, Coroutine[Any, Any, _R]],
+) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
+
+
+@overload
+def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic: ...
+
+
+def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> Any:
+    """Have everything in the block in one transaction: Django's ``atomic`` for async code.
+
+    ``async with atomic():``, or ``@atomic`` and ``@atomic(…)`` on coroutine functions. Calls of the
+    bridge, Django's ``a``-methods, ``async for`` over a queryset and ``sync_to_async`` run on one
+    worker, one at a time, in the transaction. It is committed as the block ends, and rolled back on
+    any exception, cancellation included. Functions given to ``transaction.on_commit()`` run on the
+    worker after the commit; coroutine functions are then awaited on the event loop.
+
+    Tasks started in the block are inside. While it is the innermost block on its worker, only its
+    own calls run there: an ``atomic()`` in another task, or a call beside the block, waits until it
+    has ended, and raises :exc:`PoolTimeout` after ``TIMEOUT`` seconds.
+
+    Under a live synchronous frame (Django's ``TestCase``, a sync view) all of this happens on that
+    frame's thread.
+
+    **Cancellation.** A cancelled block is rolled back, after the call that runs has ended. If the
+    commit was sent already, it stands, and then ``CancelledError`` goes on.
+
+    :param using: the alias of the database.
+    :param savepoint: whether a nested block makes a savepoint.
+    :param durable: whether to refuse to be nested (``RuntimeError``).
+    :raises LeaseClosed: in a task that outlived a block around it.
+    :raises PoolTimeout: if there is no worker, or no turn on it, within ``TIMEOUT`` seconds.
+    :raises RuntimeError: in an async generator, as :func:`pinned`.
+
+    The rest is as in `Django
+    <https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic>`_.
+    """
+    if callable(using):
+        return Atomic(None, savepoint, durable)(cast(Any, using))
+    return Atomic(using, savepoint, durable)

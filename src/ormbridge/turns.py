@@ -1,0 +1,149 @@
+"""The line of one thread: calls wait for their turn, blocks decide whose turn it is (step 2).
+
+Guarantees:
+
+* calls run one at a time, in the order in which they came;
+* while a block is open, only calls of the innermost one run; the others wait until it has closed,
+  at most ``TIMEOUT`` seconds;
+* a block that waits to close is never refused. If blocks inside it are still open after ``TIMEOUT``
+  seconds, all of them are rolled back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+from .blocks import Block
+from .call import Call
+from .errors import BridgeError, PoolTimeout
+from .settings import Settings
+
+
+class Turns:
+    """Calls in line for one thread."""
+
+    over = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        # Re-entrant: freeing a generator may come in between.
+        self._lock = threading.RLock()
+        # Guarded by _lock.
+        self._line: deque[Call] = deque()
+        self._blocks: list[Block] = []  # the innermost is at the end
+
+    def put(self, call: Call) -> bool:
+        """Put *call* in line. Returns False, and does nothing, if the line takes no more calls."""
+        raise NotImplementedError
+
+    def thread_name(self) -> str:
+        """Return the name of the thread that runs the calls."""
+        raise NotImplementedError
+
+    def _take(self) -> Call | None:
+        """Return the first call in line whose turn it is. The lock is held."""
+        if not self._blocks:
+            return self._line.popleft() if self._line else None
+        for place, call in enumerate(self._line):
+            if self._is_turn_of(call):
+                del self._line[place]
+                return call
+        return None
+
+    def _is_turn_of(self, call: Call) -> bool:
+        if not self._blocks or (call.closes is not None and call.closes.overdue is not None):
+            return True
+        block = call.block
+        while block is not None and not (block.exclusive and block.line is self):
+            block = block.parent
+        return block is self._blocks[-1]
+
+    def open(self, block: Block) -> None:
+        """Make *block* the innermost one. Runs on the line's thread."""
+        with self._lock:
+            block.line = self
+            self._blocks.append(block)
+
+    def close(self, block: Block) -> None:
+        """Take *block* out, and all blocks inside it, which are undone. On the line's thread."""
+        with self._lock:
+            outlived = self.inside(block)
+            self._blocks = [each for each in self._blocks if each not in (block, *outlived)]
+            stragglers = [call for call in self._line if call.block in outlived]
+            for call in stragglers:
+                self._line.remove(call)
+        for call in stragglers:
+            self._refuse(call, cast(Block, call.block).lost())
+
+    def undo(self, blocks: list[Block], why: str) -> None:
+        """Roll *blocks*, the outermost first, back. Runs on the line's thread."""
+        for block in reversed(blocks):
+            block.undone, block.closing = why, True
+            with suppress(Exception):  # then it is rolled back with its connection
+                cast(Callable[[], object], block.undo)()
+
+    def inside(self, block: Block) -> list[Block]:
+        """Return the open blocks inside *block*, the outermost first."""
+        with self._lock:
+            if block not in self._blocks:  # all were dismissed: the interpreter exits
+                return []
+            return self._blocks[self._blocks.index(block) + 1 :]
+
+    def forget(self, call: Call) -> None:
+        """Take *call*, which gave up, out of the line."""
+        with self._lock:
+            if call in self._line:
+                self._line.remove(call)
+
+    def expire(self) -> float | None:
+        """Refuse the calls that have waited too long for their turn.
+
+        :returns: seconds until the next one has, or None where none waits.
+        """
+        overdue: list[Call] = []
+        left = None
+        look = False
+        with self._lock:
+            now = time.monotonic()
+            innermost = self._blocks[-1] if self._blocks else None
+            for call in list(self._line):
+                if (remaining := call.asked + self.settings.timeout - now) > 0:
+                    left = remaining
+                    break
+                if call.closes is None:
+                    self._line.remove(call)
+                    overdue.append(call)
+                elif innermost not in (None, call.closes) and call.closes.overdue is None:
+                    call.closes.overdue = PoolTimeout(
+                        f"{call.closes} waited {now - call.asked:.1f} s for {innermost} to end "
+                        "inside it; both were rolled back. Await what you start in a block"
+                    )
+                    look = True
+                elif call.closes.overdue is None:  # a block may still open inside it
+                    left = self.settings.timeout
+        if look:
+            self.look()
+        for call in overdue:
+            within = f", inside {innermost}" if innermost is not None else ""
+            self._refuse(
+                call,
+                PoolTimeout(
+                    f"{call} waited {now - call.asked:.1f} s for its turn on "
+                    f"{self.thread_name()}, which has {self}{within}. Calls of one lease run one "
+                    "at a time, and those of an open block go first: shorten them, do not wait in "
+                    "a block for what runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
+                ),
+            )
+        return left
+
+    def look(self) -> None:
+        """Have the thread look whether it is the turn of a call in line."""
+        raise NotImplementedError
+
+    def _refuse(self, call: Call, error: BridgeError) -> None:
+        call.refuse(error)
