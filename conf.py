@@ -59,6 +59,11 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "_contextvars.Context"),
     ("py:class", "concurrent.futures.thread.ThreadPoolExecutor"),
+    # What atomic() and pinned() return: an asynchronous context manager that also decorates.
+    ("py:class", "ormbridge.transactions.Atomic"),
+    ("py:class", "ormbridge.pinning.Pinned"),
+    # What stream() returns, and the type of its rows.
+    ("py:class", "ormbridge.streaming.Stream"),
 ]
 # A block of code that names no language is shown as it is.
 highlight_language = "text"

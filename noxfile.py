@@ -28,6 +28,10 @@ BUILD = ROOT / "build"
 DJANGO_NEEDS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
 # The newest comes first: it is what most people have.
 CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
+# 1,500 examples, about turns more than about the database: on SQLite only.
+STATEFUL = ["tests/test_stateful.py"]
+# That, and what starts projects of its own: once on each pair of ENDS.
+SLOW = ["tests/guide/test_testing.py", "tests/test_pytest_ormbridge.py", *STATEFUL]
 # The extra that holds the driver, and where the server is when the environment does not say.
 SERVERS = {
     "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),
@@ -87,6 +91,11 @@ def run_tests(session: nox.Session, *arguments: str, database: str = "sqlite") -
     session.run("pytest", *arguments, *session.posargs, env=environment)
 
 
+def without(paths: list[str]) -> list[str]:
+    """Return the options that have pytest leave *paths* out."""
+    return [f"--ignore={path}" for path in paths]
+
+
 def server_answers(database: str) -> bool:
     """Say whether something listens where *database* should be."""
     _, host, port, usual = SERVERS[database]
@@ -144,9 +153,12 @@ def tests(session: nox.Session, django: str) -> None:
     for version in MISSING:
         session.warn(f"Python {version} is not on this machine: its part of the matrix is left out")
     install(session, "tests", django=django)
-    for channels in CHANNELS if (session.python, django) in ENDS else CHANNELS[:1]:
+    at_an_end = (session.python, django) in ENDS
+    for channels in CHANNELS if at_an_end else CHANNELS[:1]:
         session.install("--upgrade", channels)
-        run_tests(session)
+        whole = at_an_end and channels == CHANNELS[0]
+        left_out = [] if whole else SLOW if at_an_end else [*SLOW, "tests/guide"]
+        run_tests(session, *without(left_out))
 
 
 @nox.session(name="tests-postgresql", allow_parallel=True)
@@ -154,7 +166,7 @@ def tests(session: nox.Session, django: str) -> None:
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
     install(session, "tests", extras="channels,postgres", django=django)
-    run_tests(session, database="postgresql")
+    run_tests(session, *without(STATEFUL), database="postgresql")
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)
@@ -162,7 +174,7 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
     install(session, "tests", extras="channels,mysql", django=django)
-    run_tests(session, database="mariadb")
+    run_tests(session, *without(STATEFUL), database="mariadb")
 
 
 @nox.session(name="tests-servers")
@@ -203,9 +215,10 @@ def record(session: nox.Session, django: str) -> None:
     groups = ("tests", "demo", "site", "browser", "servers")
     install(session, *groups, extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
-    run_tests(session, "--record-fresh" if first else "--record")
+    less = without(SLOW) if (session.python, django) != ENDS[-1] else []
+    run_tests(session, "--record-fresh" if first else "--record", *less)
     for database in servers:
-        run_tests(session, "--record", database=database)
+        run_tests(session, "--record", *less, database=database)
     # Slow, and about the servers more than about the pair: once.
     if "postgresql" in servers and (session.python, django) == ENDS[-1]:
         run_tests(session, "--record", "tests/servers", database="postgresql")

@@ -12,8 +12,9 @@ from ormbridge import process
 from tests import settings as test_settings
 from tests.gate import Gate
 
-# The `recorded` fixture and --record; and what the tests of that plugin run pytest with.
-pytest_plugins = ["tests.recording", "pytester"]
+# The `recorded` fixture and --record; what the tests of that plugin run pytest with; and the plugin
+# of the package, also where what is installed is older than this.
+pytest_plugins = ["tests.recording", "pytester", "pytest_ormbridge"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -55,6 +55,8 @@ def postgresql() -> dict[str, Any]:
         "PORT": os.environ.get("PGPORT", "5432"),
         "USER": os.environ.get("PGUSER", "postgres"),
         "PASSWORD": os.environ.get("PGPASSWORD", ""),
+        # Nothing here has to survive a crash of the server.
+        "OPTIONS": {"options": "-c synchronous_commit=off"},
         "TEST": {"NAME": SERVER_NAME},
     }
 

@@ -17,6 +17,7 @@ from ormbridge import (
     BridgeMiddleware,
     PoolTimeout,
     aclose_old_connections,
+    atomic,
     database_sync_to_async,
     release,
     stats,
@@ -799,6 +800,36 @@ async def test_request_that_begins_inside_an_answered_one_is_its_own():
     await requests[0]
     assert len(leases) == 2
     assert leases[0] is not leases[1]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_request_that_begins_inside_a_block_is_not_in_it():
+    """A request that is answered inside atomic() leaves the next one outside of the transaction."""
+    requests = []
+    scope = {"type": "http", "method": "GET", "path": "/"}
+
+    async def send(message):
+        if message["type"] == "http.response.body" and len(requests) == 1:
+            requests.append(asyncio.create_task(application(scope, mock.AsyncMock(), send)))
+            await requests[1]
+
+    async def respond(send):
+        in_transaction.append(await sync_to_async(lambda: connection.in_atomic_block)())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def inner(scope, receive, send):
+        if len(requests) == 1:
+            async with atomic():
+                await respond(send)
+        else:
+            await respond(send)
+
+    in_transaction = []
+    application = BridgeMiddleware(inner)
+    requests.append(asyncio.create_task(application(scope, mock.AsyncMock(), send)))
+    await requests[0]
+    assert in_transaction == [True, False]
 
 
 async def test_own_aclose_old_connections_takes_no_worker():

@@ -15,7 +15,7 @@ included, goes through it. The wrapped function is made once, as a decorator doe
 A request or a message goes to the application as a server would hand it over (`asgi.py`). A call
 that fails counts as none; the share of those that did is shown.
 
-    python -m tests.bench                     all rows; about ten minutes
+    python -m tests.bench                     all rows; about 15 minutes
     python -m tests.bench --only noop         one row (--help names them); may be repeated
     python -m tests.bench --against DIR       also measure the ormbridge package in another folder
     python -m tests.bench --json docs/_recorded/bench.json
@@ -41,7 +41,7 @@ DELAY = 5  # milliseconds that the proxy adds
 QUERY = "User.objects.all()[0].username"
 OTHERS = ["channels.db", "asgiref"]
 # What is called, by how many callers, by whom, the ratios that ormbridge is to reach (None: any),
-# and how much longer a turn is where calls are slow.
+# and how much longer a turn is where calls are slow. What is counted, if it is not calls.
 ROWS = {
     "noop": {
         "title": "no-op call, 50 callers",
@@ -110,6 +110,24 @@ ROWS = {
         "contestants": ["ormbridge", "bare await", "plain Channels"],
         "reach": {"bare await": 0.83, "plain Channels": None},
     },
+    "rows": {
+        "title": "a million rows, one after the other",
+        "function": "rows 1000000 0",
+        "callers": 1,
+        "contestants": ["ormbridge", "aiterator()"],
+        "reach": {"aiterator()": 1.0},
+        # A turn is as long as the table, however many seconds it was to take.
+        "rounds": 3,
+        "unit": "row",
+    },
+    "busy": {
+        "title": "100,000 rows, of which each 2,000 keep the caller busy for 5 ms",
+        "function": "rows 100000 0.005",
+        "callers": 1,
+        "contestants": ["ormbridge", "aiterator()"],
+        "reach": {"aiterator()": None},
+        "unit": "row",
+    },
 }
 
 
@@ -137,8 +155,8 @@ def program(*arguments, **environment):
 
 
 @contextlib.contextmanager
-def database():
-    """Create a database with one user in it, and drop it when the block ends."""
+def database(rows):
+    """Create a database with one user and *rows* groups in it, and drop it when the block ends."""
     import psycopg
 
     name = f"ormbridge_bench_{os.getpid()}"
@@ -153,7 +171,12 @@ def database():
 
             call_command("migrate", verbosity=0)
             User.objects.create(username="alice")
-            connection.cursor().execute("ANALYZE")
+            with connection.cursor() as cursor:
+                if rows:
+                    numbers = "generate_series(1, %s) AS numbers(number)"
+                    insert = "INSERT INTO auth_group (name) SELECT 'group ' || number FROM "
+                    cursor.execute(insert + numbers, [rows])
+                cursor.execute("ANALYZE")
             connection.close()
             yield name, ".".join(admin.execute("SHOW server_version").fetchone()[0].split()[:1])
         finally:
@@ -175,7 +198,7 @@ def rounds_of(row, options, environment):
                     "tests.bench.contestant", *arguments, **environment, PYTHONPATH=str(tree)
                 )
                 processes[name], _ = stack.enter_context(started)
-            for _ in range(options.rounds):
+            for _ in range(min(options.rounds, row.get("rounds", options.rounds))):
                 turns = {}
                 for name in chance.sample(names, len(names)):
                     seconds = options.seconds * row.get("longer", 1)
@@ -207,6 +230,7 @@ def summary(row, rounds):
             "cpu_us_per_call": spread(
                 [1e6 * turns[name]["cpu"] / turns[name]["calls"] for turns in rounds]
             ),
+            "peak_mib": spread([turns[name]["peak_mib"] for turns in rounds]),
             "failed_percent": spread([percent_failed(turns[name]) for turns in rounds]),
             "ratio_to": {
                 other: spread([rate(turns[name]) / rate(turns[other]) for turns in rounds])
@@ -219,7 +243,8 @@ def summary(row, rounds):
 def show(result):
     """Print one row as a table."""
     print(f"\n{result['title']} ({result['rounds']} rounds)")
-    columns = ["calls/s", "CPU us", *(f"to {other}" for other in result["reach"])]
+    unit = result.get("unit", "call")
+    columns = [f"{unit}s/s", "CPU us", *(f"to {other}" for other in result["reach"])]
     print(" " * 34 + "".join(f"{column:>{24 if ' ' in column[:3] else 9}}" for column in columns))
     for name, one in result["contestants"].items():
         line = f"  {name[-31:]:32}{one['calls_per_second']['median']:9.0f}"
@@ -227,6 +252,8 @@ def show(result):
         for ratio in one["ratio_to"].values():
             middle = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
             line += f"{ratio['median']:8.3f}{middle:>16}"
+        if "unit" in result:
+            line += f"  at most {one['peak_mib']['high']:.0f} MiB"
         if one["failed_percent"]["high"]:
             line += f"  failed: {one['failed_percent']['median']:.0f} %"
         print(line)
@@ -288,7 +315,9 @@ def main():
     with contextlib.ExitStack() as stack:
         environment = {}
         if any(row["function"] not in ("noop", "echo") for row in rows.values()):
-            environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(database())
+            environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(
+                database(1_000_000 if any("unit" in row for row in rows.values()) else 0)
+            )
         for name, row in rows.items():
             with contextlib.ExitStack() as latency:
                 if name == "latency":

@@ -9,6 +9,7 @@ in a server.
 import asyncio
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -85,6 +86,24 @@ def username():
 
 
 FUNCTIONS = {"noop": noop, "username": username}
+
+
+async def iterate(name, limit, busy):
+    """Iterate over a table as contestant `name` does; returns how many rows, and that none failed.
+
+    :param busy: seconds that the caller is busy with each 2,000 rows.
+    """
+    from django.contrib.auth.models import Group
+
+    from ormbridge import stream
+
+    rows = Group.objects.all()[:limit]
+    count = 0
+    async for _ in stream(rows) if name == "ormbridge" else rows.aiterator():
+        count += 1
+        if busy and count % 2000 == 0:
+            await asyncio.sleep(busy)
+    return count, 0
 
 
 def wrap(name, function):
@@ -165,7 +184,7 @@ class Bound:
 def main(name, function, callers, loop):
     """Warm up, then take a turn for each line of standard input."""
     function, _, extra = function.partition(" ")
-    configure(MIDDLEWARE if extra else (), **OWN.get(name, {}))
+    configure(MIDDLEWARE if extra == "startproject" else (), **OWN.get(name, {}))
     if loop == "uvloop":
         from uvloop import new_event_loop as factory
     else:
@@ -173,6 +192,11 @@ def main(name, function, callers, loop):
     with asyncio.Runner(loop_factory=factory) as runner:
         if name == "bound":
             take = Bound(FUNCTIONS[function]).turn
+        elif function == "rows":
+            limit, busy = extra.split()
+
+            def take(seconds):
+                return runner.run(iterate(name.partition(" of ")[0], int(limit), float(busy)))
         else:
             call = wrap(name, function)
 
@@ -185,7 +209,9 @@ def main(name, function, callers, loop):
             start, cpu = time.perf_counter(), time.process_time()
             calls, failed = take(float(line))
             spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-            print(json.dumps({"calls": calls, "failed": failed, **spent}), flush=True)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux has KiB
+            report = {"calls": calls, "failed": failed, **spent, "peak_mib": peak}
+            print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

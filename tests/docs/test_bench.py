@@ -76,6 +76,26 @@ def test_shortfall_is_told(site: Site):
     assert "To reach: 4.00 of channels.db; seen: 3.65, not reached." in site.html("guide")
 
 
+def test_row_of_something_else_than_calls(site: Site):
+    """A row that counts something else than calls says so, and how much memory that took."""
+    results = json.loads(json.dumps(RESULTS))
+    results["rows"]["noop"]["unit"] = "row"
+    for figures in results["rows"]["noop"]["contestants"].values():
+        figures["peak_mib"] = {"median": 50.0, "low": 50.0, "high": 54.4}
+    site.write(bench.RESULTS, json.dumps(results))
+    site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
+    assert site.build() == []
+    html = site.html("guide")
+    assert re.findall(r"<th .*?><p>(.*?)</p></th>", html) == [
+        "",
+        "rows a second",
+        "CPU µs a row",
+        "to channels.db",
+        "peak of memory",
+    ]
+    assert html.count("<td><p>54 MiB</p></td>") == 2
+
+
 def test_what_has_no_mark_is_compared_only(site: Site):
     """A ratio for which nothing was to be reached is in the table, without a verdict."""
     results = json.loads(json.dumps(RESULTS))

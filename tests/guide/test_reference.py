@@ -2,7 +2,7 @@
 
 import re
 
-from ormbridge import BridgeError, PoolClosed, PoolTimeout, stats
+from ormbridge import BridgeError, LeaseClosed, PoolClosed, PoolTimeout, stats
 from tests.gate import GUARD
 from tests.guide.examples import example_source
 
@@ -24,9 +24,9 @@ def test_no_setting_is_needed(settings):
 
 
 def test_error_tree():
-    """``PoolTimeout`` and ``PoolClosed`` are ``BridgeError``, which is a ``RuntimeError``."""
-    assert issubclass(PoolTimeout, BridgeError)
-    assert issubclass(PoolClosed, BridgeError)
+    """Each error of the bridge is a ``BridgeError``, which is a ``RuntimeError``."""
+    for error in (LeaseClosed, PoolClosed, PoolTimeout):
+        assert issubclass(error, BridgeError)
     assert issubclass(BridgeError, RuntimeError)
 
 
@@ -53,3 +53,25 @@ def test_pool_timeout_in_a_transaction(run_script, recorded):
 def test_pool_closed(run_script, recorded):
     """A call from an ``atexit`` function raises ``PoolClosed``."""
     recorded("errors_pool_closed", run_script(example_source("errors_pool_closed")))
+
+
+def test_pool_timeout_for_a_turn_beside_a_block(run_script, recorded):
+    """A block that awaits a call beside it waits for itself, and gets a ``PoolTimeout``."""
+    output = run_script(example_source("errors_turn"))
+    # A busy machine waits a little longer than TIMEOUT, and says so.
+    (waited,) = re.findall(r"waited (\d+\.\d) s", output)
+    assert 0.5 <= float(waited) < GUARD
+    recorded("errors_turn", re.sub(r"\d+\.\d s", "0.5 s", output))
+
+
+def test_lease_closed(run_script, recorded):
+    """A call of a task that outlived its block raises ``LeaseClosed``."""
+    recorded("errors_lease_closed", run_script(example_source("errors_lease_closed")))
+
+
+def test_task_with_a_context_of_its_own_outlives_its_block(run_script):
+    """A task that is started with an empty context is not inside the block."""
+    source = example_source("errors_lease_closed").replace(
+        "log_later(committed))", "log_later(committed), context=contextvars.Context())"
+    )
+    assert "written\n" == run_script(f"import contextvars\n{source}")

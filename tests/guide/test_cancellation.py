@@ -1,0 +1,60 @@
+"""The page ``guide/cancellation``: its examples, and the claims it makes."""
+
+import asyncio
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.handlers.asgi import ASGIHandler
+
+from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from tests.gate import GUARD
+from tests.guide.examples import example_source
+from tests.guide.http import get
+from tests.settings import CHOICE, DATABASES
+
+
+def test_fix_is_the_import():
+    """The programs before and after differ in the import of the bridge, and in nothing else."""
+    before, after = (
+        set(example_source(f"cancellation_timeout_{when}").splitlines())
+        for when in ("before", "after")
+    )
+    assert before - after == {"from channels.db import database_sync_to_async"}
+    assert after - before == {"from ormbridge import database_sync_to_async"}
+
+
+if CHOICE == "postgresql":  # nothing is cancelled elsewhere
+    SERVER = {
+        "PGHOST": DATABASES["default"]["HOST"],
+        "PGPORT": DATABASES["default"]["PORT"],
+        "PGUSER": DATABASES["default"]["USER"],
+        "PGPASSWORD": DATABASES["default"]["PASSWORD"],
+    }
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_timeout(run_script, recorded, when):
+        """With Channels the query goes on after its timeout, with the bridge it is stopped."""
+        output = run_script(example_source(f"cancellation_timeout_{when}"), **SERVER)
+        slow = "slow, " if when == "before" else ""
+        assert output.splitlines()[-1] == f"ran to their end: first, {slow}next"
+        recorded(f"cancellation_timeout_{when}", output)
+
+    @pytest.mark.django_db(transaction=True)
+    async def test_view(load_example, settings, pool_settings, recorded):
+        """A view whose query takes too long answers with an error, from the same worker."""
+        pool_settings(MAX_THREADS=1)
+        await database_sync_to_async(User.objects.create)(username="ada")
+        settings.ROOT_URLCONF = load_example("cancellation_view")
+        answer = asyncio.create_task(get(BridgeMiddleware(ASGIHandler()), "/report/"))
+        recorded("cancellation_view", await asyncio.wait_for(answer, GUARD))
+        assert stats().threads == 1
+
+    def test_transaction(run_script, recorded):
+        """Code that swallows the cancellation in a transaction cannot go on in it."""
+        output = run_script(example_source("cancellation_transaction"), **SERVER)
+        recorded("cancellation_transaction", output)
+
+    def test_statement_timeout(run_script, recorded):
+        """With ``statement_timeout`` the server stops a statement by itself, also in sync code."""
+        output = run_script(example_source("cancellation_statement_timeout"), **SERVER)
+        recorded("cancellation_statement_timeout", output)

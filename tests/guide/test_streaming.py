@@ -1,0 +1,164 @@
+"""The page ``guide/streaming``: its examples, and the claims it makes."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import Group, User
+from django.core.handlers.asgi import ASGIHandler
+from django.db.models.query import BaseIterable
+
+import ormbridge
+from ormbridge import BridgeMiddleware, database_sync_to_async, source, stats
+from tests.gate import GUARD
+from tests.guide.examples import example_source
+from tests.guide.http import get, request
+from tests.test_call import until
+from tests.timeline import Timeline
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# Outside of any context, Django's a-methods use asgiref's thread, and nobody closes its connection.
+STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def run_example(tmp_path):
+    """Return a function that runs an example in an empty directory and returns what it prints."""
+
+    def run(name):
+        (tmp_path / "script.py").write_text(example_source(name), encoding="utf-8")
+        finished = subprocess.run(
+            [sys.executable, *STRICT, "script.py"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=GUARD * 2,
+        )
+        assert finished.returncode == 0, finished.stdout
+        return finished.stdout
+
+    return run
+
+
+@pytest.fixture
+def serve(settings, load_example):
+    """Return a function that serves the views of an example under the middleware."""
+
+    def application(name):
+        settings.ROOT_URLCONF = load_example(name)
+        return BridgeMiddleware(ASGIHandler())
+
+    return application
+
+
+def make_users(count=3, email="{}@Example.org"):
+    names = ["ada", "bob", "cyd", *map(str, range(count - 3))]
+    User.objects.bulk_create(User(username=name, email=email.format(name)) for name in names)
+
+
+# The examples, in the order of the page.
+
+
+async def test_export(serve, recorded):
+    """A view sends a table as CSV, row by row, and gives its worker back."""
+    await database_sync_to_async(make_users)()
+    recorded("streaming_export", await get(serve("streaming_export"), "/export/"))
+    await until(lambda: stats().idle == stats().threads == 1)
+
+
+async def test_client_that_leaves_the_export(serve):
+    """When the client leaves in the middle of the export, the worker is free again."""
+    await database_sync_to_async(make_users)(5000)
+    client = request(serve("streaming_export"), "/export/")
+    await client.send_input({"type": "http.request"})
+    await client.receive_output(GUARD)
+    await client.receive_output(GUARD)
+    await client.send_input({"type": "http.disconnect"})
+    await client.wait(GUARD)
+    await until(lambda: stats().idle == stats().threads == 1)
+
+
+def test_alive(run_example, recorded):
+    """``async for`` over a queryset has all rows in memory, a stream two chunks at the most."""
+    recorded("streaming_alive", run_example("streaming_alive"))
+
+
+def test_left_early_before(run_example, recorded):
+    """The cursor of an aiterator() that is left early stays open while somebody has it."""
+    recorded("streaming_left_early_before", run_example("streaming_left_early_before"))
+
+
+async def test_aiterator_is_closed_on_the_thread_of_the_loop():
+    """The cursor of an aiterator() that nobody has any more is closed on the loop's thread."""
+    closed = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            try:
+                yield from range(5)
+            finally:
+                closed.append(threading.current_thread())
+
+    async for _ in Rows(None, chunk_size=2):
+        await sync_to_async(int)()  # the other thread has let go of the rows by then
+        break
+    assert closed == []
+    await until(lambda: closed)
+    assert closed == [threading.current_thread()]
+
+
+def test_left_early_after(run_example, recorded):
+    """The cursor of a stream is closed as its loop is left, whoever still has the stream."""
+    recorded("streaming_left_early_after", run_example("streaming_left_early_after"))
+
+
+async def test_early_exit(serve, recorded):
+    """Leaving ``async with`` closes the cursor before the view goes on."""
+    await database_sync_to_async(make_users)()
+    await User.objects.filter(username="bob").aupdate(email="")
+    recorded("streaming_early_exit", await get(serve("streaming_early_exit"), "/without-email/"))
+
+
+async def test_read_ahead_timeline(monkeypatch, load_example, recorded, recorded_timeline):
+    """The next chunk is fetched while the caller sends this one."""
+    await database_sync_to_async(make_users)(10_000)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "upload"))
+    monkeypatch.setattr(source.Source, "next_chunk", source.Source.next_chunk)  # as it is, later
+    timeline = Timeline()
+    timeline.watch(source.Source, "next_chunk", "fetch")
+    module = load_example("streaming_read_ahead")
+    timeline.watch(module, "upload")
+    await module.main()
+    fetches = [span for span in timeline.spans if span.call == "fetch"]
+    uploads = [span for span in timeline.spans if span.call == "upload"]
+    assert (len(fetches), len(uploads)) == (6, 5)  # the last one finds nothing
+    recorded_timeline("streaming_read_ahead", timeline)
+    recorded("streaming_read_ahead", "")
+
+
+async def test_kinds(serve, recorded):
+    """Values, tuples, raw queries and prefetched objects are streamed."""
+    await database_sync_to_async(make_users)()
+    group = await Group.objects.acreate(name="staff")
+    await group.user_set.aadd(await User.objects.aget(username="bob"))
+    recorded("streaming_kinds", await get(serve("streaming_kinds"), "/kinds/"))
+
+
+def test_tuples_before(run_example, recorded):
+    """Django's ``values_list().aiterator()`` makes its query on the event loop's thread."""
+    recorded("streaming_tuples_before", run_example("streaming_tuples_before"))
+
+
+async def test_transaction(serve, recorded):
+    """A stream in ``atomic()`` reads and writes in one transaction."""
+    await database_sync_to_async(make_users)()
+    recorded("streaming_transaction", await get(serve("streaming_transaction"), "/normalise/"))
+    assert await User.objects.filter(email="ada@example.org").acount() == 1

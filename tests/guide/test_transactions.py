@@ -1,0 +1,371 @@
+"""The page ``guide/transactions``: its examples, and the claims it makes."""
+
+import ast
+import asyncio
+import contextvars
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import LazySettings
+from django.contrib.auth.models import Group, User
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connection, transaction
+from django.urls import path
+
+import ormbridge
+from ormbridge import (
+    BridgeMiddleware,
+    atomic,
+    database_sync_to_async,
+    pinned,
+    stats,
+)
+from tests.gate import GUARD
+from tests.guide.examples import example_source
+from tests.guide.http import connect, disconnect, get, say
+from tests.settings import CHOICE
+from tests.test_call import until
+from tests.timeline import Timeline
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+class UndoError(Exception):
+    """What a transaction fails with, so that it is rolled back."""
+
+
+@pytest.fixture
+def run_example(tmp_path):
+    """Return a function that runs an example in an empty directory and returns what it prints."""
+
+    def run(name, *options):
+        (tmp_path / "script.py").write_text(example_source(name), encoding="utf-8")
+        finished = subprocess.run(
+            [sys.executable, *options, "script.py"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=GUARD * 2,
+        )
+        assert finished.returncode == 0, finished.stdout
+        return finished.stdout
+
+    return run
+
+
+# Outside of blocks, Django's a-methods use asgiref's thread, and nobody closes its connection.
+STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def serve(settings):
+    """Return a function that serves *view*, or a URLconf, under the middleware."""
+
+    def make(view):
+        settings.ROOT_URLCONF = (path("", view),) if callable(view) else view
+        settings.MIDDLEWARE = []
+        return BridgeMiddleware(ASGIHandler())
+
+    return make
+
+
+def names():
+    return list(User.objects.order_by("pk").values_list("username", flat=True))
+
+
+committed = database_sync_to_async(names)
+
+
+def create(name):
+    User.objects.create(username=name)
+
+
+def is_inside():
+    """Say whether the calling thread's connection is in an atomic block."""
+    return connection.in_atomic_block
+
+
+def get_thread_name():
+    return threading.current_thread().name
+
+
+async def call_outside(function, *args):
+    """Run *function* on a worker, from outside of every block."""
+    call = database_sync_to_async(function)(*args)
+    return await asyncio.create_task(call, context=contextvars.Context())
+
+
+# The examples, in the order of the page.
+
+
+async def test_sign_up(serve, load_example, recorded):
+    """A view's block keeps all that is written in it, or nothing."""
+    application = serve(load_example("transactions_sign_up"))
+    answer = await get(application, "/sign-up/ada/")
+    assert await committed() == ["ada"]
+    await call_outside(lambda: Group.objects.create(name="team of bob"))
+    assert (await get(application, "/sign-up/bob/"))[:3] == "500"  # that name is taken
+    assert await committed() == ["ada"]
+    recorded("transactions_sign_up", answer)
+
+
+def test_stock(run_example, recorded):
+    """Django's own ``atomic`` refuses ``async with``, and async code around ``with``."""
+    output = run_example("transactions_stock", *STRICT)
+    # Newer releases of Python say more.
+    recorded("transactions_stock", re.sub(r"(manager protocol).*", r"\1", output))
+
+
+def test_transfer(run_example, recorded):
+    """Transfers made at once come one after the other; those that fail leave nothing."""
+    recorded("transactions_transfer", run_example("transactions_transfer", *STRICT))
+
+
+def test_several(run_example, recorded):
+    """Blocks on two databases are kept together, or rolled back together where code fails."""
+    recorded("transactions_several", run_example("transactions_several", *STRICT))
+
+
+def test_on_commit_before(run_example, recorded):
+    """On other threads ``on_commit`` runs at once, and what an async function has to do is lost."""
+    output = run_example("transactions_on_commit_before", "-u", "-W", "ignore::ResourceWarning")
+    recorded("transactions_on_commit_before", re.sub(r"(base\.py):\d+", r"\1", output))
+
+
+def test_on_commit_after(run_example, recorded):
+    """Plain functions run after the commit, and then async ones are awaited on the loop."""
+    recorded("transactions_on_commit_after", run_example("transactions_on_commit_after", *STRICT))
+
+
+def test_timeout(run_example, recorded):
+    """A block that times out leaves nothing."""
+    recorded("transactions_timeout", run_example("transactions_timeout", *STRICT))
+
+
+PAIRS = ["transactions_lost", "transactions_gather", "transactions_straggler"]
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+def test_lost(run_example, recorded, way):
+    """With the recipe, another task's row goes with the rollback; with ``atomic`` it stays."""
+    name = f"transactions_lost_{way}"
+    recorded(name, run_example(name, *STRICT))
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+def test_gather(run_example, recorded, way):
+    """With the recipe, a gathered block that fails takes the other's rows; ``atomic`` does not."""
+    name = f"transactions_gather_{way}"
+    recorded(name, run_example(name, *STRICT))
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+def test_straggler(run_example, recorded, way):
+    """A task that outlives the recipe's block writes outside of it; with ``atomic`` it raises."""
+    name = f"transactions_straggler_{way}"
+    recorded(name, run_example(name, *STRICT))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_fix_is_the_block(name):
+    """The program before and the program after differ in where the block comes from alone."""
+    before, after = (ast.parse(example_source(f"{name}_{way}")) for way in ("before", "after"))
+    assert ast.dump(before) != ast.dump(after)
+    assert ast.dump(WithoutRecipe().visit(before)) == ast.dump(WithoutRecipe().visit(after))
+
+
+class WithoutRecipe(ast.NodeTransformer):
+    """Takes the recipe and the imports of what the blocks are made of out of a module."""
+
+    def visit_ClassDef(self, node):
+        return None if node.name == "AsyncAtomic" else node
+
+    def visit_ImportFrom(self, node):
+        return None if node.module in ("ormbridge", "asgiref.sync", "django.db") else node
+
+    def visit_Name(self, node):
+        node.id = {"AsyncAtomic": "atomic"}.get(node.id, node.id)
+        return node
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+async def test_gather_timeline(load_example, monkeypatch, recorded_timeline, way):
+    """Two gathered blocks interleave with the recipe; with ``atomic`` one waits for the other."""
+    monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
+    module = load_example(f"transactions_gather_{way}")
+    timeline = Timeline()
+    timeline.watch(module, "insert")
+    sign_up = module.sign_up
+
+    async def sign_up_in_its_place(name):
+        with timeline.within(name):
+            await sign_up(name)
+
+    module.sign_up = sign_up_in_its_place
+    await module.main()
+    order = [span.where for span in timeline.spans]
+    assert order == {"before": ["eve", "ada"] * 2, "after": ["eve"] * 2 + ["ada"] * 2}[way]
+    recorded_timeline(f"transactions_gather_{way}", timeline)
+
+
+def test_parallel(run_example, recorded):
+    """A call with ``thread_sensitive=False`` in the recipe's block writes outside of it."""
+    recorded("transactions_parallel_before", run_example("transactions_parallel_before", *STRICT))
+
+
+def test_tasks(run_example, recorded):
+    """What the tasks of a group do in a block is kept together, or rolled back together."""
+    recorded("transactions_tasks", run_example("transactions_tasks", *STRICT))
+
+
+def test_neighbour(run_example, recorded):
+    """Waiting in a block for a call beside it ends in an error that names the block."""
+    output = run_example("transactions_neighbour", *STRICT)
+    # A busy machine waits a little longer than TIMEOUT, and says so.
+    recorded("transactions_neighbour", re.sub(r"\d+\.\d s", "0.5 s", output))
+
+
+def test_generator(run_example, recorded):
+    """A block in an async generator is refused."""
+    recorded("transactions_generator", run_example("transactions_generator", *STRICT))
+
+
+def test_pinned(run_example, recorded):
+    """Temporary tables that two tasks make at once are there for their own calls alone."""
+    recorded("transactions_pinned", run_example("transactions_pinned", *STRICT))
+
+
+if CHOICE == "postgresql":
+
+    async def test_advisory_lock(serve, load_example, pool_settings, recorded):
+        """An advisory lock is held from the call that takes it to the call that lets it go."""
+        pool_settings(MAX_THREADS=3)
+        module = load_example("transactions_advisory_lock")
+        inside, most = 0, 0
+
+        class Asyncio:
+            @staticmethod
+            async def sleep(seconds):
+                nonlocal inside, most
+                inside, most = inside + 1, max(most, inside + 1)
+                await asyncio.sleep(seconds)
+                inside -= 1
+
+        module.asyncio = Asyncio
+        application = serve(module)
+        answers = await asyncio.gather(*[get(application, "/report/") for _ in range(3)])
+        assert most == 1
+        recorded("transactions_advisory_lock", "\n".join(answers))
+
+
+async def test_calls_gathered_in_the_recipe(load_example, monkeypatch):
+    """Plain calls that the recipe's block gathers run in its transaction."""
+    monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
+    async with load_example("transactions_lost_before").AsyncAtomic():
+        calls = [sync_to_async(is_inside)() for _ in range(3)]
+        assert await asyncio.gather(*calls) == [True] * 3
+
+
+# What is inside, and what is not.
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        asyncio.to_thread,
+        lambda func: sync_to_async(func, thread_sensitive=False)(),
+        lambda func: database_sync_to_async(func, thread_sensitive=False)(),
+    ],
+    ids=["to_thread", "sync_to_async", "bridge"],
+)
+async def test_other_threads_are_outside(call):
+    """``asyncio.to_thread`` and ``thread_sensitive=False`` do not join the transaction."""
+
+    def look():
+        return connection.in_atomic_block, get_thread_name()
+
+    async with atomic():
+        inside, own = await database_sync_to_async(look)()
+        assert inside
+        inside, other = await call(look)
+        assert not inside
+        assert other != own
+
+
+async def test_decorated_view(serve):
+    """An async view that is decorated is one transaction."""
+
+    @atomic
+    async def view(request):
+        await User.objects.acreate(username="ada")
+        raise UndoError
+
+    assert (await get(serve(view)))[:3] == "500"
+    assert await committed() == []
+
+
+async def test_consumer():
+    """A consumer needs no middleware for a block."""
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            async with atomic():
+                await User.objects.acreate(username=text_data)
+                await self.send(text_data=str(await sync_to_async(is_inside)()))
+
+    socket = await connect(Consumer.as_asgi())
+    assert await say(socket, "ada") == "True"
+    await disconnect(socket)
+    assert await committed() == ["ada"]
+
+
+async def test_one_call_needs_no_block():
+    """Django's own ``atomic`` in a function that the bridge runs is one transaction."""
+
+    @database_sync_to_async
+    @transaction.atomic
+    def sign_up():
+        create("ada")
+        raise UndoError
+
+    with pytest.raises(UndoError):
+        await sign_up()
+    assert await committed() == []
+
+
+if CHOICE != "sqlite":
+
+    async def test_select_for_update_needs_a_block():
+        """Outside of a block Django refuses ``select_for_update``."""
+        with pytest.raises(
+            transaction.TransactionManagementError,
+            match="select_for_update cannot be used outside of a transaction",
+        ):
+            await User.objects.select_for_update().afirst()
+
+
+cleared = []
+
+
+def clear(connection):
+    cleared.append(connection.alias)
+
+
+async def test_reset_clears_what_a_block_left(pool_settings):
+    """``RESET`` runs as the block gives its worker back."""
+    pool_settings(RESET=f"{__name__}.clear")
+    cleared.clear()
+    async with pinned():
+        await User.objects.acount()
+        await User.objects.acount()
+        assert cleared == []
+    await until(lambda: stats().idle == stats().threads)
+    assert cleared == ["default"]

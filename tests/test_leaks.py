@@ -1,0 +1,213 @@
+"""What a test leaves behind is found, and where it came from."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
+
+from ormbridge import atomic, database_sync_to_async
+from ormbridge.context import LeaseContext
+from ormbridge.frames import on_ground
+from ormbridge.leaks import leases_left, place, watched
+from tests.settings import CHOICE
+
+HERE = f"{__file__}:"
+
+
+def query():
+    return User.objects.count()
+
+
+def test_nothing_is_left(transactional_db):
+    """Connections of workers, of asgiref's thread and of the test's own thread are no leaks."""
+
+    async def use():
+        await database_sync_to_async(query)()
+        await database_sync_to_async(query, thread_sensitive=False)()
+        await sync_to_async(query)()
+        async with atomic():
+            await User.objects.acount()
+
+    with watched() as left:
+        query()
+        async_to_sync(use)()
+        asyncio.run(use())
+    assert left == []
+
+
+def test_closed_connection_is_no_leak(transactional_db):
+    """A thread that closes what it opened leaves nothing behind."""
+
+    def query_and_close():
+        query()
+        connection.close()
+
+    with watched() as left:
+        asyncio.run(asyncio.to_thread(query_and_close))
+    # Nobody can close a database in memory this way, and the tests' SQLite is a file.
+    assert left == []
+
+
+async def test_lease_of_the_tests_own_transaction(async_db, no_database_leaks):
+    """The worker that has the connections of ``async_db`` is no leak."""
+    assert await User.objects.acount() == 0
+
+
+def test_asgirefs_thread_is_busy(gate):
+    """A function that keeps asgiref's thread is told of, and does not keep the tests."""
+    with watched() as left:
+        SyncToAsync.single_thread_executor.submit(gate)
+    gate.open.set()
+    assert left == ["asgiref's thread still runs a function"]
+
+
+async def in_a_context():
+    async with ThreadSensitiveContext():
+        await sync_to_async(query)()
+
+
+LEAKS = {
+    "to_thread": lambda: asyncio.to_thread(query),
+    "thread_sensitive=False": lambda: sync_to_async(query, thread_sensitive=False)(),
+    "ThreadSensitiveContext": in_a_context,
+}
+
+
+@pytest.mark.parametrize("way", LEAKS)
+def test_connection_on_another_thread(transactional_db, way):
+    """A connection that stays open on a thread of nobody is named, with its line, and closed."""
+
+    async def leak():
+        await LEAKS[way]()
+
+    opened = []
+
+    def note(connection, **kwargs):
+        opened.append(connection)
+
+    connection_created.connect(note)
+    with watched() as left:
+        asyncio.run(leak())
+    (message,) = left
+    assert message.startswith("a connection to 'default' is still open on ")
+    assert f"which is no worker, opened at {HERE}" in message
+    assert " in query" in message
+    assert [each.connection for each in opened] == [None]
+
+
+def test_connection_opened_by_a_method_of_django(transactional_db):
+    """Where the thread has no line of the user's, that which sent the method there is named."""
+
+    async def leak():
+        await asyncio.to_thread(User.objects.count)
+
+    with watched() as left:
+        asyncio.run(leak())
+    (message,) = left
+    assert f"opened at {HERE}" in message
+    assert ".leak, called from " in message
+
+
+def test_held_lease(transactional_db):
+    """A lease that nobody will give back is named, with the line that took it, and ended."""
+
+    async def leave():
+        async with on_ground(LeaseContext("GET /slow", holds=True)):
+            await database_sync_to_async(query)()
+
+    with watched() as left:
+        asyncio.run(leave())
+    (message,) = left
+    assert message.startswith(
+        f"ormbridge-worker-1 is still leased, by GET /slow, idle, taken at {HERE}"
+    )
+    assert leases_left(1.0) == []
+
+
+def test_block_left_open(transactional_db):
+    """A block that nobody leaves is named."""
+
+    async def enter():
+        await atomic().__aenter__()
+        await User.objects.acreate(username="left")
+
+    with watched() as left:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(enter())
+        loop.close()
+    (message,) = left
+    assert message.startswith("ormbridge-worker-1 is still leased, by atomic() at test_leaks.py:")
+    assert leases_left(1.0) == []
+    assert User.objects.count() == 0
+
+
+def test_running_call_may_end(transactional_db, gate):
+    """A call that ends a moment after the test is no leak."""
+
+    async def give_up():
+        task = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+        task.cancel()
+
+    with watched() as left:
+        asyncio.run(give_up())
+        threading.Timer(0.05, gate.open.set).start()
+    assert left == []
+
+
+def test_transaction_on_the_own_thread(transactional_db):
+    """A transaction that synchronous code leaves open is named."""
+    block = transaction.atomic()
+    with watched() as left:
+        block.__enter__()
+    block.__exit__(None, None, None)
+    assert left == [
+        f"a transaction on 'default' is still open on {threading.current_thread().name}"
+    ]
+
+
+def test_transaction_on_the_thread_of_asgiref(transactional_db):
+    """A transaction that stays open on asgiref's one thread is named."""
+
+    @sync_to_async
+    def begin():
+        transaction.set_autocommit(False)
+        query()
+
+    @sync_to_async
+    def end():
+        transaction.rollback()
+        connections.close_all()
+
+    with watched() as left:
+        asyncio.run(begin())
+    asyncio.run(end())
+    assert left == ["a transaction on 'default' is still open on asgiref's thread"]
+
+
+def test_place_leaves_machinery_out():
+    """A place is in the user's lines: pytest, threading and executors say nothing."""
+    with ThreadPoolExecutor() as executor:
+        assert executor.submit(place).result() == ""
+    assert place().startswith(HERE)
+    assert "pytest" not in place()
+
+
+if CHOICE == "postgresql":
+
+    def test_place_of_a_connection(transactional_db):
+        """Where a connection to PostgreSQL was opened is known by the server's process."""
+        from ormbridge.leaks import place_of_connection
+
+        connection.close()
+        query()
+        pid = connection.connection.info.backend_pid
+        assert place_of_connection(pid).startswith(
+            f"opened on {threading.current_thread().name} at {HERE}"
+        )
+        assert place_of_connection(0) == "opened by another program, or around Django"
