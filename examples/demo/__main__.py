@@ -47,7 +47,19 @@ def make_database(path):
     connection.close()
 
 
-def serve(server_socket):
+class Server(uvicorn.Server):
+    """Says that it runs when Ctrl-C ends it, and not before."""
+
+    def __init__(self, config, announce):
+        super().__init__(config)
+        self.announce = announce
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.announce()
+
+
+def serve(server_socket, announce):
     from .asgi import application
 
     config = uvicorn.Config(
@@ -57,7 +69,7 @@ def serve(server_socket):
         log_level="warning",
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run(sockets=[server_socket])
+    Server(config, announce).run(sockets=[server_socket])
 
 
 def main():
@@ -71,11 +83,14 @@ def main():
     ):
         make_database(Path(place, "demo.sqlite3"))
         url = f"http://{HOST}:{server_socket.getsockname()[1]}/"
-        print(f"The demo runs at {url}\nCtrl-C ends it.", flush=True)
-        if not arguments.no_browser:
-            # A browser in the terminal would not return before it is closed.
-            threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
-        serve(server_socket)
+
+        def announce():
+            print(f"The demo runs at {url}\nCtrl-C ends it.", flush=True)
+            if not arguments.no_browser:
+                # A browser in the terminal would not return before it is closed.
+                threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
+
+        serve(server_socket, announce)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+import asyncio
+from pathlib import Path
+
+import django
+from django.conf import settings
+
+from ormbridge import atomic  # <--
+
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "straggler.sqlite3"}},
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+)
+django.setup()
+
+from django.contrib.auth.models import User
+from django.core.management import call_command
+
+
+async def pay():
+    raise ValueError("card declined")
+
+
+async def invite():
+    await asyncio.sleep(0.05)
+    try:
+        await User.objects.acreate(username="guest")
+    except RuntimeError as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+async def main():
+    try:
+        async with atomic():
+            await User.objects.acreate(username="ada")
+            guest = asyncio.create_task(invite())
+            await asyncio.gather(pay(), guest)
+    except ValueError:
+        print("rolled back")
+    await guest
+    print("in the database:", [user.username async for user in User.objects.all()])
+
+
+if __name__ == "__main__":
+    Path("straggler.sqlite3").unlink(missing_ok=True)
+    call_command("migrate", verbosity=0)
+    asyncio.run(main())
