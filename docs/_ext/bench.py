@@ -56,7 +56,10 @@ def machine(results: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> nodes.table:
     """Return a table with a row for each contestant."""
-    heads = ["", "calls a second", "CPU µs a call", *(f"to {other}" for other in result["reach"])]
+    unit = result.get("unit", "call")
+    heads = ["", f"{unit}s a second", f"CPU µs a {unit}"]
+    heads += [f"to {other}" for other in result["reach"]]
+    heads += ["peak of memory"] * ("unit" in result)
     fails = any(percent_failed(figures) for figures in result["contestants"].values())
     heads += ["failed"] * fails
     group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
@@ -68,6 +71,8 @@ def table(result: dict[str, Any]) -> nodes.table:
         for other, ratio in figures["ratio_to"].items():
             middle = f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
             cells.append(f"{ratio['median']:.2f}" + ("" if other == name else middle))
+        if "unit" in result:
+            cells.append(f"{figures['peak_mib']['high']:.0f} MiB")
         cells += [f"{percent_failed(figures):.0f} %"] * fails
         body += row(cells)
     group += body
