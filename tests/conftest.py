@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
 from django.db import connections
 
 from ormbridge import process
 from tests import settings as test_settings
-from tests.gate import Gate
+from tests.gate import GUARD, Gate
 
 # The `recorded` fixture and --record; what the tests of that plugin run pytest with; and the plugin
 # of the package, also where what is installed is older than this.
@@ -98,6 +99,16 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pool, process._pool = process._pool, None
     if pool is not None:
         pool.close(refuse=True)
+
+
+@pytest.fixture(autouse=True)
+def close_connections_of_asgiref() -> Iterator[None]:
+    """Close what a test left open on asgiref's one thread.
+
+    Nobody can drop a database in use, and a test without a database must not meet a connection.
+    """
+    yield
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result(GUARD)
 
 
 @pytest.fixture

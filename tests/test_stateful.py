@@ -19,6 +19,7 @@ What is done is compared with what a small model expects:
 import asyncio
 import contextlib
 import contextvars
+import faulthandler
 import os
 import threading
 from unittest import mock
@@ -764,4 +765,6 @@ def machine(monkeypatch, connection_settings):
 @pytest.mark.django_db(transaction=True)
 def test_leases_and_blocks(machine):
     """Whatever happens in whatever order, calls, blocks and workers stay in order."""
+    # Thousands of examples take longer than a test may, and each wait has a limit of its own.
+    faulthandler.cancel_dump_traceback_later()
     run_state_machine_as_test(machine, settings=settings.get_profile("ormbridge"))

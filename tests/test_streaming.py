@@ -9,10 +9,10 @@ import weakref
 from unittest import mock
 
 import pytest
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group, User
 from django.core.handlers.asgi import ASGIHandler
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, Prefetch
 from django.db.models.functions import Length
 from django.db.models.query import ModelIterable
@@ -90,13 +90,6 @@ def server_side_cursors():
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs_%'")
         return cursor.fetchone()[0]
-
-
-@pytest.fixture(autouse=True)
-def close_connections_of_asgiref():
-    """Close what a test left open on asgiref's one thread: nobody can drop a database in use."""
-    yield
-    SyncToAsync.single_thread_executor.submit(connections.close_all).result(GUARD)
 
 
 @pytest.fixture

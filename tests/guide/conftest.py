@@ -3,13 +3,11 @@
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asgiref.sync import SyncToAsync
 from django.contrib.auth.models import User
-from django.db import connections
 
 import ormbridge
 from tests.gate import GUARD
@@ -60,10 +58,3 @@ def run_script(tmp_path: Path) -> Callable[..., str]:
 def ada(transactional_db: None) -> User:
     """Make a user named ada, committed, so that every thread sees her."""
     return User.objects.create(username="ada")
-
-
-@pytest.fixture(autouse=True)
-def close_connections_of_asgiref() -> Iterator[None]:
-    """Close what a test left open on asgiref's one thread: nobody can drop a database in use."""
-    yield
-    SyncToAsync.single_thread_executor.submit(connections.close_all).result(GUARD)
