@@ -1240,3 +1240,29 @@ if CHOICE == "mariadb":  # what Django's cursors are is a matter of the driver
         async for _ in stream(watch.rows(), 2):
             cursors = await database_sync_to_async(lambda: connection.connection.cursorclass)()
             assert issubclass(cursors, CursorStoreResultMixIn)
+
+
+if CHOICE == "sqlite":
+    import sqlite3
+
+    async def test_sqlite_write_in_a_transaction(watch):
+        """In ``atomic()``, with IMMEDIATE, nobody writes between reading and writing."""
+        path = connection.settings_dict["NAME"]
+
+        def try_to_write():
+            other = sqlite3.connect(path, timeout=0)
+            try:
+                with other:
+                    other.execute("UPDATE auth_user SET email = 'other'")
+            finally:
+                other.close()
+
+        async with atomic():
+            async for user in stream(watch.rows(), 2):
+                with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+                    await asyncio.to_thread(try_to_write)
+                user.email = "own"
+                await user.asave()
+        assert await User.objects.filter(email="own").acount() == ROWS
+        await asyncio.to_thread(try_to_write)
+        assert await User.objects.filter(email="other").acount() == ROWS

@@ -29,10 +29,17 @@ STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
 
 @pytest.fixture
 def run_example(tmp_path):
-    """Return a function that runs an example in an empty directory and returns what it prints."""
+    """Return a function that runs an example in an empty directory and returns what it prints.
 
-    def run(name):
-        (tmp_path / "script.py").write_text(example_source(name), encoding="utf-8")
+    It takes pairs of what is to be changed in the example, and to what.
+    """
+
+    def run(name, changes=()):
+        source = example_source(name)
+        for before, after in changes:
+            assert before in source
+            source = source.replace(before, after)
+        (tmp_path / "script.py").write_text(source, encoding="utf-8")
         finished = subprocess.run(
             [sys.executable, *STRICT, "script.py"],
             cwd=tmp_path,
@@ -162,3 +169,22 @@ async def test_transaction(serve, recorded):
     await database_sync_to_async(make_users)()
     recorded("streaming_transaction", await get(serve("streaming_transaction"), "/normalise/"))
     assert await User.objects.filter(email="ada@example.org").acount() == 1
+
+
+def test_sqlite_write(run_example, recorded):
+    """In WAL mode, SQLite refuses a write in the body of a stream after another connection's."""
+    recorded("streaming_sqlite_write", run_example("streaming_sqlite_write"))
+
+
+def test_sqlite_others_cannot_write(run_example):
+    """Without WAL mode, SQLite lets nobody else write while a stream is open."""
+    changes = [
+        ("journal_mode=WAL", "journal_mode=DELETE"),
+        ('"timeout": 20', '"timeout": 0.1'),
+        (
+            "        await another_request()\n        try:\n",
+            "        try:\n            await another_request()\n",
+        ),
+    ]
+    output = run_example("streaming_sqlite_write", changes)
+    assert output == "OperationalError: database is locked\n"
