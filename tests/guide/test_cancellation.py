@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from django.conf import LazySettings
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
 
@@ -11,6 +12,7 @@ from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import get
 from tests.settings import CHOICE, DATABASES
+from tests.timeline import Timeline
 
 
 def test_fix_is_the_import():
@@ -38,6 +40,30 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         slow = "slow, " if when == "before" else ""
         assert output.splitlines()[-1] == f"ran to their end: first, {slow}next"
         recorded(f"cancellation_timeout_{when}", output)
+
+    @pytest.mark.django_db(transaction=True)
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_timeout_timeline(
+        load_example, monkeypatch, pool_settings, recorded_timeline, when
+    ):
+        """The next call has the thread when the slow query has ended, or was stopped."""
+        pool_settings(MAX_THREADS=1)
+        monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
+        module = load_example(f"cancellation_timeout_{when}")
+        timeline = Timeline()
+        timeline.watch(module, "query")
+        query = module.query
+
+        async def query_in_its_place(name, seconds):
+            with timeline.within(name):
+                await query(name, seconds)
+
+        module.query = query_in_its_place
+        await asyncio.wait_for(module.main(), GUARD)
+        assert [span.where for span in timeline.spans] == ["first", "slow", "next"]
+        assert len({span.thread for span in timeline.spans}) == 1
+        assert ("slow" in module.ran_to_their_end) is (when == "before")
+        recorded_timeline(f"cancellation_timeout_{when}", timeline)
 
     @pytest.mark.django_db(transaction=True)
     async def test_view(load_example, settings, pool_settings, recorded):
