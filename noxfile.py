@@ -246,7 +246,7 @@ def typing(session: nox.Session) -> None:
     run_tests(session, "tests/typing")
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
     """Compare the speed side by side with others on PostgreSQL; prints the table."""
     install(session, "bench", extras="channels,postgres")

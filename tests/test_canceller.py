@@ -679,6 +679,41 @@ async def test_canceller_looks_who_runs_when_it_has_the_lock(outside, one_worker
     assert await following == 0
 
 
+class Opened(list):
+    """The open connections of a worker, at which the canceller looks when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.came, self.go = threading.Event(), threading.Event()
+
+    def __iter__(self):
+        if threading.current_thread() in cancellers():
+            self.came.set()
+            assert self.go.wait(GUARD)
+        return super().__iter__()
+
+
+@postgresql
+async def test_connection_that_the_next_call_opens(outside, one_worker, monkeypatch, gate):
+    """A call without a connection ends at any time; what the next one opens is left alone."""
+    sent = []
+    monkeypatch.setattr(canceller_module, "_cancel_statement", sent.append)
+    call = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    (worker,) = default_pool()._workers
+    opened = worker.connections.opened = Opened()
+    await cancelled(call)
+    assert await asyncio.to_thread(opened.came.wait, GUARD)
+    gate.open.set()
+    following = asyncio.create_task(database_sync_to_async(User.objects.count)())
+    await outside.sees(1)
+    opened.go.set()
+    await until(lambda: cancellers() == [])
+    assert sent == []
+    outside.let_go()
+    assert await following == 0
+
+
 # What is left behind
 
 

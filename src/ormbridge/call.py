@@ -23,7 +23,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
 from .canceller import stop
-from .connections import ThreadConnections, connections_of_thread, refresh_own_thread
+from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
 from .mailbox import Mailbox
@@ -103,7 +103,7 @@ class Call:
         self.task: weakref.ref[asyncio.Task[Any]] | None = None
         #: What the function awaits through async_to_sync; None if the call is never stopped.
         self.awaits: list[asyncio.Task[Any]] | None = None
-        #: The worker's, once it runs there and may be stopped.
+        #: The worker's, once it runs there.
         self.connections: ThreadConnections | None = None
         #: Whether it is to be stopped.
         self.stopping = False
@@ -199,11 +199,18 @@ class Call:
         """Decide that the call starts. False where that was decided otherwise before."""
         return self._claim.acquire(blocking=False)
 
-    def run(self, prepare: Callable[[], None] | None = None) -> bool:
-        """Run *prepare* and the function; keep the outcome. Returns whether they succeeded."""
+    def run(
+        self,
+        connections: ThreadConnections | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> bool:
+        """Run *prepare* and the function; keep the outcome. Returns whether they succeeded.
+
+        :param connections: those of the thread, if it is a worker's.
+        """
         function, self.function = self.function, None
-        if self.awaits is not None and (own := connections_of_thread()) is not None:
-            own.running, self.connections = self, own
+        if connections is not None:
+            connections.running, self.connections = self, connections
         try:
             if prepare is not None:
                 prepare()
@@ -217,8 +224,8 @@ class Call:
         except BaseException as error:
             self._error = error
         self.calls = 1
-        if self.connections is not None:
-            self.connections.call_ends()
+        if connections is not None:
+            connections.call_ends()
         return self._error is None
 
     def _stay_out(self) -> None:
@@ -250,7 +257,7 @@ class Call:
         self.awaits = None  # what runs there is never stopped
         if self.claim():
             # As part of the call: what Ctrl-C interrupts must still come to the caller.
-            self.run(refresh_own_thread)
+            self.run(prepare=refresh_own_thread)
             self.finish()
 
 

@@ -100,9 +100,11 @@ def _stop(call: Stoppable) -> None:
 
 def _cancel_statements(call: Stoppable, own: ThreadConnections) -> None:
     with own.finishing:
+        # In this order: a call that has a connection open takes the lock to end, others do not.
+        opened = list(own.opened)
         if own.running is not call or call.awaits:
             return
-        for connection in list(own.opened):
+        for connection in opened:
             raw: Any = connection.connection
             if connection.vendor != "postgresql" or raw is None or own.stopped.get(connection):
                 continue  # not one, closed, or a request has failed before

@@ -60,7 +60,7 @@ class ThreadConnections:
         self.due = 0.0
         #: Whether a lease has the thread that may go on after this call.
         self.leased = False
-        #: The call that runs, if it may be stopped.
+        #: The call that runs.
         self.running: object = None
         #: Held to send a request that cancels what :attr:`running` does, to finish that, and to
         #: close a connection: a pool may hand it on. Re-entrant: freeing an object may close one.
@@ -168,7 +168,10 @@ class ThreadConnections:
                 _close_if_dead(connection)
 
     def call_ends(self) -> None:
-        """Note that the call that could be stopped has ended. No request is on its way then."""
+        """Note that the call that runs has ended. No request is on its way then."""
+        if not self.opened:  # so there is nothing to cancel, nor was there: see the canceller
+            self.running = None
+            return
         with self.finishing:
             self.running = None
         if self.stopped:

@@ -31,6 +31,7 @@ from django.db import reset_queries
 
 from .blocks import Block
 from .call import Call, watch
+from .connections import ThreadConnections
 from .errors import BridgeError, PoolTimeout
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
@@ -243,10 +244,9 @@ class Lease(Turns):
 
     # On the worker
 
-    def run(self) -> bool:
+    def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.worker = worker = cast(Worker, threading.current_thread())
-        connections = worker.connections
+        self.worker = cast(Worker, threading.current_thread())
         connections.leased = True
         if self._held:
             reset_queries()  # as request_started does, when there is no worker yet
@@ -257,7 +257,7 @@ class Lease(Turns):
                 call = self._next(wait=True)
                 continue
             self._running = call
-            succeeded = call.run(connections.replace_dead) and succeeded
+            succeeded = call.run(connections, connections.replace_dead) and succeeded
             self._running = None
             self.calls += 1
             with self._lock:

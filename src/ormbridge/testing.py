@@ -39,6 +39,7 @@ from django.db.backends.signals import connection_created
 from . import context as contexts
 from .bridge import database_sync_to_async
 from .call import Call
+from .connections import ThreadConnections
 from .context import LeaseContext
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
@@ -175,9 +176,9 @@ class TestContext(LeaseContext):
 class _TestLease(Lease):
     """A lease whose worker has the test's connections."""
 
-    def run(self) -> bool:
+    def run(self, connections: ThreadConnections) -> bool:
         with cast(TestContext, self.context).lend():
-            return super().run()
+            return super().run(connections)
 
 
 class _Everywhere:

@@ -33,8 +33,11 @@ class Leaseholder(Protocol):
         """Decide that the lease starts. Returns False where it was cancelled or refused before."""
         ...
 
-    def run(self) -> bool:
-        """Run the lease's calls on the calling thread. Returns whether they succeeded."""
+    def run(self, connections: ThreadConnections) -> bool:
+        """Run the lease's calls on the calling thread. Returns whether they succeeded.
+
+        :param connections: those of the thread, a worker's.
+        """
         ...
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
@@ -98,7 +101,7 @@ class Worker(threading.Thread):
         connections = self.connections
         if self.since >= connections.due:
             connections.lease_starts(self.since)
-        succeeded = lease.run()
+        succeeded = lease.run(connections)
         if connections.opened or not succeeded:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)

@@ -32,6 +32,8 @@ DATABASE = {
 }
 # Plain ASGI as it is run: by default, with Django's pool, and with connections that are kept.
 PLAIN, POOL, KEPT = "plain ASGI", "Django's pool", "CONN_MAX_AGE = 60"
+# No threads at all: async connections.
+NATIVE = "django-async-backend"
 # What they have in place of the database's settings above.
 OWN = {
     PLAIN: {"CONN_MAX_AGE": 0},
@@ -41,6 +43,7 @@ OWN = {
     },
     KEPT: {"CONN_MAX_AGE": 60},
 }
+OWN[NATIVE] = {**OWN[POOL], "ENGINE": "django_async_backend.db.backends.postgresql"}
 # What `startproject` writes into the settings.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -53,7 +56,7 @@ MIDDLEWARE = [
 ]
 
 
-def configure(middleware=(), **database):
+def configure(middleware=(), apps=(), **database):
     """Set Django up, with one database."""
     settings.configure(
         ALLOWED_HOSTS=["*"],
@@ -63,6 +66,7 @@ def configure(middleware=(), **database):
             "django.contrib.auth",
             "django.contrib.sessions",
             "django.contrib.messages",
+            *apps,
         ],
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
         MIDDLEWARE=list(middleware),
@@ -83,6 +87,18 @@ def username():
     from django.contrib.auth.models import User
 
     return User.objects.all()[0].username
+
+
+async def native_username():
+    """Make the same query on an async connection, and give that back to its pool."""
+    from django.contrib.auth.models import User
+    from django_async_backend.db import close_old_async_connections
+
+    try:
+        users = [user async for user in User.async_objects.all()[:1]]
+        return users[0].username
+    finally:
+        await close_old_async_connections()  # as after each request
 
 
 FUNCTIONS = {"noop": noop, "username": username}
@@ -112,6 +128,8 @@ def wrap(name, function):
         from tests.bench import asgi
 
         return getattr(asgi, function)(name)
+    if name == NATIVE:
+        return native_username
     function = FUNCTIONS[function]
     if name == "channels.db":
         from channels.db import database_sync_to_async
@@ -184,7 +202,8 @@ class Bound:
 def main(name, function, callers, loop):
     """Warm up, then take a turn for each line of standard input."""
     function, _, extra = function.partition(" ")
-    configure(MIDDLEWARE if extra == "startproject" else (), **OWN.get(name, {}))
+    middleware = MIDDLEWARE if extra == "startproject" else ()
+    configure(middleware, ["django_async_backend"] if name == NATIVE else (), **OWN.get(name, {}))
     if loop == "uvloop":
         from uvloop import new_event_loop as factory
     else:
