@@ -1061,6 +1061,42 @@ async def test_end_waits_for_inner_blocks_at_most_timeout(pool_settings):
     assert await usernames() == []
 
 
+async def test_block_that_waits_to_close_is_rolled_back_after_timeout(pool_settings):
+    """A block in between, which waits for its inner one too, hears that it was rolled back."""
+    pool_settings(TIMEOUT=0.05)
+    inside, leave_middle, leave_inner = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def inner():
+        async with atomic():
+            inside.set()
+            await leave_inner.wait()
+
+    async def middle():
+        async with atomic():
+            tasks.append(asyncio.create_task(inner()))
+            await leave_middle.wait()
+
+    async def outer():
+        async with atomic():
+            tasks.append(asyncio.create_task(middle()))
+            await inside.wait()
+
+    tasks = [asyncio.create_task(outer())]
+    await inside.wait()
+    await turns()
+    leave_middle.set()
+    await ended(tasks[0])
+    await ended(tasks[1])
+    assert isinstance(tasks[0].exception(), PoolTimeout)
+    assert isinstance(tasks[1].exception(), LeaseClosed)
+    leave_inner.set()
+    await ended(tasks[2])
+    assert isinstance(tasks[2].exception(), LeaseClosed)
+    async with atomic():
+        await create(username="again")
+    assert await usernames() == ["again"]
+
+
 async def test_inner_block_of_a_request_is_rolled_back_after_timeout(visit):
     """In a request, the worker is fit for use after blocks were rolled back like that."""
 
