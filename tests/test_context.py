@@ -608,11 +608,12 @@ async def test_socket_never_waits_for_a_second_worker(pool_settings):
     async def answer(text):
         begin = sync_to_async(transaction.set_autocommit)(False)
         _, name = await asyncio.gather(begin, sync_to_async(thread_name)())
+        waiting = stats().waiting
         await sync_to_async(transaction.set_autocommit)(True)
-        return name
+        return f"{name}, {waiting} waiting"
 
     socket = await connect(serve(answer))
-    assert await say(socket) == "ormbridge-worker-1"
+    assert await say(socket) == "ormbridge-worker-1, 0 waiting"
     await disconnect(socket)
     await no_worker_is_leased()
 
