@@ -1063,7 +1063,7 @@ async def test_end_waits_for_inner_blocks_at_most_timeout(pool_settings):
 
 async def test_block_that_waits_to_close_is_rolled_back_after_timeout(pool_settings):
     """A block in between, which waits for its inner one too, hears that it was rolled back."""
-    pool_settings(TIMEOUT=0.05)
+    pool_settings(TIMEOUT=0.2)
     inside, leave_middle, leave_inner = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def inner():
