@@ -274,7 +274,7 @@ def refresh_own_thread() -> None:
 
 
 def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], object] | None:
-    """Keep clean-ups from closing *connection*, of a frame's thread, inside a transaction.
+    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
 
     Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
 

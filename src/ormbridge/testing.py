@@ -39,7 +39,7 @@ from django.db.backends.signals import connection_created
 from . import context as contexts
 from .bridge import database_sync_to_async
 from .call import Call
-from .connections import ThreadConnections
+from .connections import ThreadConnections, keep_open
 from .context import LeaseContext
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
@@ -113,11 +113,10 @@ class TestContext(LeaseContext):
         setattr(SyncToAsync, _SINGLE, self)
         setattr(SyncToAsync, _BY_CONTEXT, _Everywhere(by_context, self))
         contexts.ambient = self
+        # What channels.db or a request clean up would end the transaction of the test.
+        restores = [keep_open(connection) for connection in self._lent.values()]
         for connection in self._lent.values():
             connection.inc_thread_sharing()
-            connection.close_if_unusable_or_obsolete = functools.partial(  # type: ignore[method-assign]
-                _close_outside_transactions, connection
-            )
         connection_created.connect(self._refuse_other_connection, weak=False, dispatch_uid=id(self))
         try:
             yield
@@ -127,8 +126,9 @@ class TestContext(LeaseContext):
             setattr(SyncToAsync, _BY_CONTEXT, by_context)
             connection_created.disconnect(dispatch_uid=id(self))
             for connection in self._lent.values():
-                del connection.close_if_unusable_or_obsolete
                 connection.dec_thread_sharing()
+            for restore in filter(None, restores):
+                restore()
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
@@ -199,13 +199,6 @@ class _Everywhere:
 
     def pop(self, context: ThreadSensitiveContext, default: Any = None) -> Any:
         return self._executors.pop(context, default)
-
-
-def _close_outside_transactions(connection: BaseDatabaseWrapper) -> None:
-    # What channels.db and the signals of a request call to clean up: in a transaction it closes the
-    # connection, and ends the test's with it.
-    if not connection.in_atomic_block:
-        type(connection).close_if_unusable_or_obsolete(connection)
 
 
 def _depth(connection: BaseDatabaseWrapper) -> int:
