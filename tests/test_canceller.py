@@ -641,17 +641,24 @@ class FinishedCall:
     awaits = ()
 
 
-class Slow(Watched):
-    """A lock that the canceller takes when it is told to."""
+class Halt:
+    """Where the canceller waits: ``came`` is set when it has come, and ``go`` lets it go on."""
 
     def __init__(self):
         super().__init__()
         self.came, self.go = threading.Event(), threading.Event()
 
-    def __enter__(self):
+    def halt(self):
         if threading.current_thread() in cancellers():
             self.came.set()
             assert self.go.wait(GUARD)
+
+
+class Slow(Halt, Watched):
+    """A lock that the canceller takes when it is told to."""
+
+    def __enter__(self):
+        self.halt()
         super().__enter__()
 
 
@@ -679,17 +686,11 @@ async def test_canceller_looks_who_runs_when_it_has_the_lock(outside, one_worker
     assert await following == 0
 
 
-class Opened(list):
+class Opened(Halt, list):
     """The open connections of a worker, at which the canceller looks when it is told to."""
 
-    def __init__(self):
-        super().__init__()
-        self.came, self.go = threading.Event(), threading.Event()
-
     def __iter__(self):
-        if threading.current_thread() in cancellers():
-            self.came.set()
-            assert self.go.wait(GUARD)
+        self.halt()
         return super().__iter__()
 
 

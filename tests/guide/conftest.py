@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -32,23 +32,54 @@ def load_example() -> Callable[..., types.ModuleType]:
     return load
 
 
+def run_python(
+    directory: Path, source: str, *options: str, stderr: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run *source* as a script in *directory*, with *options* of the interpreter."""
+    (directory / "script.py").write_text(source, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, *options, "script.py"],
+        cwd=directory,
+        # Nothing of the test run's own environment reaches the script but the package itself.
+        env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1]), **environment},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        timeout=GUARD * 2,
+        check=False,  # who called says what failed
+    )
+
+
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., str]:
     """Return a function that runs a script in an empty directory and returns what it prints."""
 
     def run(source: str, **environment: str) -> str:
-        (tmp_path / "script.py").write_text(source, encoding="utf-8")
-        finished = subprocess.run(
-            [sys.executable, "-W", "error", "script.py"],
-            cwd=tmp_path,
-            # Nothing of the test run's own environment reaches the script but the package itself.
-            env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1]), **environment},
-            capture_output=True,
-            text=True,
-            timeout=GUARD * 2,
+        finished = run_python(
+            tmp_path, source, "-W", "error", stderr=subprocess.PIPE, **environment
         )
         assert finished.returncode == 0, finished.stderr
         assert finished.stderr == ""
+        return finished.stdout
+
+    return run
+
+
+@pytest.fixture
+def run_example(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs an example in an empty directory and returns what it prints.
+
+    What it writes to standard error is a part of that. *changes* are pairs of what is to be
+    replaced in the example, and by what.
+    """
+
+    def run(name: str, *options: str, changes: Iterable[tuple[str, str]] = ()) -> str:
+        source = example_source(name)
+        for before, after in changes:
+            assert before in source
+            source = source.replace(before, after)
+        finished = run_python(tmp_path, source, *options, stderr=subprocess.STDOUT)
+        assert finished.returncode == 0, finished.stdout
         return finished.stdout
 
     return run

@@ -1,11 +1,8 @@
 """The page ``guide/streaming``: its examples, and the claims it makes."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -13,10 +10,8 @@ from django.contrib.auth.models import Group, User
 from django.core.handlers.asgi import ASGIHandler
 from django.db.models.query import BaseIterable
 
-import ormbridge
 from ormbridge import BridgeMiddleware, database_sync_to_async, source, stats
 from tests.gate import GUARD
-from tests.guide.examples import example_source
 from tests.guide.http import get, request
 from tests.test_call import until
 from tests.timeline import Timeline
@@ -28,29 +23,11 @@ STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
 
 
 @pytest.fixture
-def run_example(tmp_path):
-    """Return a function that runs an example in an empty directory and returns what it prints.
-
-    It takes pairs of what is to be changed in the example, and to what.
-    """
+def run_example(run_example):
+    """Return a function that runs an example, with changes and warnings as errors."""
 
     def run(name, changes=()):
-        source = example_source(name)
-        for before, after in changes:
-            assert before in source
-            source = source.replace(before, after)
-        (tmp_path / "script.py").write_text(source, encoding="utf-8")
-        finished = subprocess.run(
-            [sys.executable, *STRICT, "script.py"],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=GUARD * 2,
-        )
-        assert finished.returncode == 0, finished.stdout
-        return finished.stdout
+        return run_example(name, *STRICT, changes=changes)
 
     return run
 

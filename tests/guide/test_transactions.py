@@ -4,10 +4,7 @@ import ast
 import asyncio
 import contextvars
 import re
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -18,7 +15,6 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
 from django.urls import path
 
-import ormbridge
 from ormbridge import (
     BridgeMiddleware,
     atomic,
@@ -26,7 +22,6 @@ from ormbridge import (
     pinned,
     stats,
 )
-from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, get, say
 from tests.settings import CHOICE
@@ -38,27 +33,6 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "othe
 
 class UndoError(Exception):
     """What a transaction fails with, so that it is rolled back."""
-
-
-@pytest.fixture
-def run_example(tmp_path):
-    """Return a function that runs an example in an empty directory and returns what it prints."""
-
-    def run(name, *options):
-        (tmp_path / "script.py").write_text(example_source(name), encoding="utf-8")
-        finished = subprocess.run(
-            [sys.executable, *options, "script.py"],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(Path(ormbridge.__file__).parents[1])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=GUARD * 2,
-        )
-        assert finished.returncode == 0, finished.stdout
-        return finished.stdout
-
-    return run
 
 
 # Outside of blocks, Django's a-methods use asgiref's thread, and nobody closes its connection.
