@@ -35,6 +35,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from .errors import BridgeError
+from .witness import attend, transaction_status
 
 logger = logging.getLogger("ormbridge")
 
@@ -77,6 +78,7 @@ class ThreadConnections:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
+        attend(connection, lambda: self.running)
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
@@ -237,7 +239,7 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
         return False
     if connection.vendor == "postgresql":
         # 0 is idle, 4 a broken connection, which has no transaction left.
-        return _transaction_status(raw) in (1, 2, 3)
+        return transaction_status(raw) in (1, 2, 3)
     if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
         # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
         # statement has begun a transaction.
@@ -248,13 +250,7 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
 
 def is_active(raw: Any) -> bool:
     """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
-    return _transaction_status(raw) == 1
-
-
-def _transaction_status(raw: Any) -> int:
-    # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info.
-    status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
-    return status
+    return transaction_status(raw) == 1
 
 
 def connections_of_thread() -> ThreadConnections | None:
