@@ -35,7 +35,7 @@ from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
 from .context import LeaseContext
-from .errors import LeaseClosed, TransactionAborted
+from .errors import BridgeError, LeaseClosed, TransactionAborted
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
 from .turns import Turns
@@ -149,7 +149,8 @@ class _Transaction:
         connection = transaction.get_connection(self._using)
         # Not where the connection is a worker's, or a block around this one has done it.
         kept = keep_open(connection) if self._entered.frame is not None else None
-        self._restores = [each for each in (kept, attend(connection)) if each is not None]
+        new = attend(connection)
+        self._restores = [each for each in (kept, new and new.leave) if each is not None]
         self._witness = cast(Witness, witness_of(connection))
         self._witness.blocks += 1
         self._block.undo = functools.partial(self._exit, RuntimeError)
@@ -176,11 +177,13 @@ class _Transaction:
         lost = cast(Witness, self._witness).loss(connection.needs_rollback)
         if lost is None:
             return None
+        why, error = lost
+        if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
+            why += ". Put what may fail into an atomic() of its own, and catch the error around it"
         failure = TransactionAborted(
-            f"{self._block} ended without an error, and nothing of it was saved: {lost[0]}. Put "
-            "what may fail into an atomic() of its own inside, and catch the error around that one"
+            f"{self._block} ended without an error, and nothing of it was saved: {why}"
         )
-        failure.__cause__ = lost[1]
+        failure.__cause__ = error
         return failure
 
     def _exit(self, exc_type: type[BaseException] | None) -> None:

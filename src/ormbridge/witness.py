@@ -95,7 +95,10 @@ class Witness:
         :returns: the reason in words, and the error that was caught, if there was one.
         """
         connection: Any = self._own()
-        error = (connection.rollback_exc if marked else None) or self.error
+        error = connection.rollback_exc if marked else None
+        while isinstance(error, TransactionManagementError):  # of code that went on after that
+            error = error.__cause__
+        error = error or self.error
         if connection.closed_in_transaction:
             why = "its connection was closed"
         elif error is _ASKED:
@@ -139,13 +142,18 @@ class Witness:
         getattr(type(connection), how)(connection, *args)
 
 
-def attend(
-    connection: Any, caller: Callable[[], object] | None = None
-) -> Callable[[], object] | None:
+    def leave(self) -> None:
+        """See no more of the connection."""
+        connection: Any = self._own()
+        connection.execute_wrappers.remove(self)
+        del connection.set_rollback
+
+
+def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witness | None:
     """Have a witness see what *connection* does.
 
     :param caller: returns what runs on its thread. Then a block that is lost is logged.
-    :returns: what takes that back, or None if there is a witness already.
+    :returns: the witness, or None if there was one before.
     """
     if witness_of(connection) is not None:
         return None
@@ -154,12 +162,7 @@ def attend(
     connection.set_rollback = witness.set_rollback
     for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
         setattr(connection, how, partial(witness.end, how))
-    return partial(_dismiss, connection, witness)
-
-
-def _dismiss(connection: Any, witness: Witness) -> None:
-    connection.execute_wrappers.remove(witness)
-    del connection.set_rollback
+    return witness
 
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
@@ -198,4 +201,4 @@ def _caught(error: Exception) -> str:
         code = frame.f_code
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _MACHINERY:
             return f", and the error was caught at {code.co_filename}:{line} in {code.co_qualname}"
-    return ", and the error was caught"
+    return ""
