@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
@@ -48,7 +49,9 @@ class Witness:
 
     __slots__ = ("_caller", "_own", "blocks", "error", "gone", "statement")
 
-    def __init__(self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None) -> None:
+    def __init__(
+        self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
+    ) -> None:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         self._own = weakref.ref(connection)
         self._caller = caller
@@ -141,7 +144,6 @@ class Witness:
             self.forget()
         getattr(type(connection), how)(connection, *args)
 
-
     def leave(self) -> None:
         """See no more of the connection."""
         connection: Any = self._own()
@@ -200,5 +202,6 @@ def _caught(error: Exception) -> str:
     for frame, line in walk_tb(error.__traceback__):
         code = frame.f_code
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _MACHINERY:
-            return f", and the error was caught at {code.co_filename}:{line} in {code.co_qualname}"
+            place = f"{Path(code.co_filename).name}:{line} in {code.co_qualname}"
+            return f", and the error was caught at {place}"
     return ""
