@@ -25,7 +25,8 @@ async def marry(first, second, name):
 async def marry_with_retry(first, second, name, attempts=3):
     for attempt in range(1, attempts + 1):
         try:
-            return await marry(first, second, name)
+            await marry(first, second, name)
+            break
         except OperationalError:  # <-- around the block, never inside
             if attempt == attempts:
                 raise

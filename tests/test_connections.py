@@ -342,7 +342,7 @@ def what_is_there():
 
 @pytest.mark.parametrize("age", [0, 60, None])
 async def test_state_of_djangos_object_ends_with_the_lease(pool_settings, connection_settings, age):
-    """Wrappers of statements, the debug cursor and the log of one call are not there in the next."""
+    """Statement wrappers, the debug cursor and the log of one call are not there in the next."""
     pool_settings(MAX_THREADS=1)
     connection_settings(CONN_MAX_AGE=age)
     before = await database_sync_to_async(what_is_there)()

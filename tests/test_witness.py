@@ -1,4 +1,4 @@
-"""A block that ends well has committed, or it raises: what a failure that was caught leaves behind."""
+"""A block that ends well has committed, or it raises: what a caught failure leaves behind."""
 
 # What a block does, and raises, is more than one statement.
 # ruff: noqa: PT012
@@ -100,7 +100,7 @@ async def test_statement_that_was_caught(failure, where):
 
 @postgresql
 async def test_message_says_where_the_error_was_caught():
-    """The message names the block, the statement, its error, the line that caught it, the remedy."""
+    """The message names the block, the statement, its error, who caught it, and the remedy."""
     with pytest.raises(TransactionAborted) as aborted:
         async with atomic():
             try:
@@ -122,7 +122,7 @@ async def test_message_says_where_the_error_was_caught():
 @postgresql
 async def test_message_names_the_function_that_caught_it():
     """Where the error did not leave the function, the function is named."""
-    with pytest.raises(TransactionAborted, match="in execute_and_catch. Put what may fail"):
+    with pytest.raises(TransactionAborted, match=r"in execute_and_catch\. Put what may fail"):
         async with atomic():
             await database_sync_to_async(execute_and_catch)("SELECT 1 / 0")
 
@@ -170,7 +170,7 @@ async def test_session_that_the_server_ended():
 
 @postgresql
 async def test_idle_in_transaction_timeout():
-    """A block whose session the server ended while it slept raises, whether it asks again or not."""
+    """A block whose session the server ended meanwhile raises, whether it asks again or not."""
     for asks in (True, False):
         with pytest.raises(DatabaseError) as raised:
             async with atomic():
@@ -200,7 +200,7 @@ async def test_statement_around_django():
         with suppress(Exception):
             connection.connection.execute("SELECT 1 / 0")
 
-    with pytest.raises(TransactionAborted, match="the database rolled it back. Put"):
+    with pytest.raises(TransactionAborted, match=r"the database rolled it back\. Put"):
         async with atomic():
             await write()
             await database_sync_to_async(around)()
@@ -249,7 +249,7 @@ def prepare():
 @mariadb
 @pytest.mark.parametrize("goes_on", [True, False])
 async def test_deadlock_of_a_read(goes_on):
-    """A deadlock rolls back all of the transaction on MariaDB; nothing that follows is committed."""
+    """A deadlock rolls back the whole transaction on MariaDB; what follows is not committed."""
     await database_sync_to_async(prepare)()
     other = Other()
     try:
@@ -453,7 +453,7 @@ async def test_constraint_of_create():
 
 @pytest.mark.parametrize("fails", [*MARKED, functools.partial(Group.objects.create, pk=1)])
 async def test_savepoint_clears_it(fails):
-    """What failed in a block of its own, and was caught around that, costs the outer one nothing."""
+    """What failed in a block of its own, and was caught around it, costs the outer one nothing."""
     async with atomic():
         await write()
         with pytest.raises((DatabaseError, ValueError)):
