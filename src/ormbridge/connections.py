@@ -50,16 +50,7 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = (
-        "discarded",
-        "due",
-        "finishing",
-        "known",
-        "leased",
-        "opened",
-        "running",
-        "stopped",
-    )
+    __slots__ = ("discarded", "due", "finishing", "known", "leased", "opened", "running", "stopped")
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
