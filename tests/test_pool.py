@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -256,25 +257,6 @@ async def test_stats_tell_waiting_from_running(gate, pool_settings):
     assert now.holders == ()
 
 
-@pytest.fixture
-def refuse(monkeypatch):
-    """Return a function that has the system refuse the next *number* threads of workers."""
-    original, left = Worker.start, []
-
-    def start(worker):
-        if left:
-            left.pop()()
-            raise RuntimeError("can't start new thread")
-        original(worker)
-
-    def refuse(number=1, first=lambda: None):
-        """Have it do *first* before each."""
-        left[:] = [first] * number
-
-    monkeypatch.setattr(Worker, "start", start)
-    return refuse
-
-
 NO_THREAD = r"^no thread could be started \(can't start new thread\).* 0 of 3 workers exist\."
 
 
@@ -511,11 +493,11 @@ def test_each_that_is_refused_at_exit_has_an_error_of_its_own():
 
 
 @pytest.mark.parametrize("kind", ["calls", "requests", "one request", "turns"])
-async def test_loop_turns_while_many_time_out(kind, gate, pool_settings):
+async def test_loop_turns_while_many_time_out(kind, gate, pool_settings, monkeypatch):
     """Of calls that time out at one time, no more than a batch fails in a turn of the loop."""
-    pool_settings(MAX_THREADS=1, TIMEOUT=0.05)
-    loop = asyncio.get_running_loop()
-    most = failed = before = 0
+    pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
+    loop, clock = asyncio.get_running_loop(), time.monotonic
+    made = most = failed = before = 0
 
     def turn():
         nonlocal most, before, watching
@@ -523,7 +505,10 @@ async def test_loop_turns_while_many_time_out(kind, gate, pool_settings):
         watching = loop.call_soon(turn)
 
     async def fail(*args):
-        nonlocal failed
+        nonlocal made, failed
+        made += 1
+        if made == 3 * BATCH:  # the time of all of them is up, at once
+            loop.call_soon(monkeypatch.setattr, "time.monotonic", lambda: clock() + 2 * GUARD)
         with pytest.raises(PoolTimeout):
             await database_sync_to_async(len)("")
         failed += 1
