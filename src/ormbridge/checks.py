@@ -33,8 +33,10 @@ _TENANTS, _TENANTS_OF_CONTEXTS = ("tenan", "boardinghouse"), "pgschemas"
 
 # Where the classes live that hand a request on to what they keep under one of the names below.
 # What a function or a class of anybody else's does with it cannot be seen.
-_HAND_ON: tuple[str, ...] = ("channels.", "django.contrib.", "django.core.", "django.urls.")
-_HAND_ON += ("opentelemetry.", "sentry_sdk.", "starlette.middleware.", "uvicorn.middleware.")
+_HAND_ON = (
+    *("channels.", "django.contrib.", "django.core.", "django.urls."),
+    *("opentelemetry.", "sentry_sdk.", "starlette.middleware.", "uvicorn.middleware."),
+)
 
 
 @checks.register("ormbridge")

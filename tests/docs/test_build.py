@@ -1,9 +1,14 @@
-"""``nox -s docs``: what it asks of Sphinx."""
+"""``nox -s docs``: what it asks of Sphinx, and the names that its reference documents."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
+import zlib
 
+import ormbridge
+import pytest_ormbridge
 from tests.docs.conftest import ROOT, Site
 
 
@@ -38,3 +43,30 @@ def test_broken_reference_fails_the_second_build_too(site: Site):
     for build in builds:
         assert build.returncode == 1, build.stderr
         assert "py:func reference target not found: nowhere" in build.stderr
+
+
+def test_reference_names_what_is_imported(site: Site):
+    """Each public name is documented under the name that one imports; a fixture under its own."""
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```{eval-rst}\n.*?^```$", page, flags=re.MULTILINE | re.DOTALL)
+    site.write("docs/guide.md", "# API\n\n" + "\n\n".join(blocks) + "\n")
+    shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-c", str(ROOT), "docs", "out"],
+        cwd=site.root,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    inventory = (site.output / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    lines = zlib.decompress(inventory).decode().splitlines()
+    names = {line.split()[0] for line in lines if " py:" in line}
+    fixtures = {name for name in vars(pytest_ormbridge) if is_fixture(name)}
+    assert fixtures
+    expected = fixtures | {f"ormbridge.{name}" for name in ormbridge.__all__}
+    assert expected - names == set()
+    assert {name for name in names if name.count("ormbridge") > 1} == set()
+
+
+def is_fixture(name: str) -> bool:
+    return type(getattr(pytest_ormbridge, name)).__name__ == "FixtureFunctionDefinition"
