@@ -63,6 +63,7 @@ class Call:
         "calls",
         "closes",
         "connections",
+        "ended",
         "function",
         "future",
         "generator",
@@ -107,6 +108,8 @@ class Call:
         self.connections: ThreadConnections | None = None
         #: Whether it is to be stopped.
         self.stopping = False
+        #: Whether its thread is done with it, its clean-up included, or never begins.
+        self.ended = False
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -161,6 +164,7 @@ class Call:
         """Give the call up. Returns False if it has started: then its thread runs on."""
         if not self.claim():
             return False
+        self.ended = True
         if self.line is not None:
             self.line.forget(self)
         return True
@@ -210,7 +214,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            connections.running, self.connections = self, connections
+            connections.call_begins()
+            self.connections = connections
         try:
             if prepare is not None:
                 prepare()
@@ -239,6 +244,9 @@ class Call:
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
+        self.ended = True
+        if self.connections is not None:
+            self.connections.catch_up()
         self.mailbox.post(self, stalled)
 
     def refuse(self, error: Exception) -> bool:
@@ -276,13 +284,17 @@ class CallFuture(asyncio.Future[Any]):
 
 
 def watch(mailbox: Mailbox, line: Line) -> None:
-    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds."""
+    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds.
+
+    Nor for a worker that waits in vain for its server, after a call: that is looked for meanwhile.
+    """
     # One timer a loop, not one a call: a line is in the order of its deadlines.
     if not mailbox.loop.is_closed():
-        mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
+        seconds = min(line.settings.timeout, ThreadConnections.BOUND)
+        mailbox.at(line, seconds, _expire, mailbox, line)
 
 
 def _expire(mailbox: Mailbox, line: Line) -> None:
     left = line.expire()
     if left is not None:
-        mailbox.at(line, left, _expire, mailbox, line)
+        mailbox.at(line, min(left, ThreadConnections.BOUND), _expire, mailbox, line)

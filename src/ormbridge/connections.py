@@ -24,6 +24,7 @@ import math
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -49,7 +50,10 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = ("discarded", "due", "finishing", "leased", "opened", "running", "stopped")
+    __slots__ = ("deadline", "discarded", "due", "finishing", "leased", "opened", "stopped")
+
+    #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
+    BOUND = 4.0
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
@@ -60,10 +64,11 @@ class ThreadConnections:
         self.due = 0.0
         #: Whether a lease has the thread that may go on after this call.
         self.leased = False
-        #: The call that runs.
-        self.running: object = None
-        #: Held to send a request that cancels what :attr:`running` does, to finish that, and to
-        #: close a connection: a pool may hand it on. Re-entrant: freeing an object may close one.
+        #: When what the thread does after a call has taken too long: RESET, a rollback, the closing
+        #: of a cursor. On the clock of time.monotonic(); never while a call runs.
+        self.deadline = math.inf
+        #: Held to cancel what a call does, to finish that, to break a connection, and to close one:
+        #: a pool may hand it on. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
         #: Connections with a statement that was cancelled, and why they have to be discarded.
         #: Guarded by :attr:`finishing` while a call runs.
@@ -167,15 +172,49 @@ class ThreadConnections:
             if connection.errors_occurred:
                 _close_if_dead(connection)
 
+    def call_begins(self) -> None:
+        """Note that a call begins, which may take as long as it likes."""
+        self.deadline = math.inf
+        self.catch_up()
+
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
-        if not self.opened:  # so there is nothing to cancel, nor was there: see the canceller
-            self.running = None
-            return
-        with self.finishing:
-            self.running = None
+        self.cleans_up()
+        self.catch_up()
         if self.stopped:
             self._settle()
+
+    def catch_up(self) -> None:
+        """Wait for who still cancels or breaks something for the sake of what has just ended."""
+        if self.opened:  # so there was something: they look at this first, then at what has ended
+            with self.finishing:
+                pass
+
+    def cleans_up(self) -> None:
+        """Note that the thread begins something that is no call."""
+        self.deadline = time.monotonic() + self.BOUND
+
+    def cut(self, call: Any = None) -> None:
+        """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+
+        :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
+            what the thread does after a call is meant, when it has taken too long.
+        """
+        if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
+            return
+        try:
+            opened = list(self.opened)
+            done = time.monotonic() < self.deadline if call is None else call.ended
+            for connection in () if done else opened:
+                raw: Any = connection.connection
+                with suppress(Exception):  # closed, or another database
+                    if connection.vendor == "postgresql" and is_active(raw):
+                        with socket_of(raw) as end:
+                            if is_active(raw):  # still: it is no other with the same number
+                                self.stopped[connection] = f"no answer in {self.BOUND:g} s"
+                                end.shutdown(socket.SHUT_RDWR)
+        finally:
+            self.finishing.release()
 
     def _settle(self) -> None:
         # See to the connections with a cancelled statement: now, and as long as its transaction is
@@ -207,7 +246,6 @@ class ThreadConnections:
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
-        self.stopped.pop(connection, None)
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
@@ -215,6 +253,7 @@ class ThreadConnections:
                 if step is not None:
                     step()
         connection.connection = None
+        self.stopped.pop(connection, None)
         # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
         if connection.alias in connections and connections[connection.alias] is connection:
             del connections[connection.alias]
@@ -255,6 +294,11 @@ def _transaction_status(raw: Any) -> int:
     # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info.
     status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
     return status
+
+
+def socket_of(raw: Any) -> socket.socket:
+    """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
+    return socket.socket(fileno=os.dup(raw.fileno()))
 
 
 def connections_of_thread() -> ThreadConnections | None:
@@ -344,7 +388,7 @@ def _seen_by_server(raw: Any) -> Generator[None, None, None]:
     watch = None
     if hasattr(raw, "pgconn"):  # psycopg 3
         with suppress(Exception):  # broken or closed
-            watch = socket.socket(fileno=os.dup(raw.pgconn.socket))
+            watch = socket_of(raw)
     yield
     if watch is not None:
         with watch, suppress(OSError):

@@ -17,6 +17,7 @@ else's code. It is re-entrant, so that a signal handler may ask for stats() whil
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -27,6 +28,10 @@ from .errors import PoolClosed, PoolTimeout
 from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
+
+
+# Seconds between two looks at a worker that is to end, and may wait for a server in vain.
+_GLANCE = 0.5
 
 
 class Pool:
@@ -211,6 +216,9 @@ class Pool:
                 overdue.append(lease)
                 left = None
             self._rouse(now)
+            workers = list(self._workers)
+        for worker in workers:
+            worker.connections.cut()
         for lease in overdue:
             if lease.refuse(PoolTimeout(self.stats().shortage(now - lease.asked))):
                 with self._lock:
@@ -272,7 +280,11 @@ class Pool:
             for lease in held:
                 lease.dismiss(exiting)
             for worker in workers:
-                worker.join(patience)
+                left = math.inf if patience is None else patience
+                while worker.is_alive() and left > 0:
+                    worker.join(min(left, _GLANCE))
+                    left -= _GLANCE
+                    worker.connections.cut()
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""

@@ -21,12 +21,15 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
+from .canceller import LONGEST_PAUSE
 from .chunks import read_chunks
+from .connections import ThreadConnections
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
 from .lease import Lease
 from .mailbox import Mailbox, mailbox_of
+from .worker import Worker
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]
@@ -87,6 +90,10 @@ class Source:
         self._place: Any = None
         # What to do when nobody needs the rows any more.
         self._leave: list[Callable[[], object]] = []
+        # The last fetch, until then.
+        self._call: Call | None = None
+        # Looks whether the cursor cannot be closed.
+        self._glance: asyncio.TimerHandle | None = None
 
     # On the loop's thread
 
@@ -107,6 +114,7 @@ class Source:
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
         call.iteration = anchor, self.close
+        self._call = call
         future: Any = call.future
         future.add_done_callback(heed)
         try:
@@ -177,12 +185,29 @@ class Source:
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
         leave, self._leave = self._leave, []
+        call, self._call = self._call, None
+        # What is read ahead is not needed. To cancel its statement would abort a transaction.
+        if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
+            call.stop()
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
+        if self._glance is None and isinstance(self.thread, Worker) and not self.closed.done():
+            with suppress(RuntimeError):  # the loop is closed
+                self._look_later(self.thread, ThreadConnections.BOUND)
+
+    def _look_later(self, worker: Worker, seconds: float) -> None:
+        loop = cast(Mailbox, self._mailbox).loop
+        self._glance = loop.call_later(seconds, self._look, worker)
+
+    def _look(self, worker: Worker) -> None:
+        worker.connections.cut()
+        self._look_later(worker, LONGEST_PAUSE)
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
+        if self._glance is not None:
+            self._glance.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 

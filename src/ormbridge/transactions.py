@@ -22,6 +22,7 @@ import functools
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -31,7 +32,8 @@ from django.db import transaction
 from .blocks import Block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
-from .connections import keep_open
+from .canceller import LONGEST_PAUSE
+from .connections import ThreadConnections, keep_open
 from .context import LeaseContext
 from .errors import LeaseClosed
 from .mailbox import mailbox_of
@@ -42,6 +44,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 logger = logging.getLogger("ormbridge")
+
+# What a block is left by when it is cancelled, or by a timeout inside it.
+_GIVEN_UP = (asyncio.CancelledError, TimeoutError)
 
 
 class Atomic(BlockManager):
@@ -64,7 +69,9 @@ class Atomic(BlockManager):
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(future, call.cancel)
+            cancelled = await _outlast(
+                future, call.cancel, overdue=lambda _: _cut(call, True) or work.abandon()
+            )
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -96,7 +103,12 @@ class Atomic(BlockManager):
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
-            cancelled = await _outlast(future)
+            given_up = exc_type is not None and issubclass(exc_type, _GIVEN_UP)
+            cancelled = await _outlast(
+                future,
+                overdue=lambda cancelled: _cut(call, given_up or cancelled),
+                bounded=exc_type is not None,
+            )
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -257,21 +269,40 @@ def _make_call(
 
 
 async def _outlast(
-    future: asyncio.Future[Any], give_up: Callable[[], bool] = lambda: False
+    future: asyncio.Future[Any],
+    give_up: Callable[[], bool] = lambda: False,
+    overdue: Callable[[bool], bool] = lambda cancelled: False,
+    bounded: bool = False,
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
     :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
+    :param overdue: called, with whether it was, after BOUND seconds, and again and again; likewise.
+    :param bounded: whether these seconds begin now, and not when the task is cancelled.
     """
     cancelled = None
+    deadline = time.monotonic() + ThreadConnections.BOUND if bounded else None
     while not future.done():
+        left = None if deadline is None else max(deadline - time.monotonic(), LONGEST_PAUSE)
         try:
-            await asyncio.wait([future])
+            await asyncio.wait([future], timeout=left)
         except asyncio.CancelledError as error:
             cancelled = error
+            deadline = deadline or time.monotonic() + ThreadConnections.BOUND
             if give_up():
                 break
+        overdue_now = deadline is not None and time.monotonic() >= deadline
+        if overdue_now and overdue(cancelled is not None):
+            break
     return cancelled
+
+
+def _cut(call: Call, even_before: bool) -> bool:
+    """Have *call* wait no longer for PostgreSQL, nor, with *even_before*, for who is before it."""
+    worker = getattr(call.line, "worker", None)
+    if worker is not None and (even_before or call.connections is not None):
+        worker.connections.cut(call)
+    return False
 
 
 @overload
