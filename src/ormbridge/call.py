@@ -17,12 +17,13 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import stop
+from .canceller import LONGEST_PAUSE, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
@@ -34,7 +35,15 @@ from .worker import Worker
 logger = logging.getLogger("ormbridge")
 
 
-class Line(Protocol):
+class Bounded(Protocol):
+    """What waits, but not for ever."""
+
+    def expire(self) -> float | None:
+        """End what has waited too long. Returns seconds until there is more, or None."""
+        ...
+
+
+class Line(Bounded, Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
     settings: Settings
@@ -43,10 +52,6 @@ class Line(Protocol):
 
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
-        ...
-
-    def expire(self) -> float | None:
-        """Refuse who waited too long. Returns seconds until the next one has, or None."""
         ...
 
 
@@ -174,7 +179,9 @@ class Call:
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        stop(self)
+        if not stop(self):
+            with suppress(RuntimeError):  # the loop is closed
+                bound(self.mailbox, self)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -214,7 +221,7 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            connections.call_begins()
+            connections.call_begins(self)
             self.connections = connections
         try:
             if prepare is not None:
@@ -257,6 +264,20 @@ class Call:
         self.finish()
         return True
 
+    def expire(self) -> float | None:
+        """Let it wait no longer for PostgreSQL: it cannot be given up. On the loop's thread.
+
+        :returns: seconds until the next look, or None if there is nothing left to do.
+        """
+        own, worker = self.connections, getattr(self.line, "worker", None)
+        if own is None and self.stopping and worker is not None:
+            own = worker.connections  # nor for what runs before it
+        if own is not None:
+            own.cut(self)
+        if self.closes is None and self.future is not None and not self.future.done():
+            self.future.set_result(None)  # a connection is being made, or another database waits
+        return None if self.ended else LONGEST_PAUSE
+
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""
 
@@ -294,7 +315,12 @@ def watch(mailbox: Mailbox, line: Line) -> None:
         mailbox.at(line, seconds, _expire, mailbox, line)
 
 
-def _expire(mailbox: Mailbox, line: Line) -> None:
+def bound(mailbox: Mailbox, item: Bounded) -> None:
+    """See to it that *item* waits no longer than BOUND seconds for PostgreSQL."""
+    mailbox.at(item, ThreadConnections.BOUND, _expire, mailbox, item)
+
+
+def _expire(mailbox: Mailbox, line: Bounded) -> None:
     left = line.expire()
     if left is not None:
         mailbox.at(line, min(left, ThreadConnections.BOUND), _expire, mailbox, line)

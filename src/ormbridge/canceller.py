@@ -35,7 +35,6 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
 from typing import Any, Protocol
 
 from django.db import connections
@@ -45,7 +44,6 @@ from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
 from .connections import ThreadConnections, is_active, socket_of
-from .mailbox import Mailbox
 from .threadless import CHUNKS
 
 logger = logging.getLogger("ormbridge")
@@ -81,30 +79,23 @@ class Stoppable(Protocol):
     calls: int
     #: Whether its worker is done with it.
     ended: bool
-    #: Of the loop that made it.
-    mailbox: Mailbox
 
 
-def stop(call: Stoppable) -> None:
-    """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
+def stop(call: Stoppable) -> bool:
+    """Stop *call*, which runs and whose outcome nobody awaits. Returns at once.
+
+    :returns: False if there is no thread to do it.
+    """
     if call.awaits is None or call.stopping or call.ended or not _any_database_can():
-        return
+        return True
     call.stopping = True
     try:
         # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
         threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
+        return True
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
-        with suppress(RuntimeError):  # the loop is closed
-            call.mailbox.loop.call_later(ThreadConnections.BOUND, _cut, call)
-
-
-def _cut(call: Stoppable) -> None:
-    # What needs no thread: it waits for nothing.
-    if not call.ended:
-        if call.connections is not None and not call.awaits:
-            call.connections.cut(call)
-        call.mailbox.loop.call_later(LONGEST_PAUSE, _cut, call)
+        return False
 
 
 def _any_database_can() -> bool:

@@ -29,7 +29,6 @@ from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
 
-
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
 _GLANCE = 0.5
 

@@ -20,10 +20,9 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
-from .call import Call
+from .call import Call, bound
 from .canceller import LONGEST_PAUSE
 from .chunks import read_chunks
-from .connections import ThreadConnections
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
@@ -92,8 +91,6 @@ class Source:
         self._leave: list[Callable[[], object]] = []
         # The last fetch, until then.
         self._call: Call | None = None
-        # Looks whether the cursor cannot be closed.
-        self._glance: asyncio.TimerHandle | None = None
 
     # On the loop's thread
 
@@ -192,22 +189,18 @@ class Source:
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
-        if self._glance is None and isinstance(self.thread, Worker) and not self.closed.done():
+        if isinstance(self.thread, Worker) and not self.closed.done():
             with suppress(RuntimeError):  # the loop is closed
-                self._look_later(self.thread, ThreadConnections.BOUND)
+                bound(cast(Mailbox, self._mailbox), self)
 
-    def _look_later(self, worker: Worker, seconds: float) -> None:
-        loop = cast(Mailbox, self._mailbox).loop
-        self._glance = loop.call_later(seconds, self._look, worker)
-
-    def _look(self, worker: Worker) -> None:
-        worker.connections.cut()
-        self._look_later(worker, LONGEST_PAUSE)
+    def expire(self) -> float | None:
+        """Wait no longer for PostgreSQL to close the cursor. Returns seconds to the next look."""
+        cast(Worker, self.thread).connections.cut()
+        return None if self.closed.done() else LONGEST_PAUSE
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
-        if self._glance is not None:
-            self._glance.cancel()
+        cast(Mailbox, self._mailbox).drop(self)
         if not self.closed.done():
             self.closed.set_result(None)
 

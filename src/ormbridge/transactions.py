@@ -6,6 +6,8 @@ leaving it as calls in line there.
 Guarantees:
 
 * every call in the block is in the transaction;
+* a block that ends without an error has committed, or was told to roll back with
+  ``set_rollback(True)``; where the transaction was lost before, it raises ``TransactionAborted``;
 * leaving a block is a call in line, not a task: nothing that cancels tasks can remove it;
 * when ``async with`` raises or returns, the transaction has ended.
 
@@ -22,7 +24,6 @@ import functools
 import inspect
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -31,22 +32,19 @@ from django.db import transaction
 
 from .blocks import Block
 from .bridge import DatabaseSyncToAsync
-from .call import Call
-from .canceller import LONGEST_PAUSE
-from .connections import ThreadConnections, keep_open
+from .call import Call, bound
+from .connections import keep_open
 from .context import LeaseContext
-from .errors import LeaseClosed
+from .errors import BridgeError, LeaseClosed, TransactionAborted
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
 from .turns import Turns
+from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 logger = logging.getLogger("ormbridge")
-
-# What a block is left by when it is cancelled, or by a timeout inside it.
-_GIVEN_UP = (asyncio.CancelledError, TimeoutError)
 
 
 class Atomic(BlockManager):
@@ -69,9 +67,7 @@ class Atomic(BlockManager):
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(
-                future, call.cancel, overdue=lambda _: _cut(call, True) or work.abandon()
-            )
+            cancelled = await _outlast(future, call, call.cancel)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -103,12 +99,10 @@ class Atomic(BlockManager):
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
-            given_up = exc_type is not None and issubclass(exc_type, _GIVEN_UP)
-            cancelled = await _outlast(
-                future,
-                overdue=lambda cancelled: _cut(call, given_up or cancelled),
-                bounded=exc_type is not None,
-            )
+            if exc_type is not None:
+                call.stopping = issubclass(exc_type, (asyncio.CancelledError, TimeoutError))
+                bound(call.mailbox, call)
+            cancelled = await _outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -137,7 +131,8 @@ class _Transaction:
         self._block = entered.block
         self._using = using
         self._atomic = transaction.Atomic(using, savepoint, durable)
-        self._restore: Callable[[], object] | None = None
+        self._witness: Witness | None = None
+        self._restores: list[Callable[[], object]] = []
         self.begun = False
         self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
         # What asynchronous functions given to on_commit() returned, and whether they are robust.
@@ -154,8 +149,13 @@ class _Transaction:
             self._atomic.__exit__(RuntimeError, None, None)
             self._entered.give_back(end=False)
             return
-        if self._entered.frame is not None:
-            self._restore = keep_open(transaction.get_connection(self._using))
+        connection = transaction.get_connection(self._using)
+        # Not where the connection is a worker's, or a block around this one has done it.
+        kept = keep_open(connection) if self._entered.frame is not None else None
+        new = attend(connection)
+        self._restores = [*([kept] if kept else []), *([new.leave] if new else [])]
+        self._witness = cast(Witness, witness_of(connection))
+        self._witness.blocks += 1
         self._block.undo = functools.partial(self._exit, RuntimeError)
         line.open(self._block)
         self.begun = True
@@ -163,25 +163,40 @@ class _Transaction:
     def end(self, exc_type: type[BaseException] | None) -> None:
         """Commit, or roll back where *exc_type* says that the block failed."""
         line = cast(Turns, self._block.line)
-        overdue = self._block.overdue
+        failure: BaseException | None = self._block.overdue
         try:
             line.undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
-            if exc_type is None and overdue is None:
+            if exc_type is None and failure is None and (failure := self._lost()) is None:
                 self._prepare_callbacks()
-            self._exit(exc_type or (type(overdue) if overdue else None))
+            self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self._block)
             self._entered.give_back(end=False)  # the worker is free before the caller goes on
-        if overdue is not None:
-            raise overdue
+        if failure is not None:
+            raise failure
+
+    def _lost(self) -> TransactionAborted | None:
+        connection = transaction.get_connection(self._using)
+        lost = cast(Witness, self._witness).loss(connection.needs_rollback)
+        if lost is None:
+            return None
+        why, error = lost
+        if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
+            why += ". Put what may fail into an atomic() of its own, and catch the error around it"
+        failure = TransactionAborted(
+            f"{self._block} ended without an error, and nothing of it was saved: {why}"
+        )
+        failure.__cause__ = error
+        return failure
 
     def _exit(self, exc_type: type[BaseException] | None) -> None:
         try:
             self._atomic.__exit__(exc_type, None, None)
         finally:
-            if self._restore is not None:
-                self._restore()
-            self._block.undo = None  # no cycle is left
+            cast(Witness, self._witness).blocks -= 1
+            for restore in self._restores:
+                restore()
+            self._witness = self._block.undo = None  # no cycle is left
 
     def _prepare_callbacks(self) -> None:
         # Django calls what was given to on_commit(), and drops what that returns.
@@ -270,39 +285,28 @@ def _make_call(
 
 async def _outlast(
     future: asyncio.Future[Any],
+    call: Call | None = None,
     give_up: Callable[[], bool] = lambda: False,
-    overdue: Callable[[bool], bool] = lambda cancelled: False,
-    bounded: bool = False,
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
+    :param call: whose it is: once the task is cancelled, it is not waited for without a bound.
     :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
-    :param overdue: called, with whether it was, after BOUND seconds, and again and again; likewise.
-    :param bounded: whether these seconds begin now, and not when the task is cancelled.
     """
     cancelled = None
-    deadline = time.monotonic() + ThreadConnections.BOUND if bounded else None
     while not future.done():
-        left = None if deadline is None else max(deadline - time.monotonic(), LONGEST_PAUSE)
         try:
-            await asyncio.wait([future], timeout=left)
+            await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-            deadline = deadline or time.monotonic() + ThreadConnections.BOUND
             if give_up():
                 break
-        overdue_now = deadline is not None and time.monotonic() >= deadline
-        if overdue_now and overdue(cancelled is not None):
-            break
+            if call is not None:
+                call.stopping = True
+                bound(call.mailbox, call)
+    if call is not None:
+        call.mailbox.drop(call)
     return cancelled
-
-
-def _cut(call: Call, even_before: bool) -> bool:
-    """Have *call* wait no longer for PostgreSQL, nor, with *even_before*, for who is before it."""
-    worker = getattr(call.line, "worker", None)
-    if worker is not None and (even_before or call.connections is not None):
-        worker.connections.cut(call)
-    return False
 
 
 @overload
@@ -338,6 +342,8 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     :param savepoint: whether a nested block makes a savepoint.
     :param durable: whether to refuse to be nested (``RuntimeError``).
     :raises LeaseClosed: in a task that outlived a block around it.
+    :raises TransactionAborted: as the block ends, if its transaction was lost before: by a
+        statement that failed, whose error the code has caught.
     :raises PoolTimeout: if there is no worker, or no turn on it, within ``TIMEOUT`` seconds.
     :raises RuntimeError: in an async generator, as :func:`pinned`.
 
