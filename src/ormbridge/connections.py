@@ -256,8 +256,6 @@ class ThreadConnections:
                     if connection.vendor == "postgresql" and is_active(raw):
                         with socket_of(raw) as end:
                             if is_active(raw):  # still: it is no other with the same number
-                                # Django connects anew as a block ends, unless it knows.
-                                connection.closed_in_transaction = True
                                 self.stopped[connection] = f"no answer in {self.BOUND:g} s"
                                 end.shutdown(socket.SHUT_RDWR)
         finally:
@@ -282,6 +280,9 @@ class ThreadConnections:
         if (connection := own()) is not None:
             with self.finishing:
                 _close(connection, type(connection))
+                if self.stopped.get(connection):
+                    # Or Django connects anew as the block ends, and the server may not answer.
+                    connection.closed_in_transaction = True
 
     def in_transaction(self) -> bool:
         """Say whether a connection has a transaction open."""
@@ -403,7 +404,6 @@ def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
         raw.close()  # the wrapper goes on believing in its transaction, and runs nothing outside it
     if connection.in_atomic_block:
         connection.needs_rollback = True
-        connection.closed_in_transaction = connection.closed_in_transaction or broken
         connection.rollback_exc = BridgeError(  # type: ignore[attr-defined] # not in the stubs
             f"a statement on connection {connection.alias!r} was cancelled together with the task "
             "that awaited it, and its transaction has to be rolled back: leave the atomic block"
