@@ -64,6 +64,7 @@ class Call:
         "calls",
         "closes",
         "connections",
+        "ended",
         "function",
         "future",
         "generator",
@@ -109,6 +110,8 @@ class Call:
         self.connections: ThreadConnections | None = None
         #: Whether it is to be stopped.
         self.stopping = False
+        #: Whether its thread is done with it, its clean-up included, or never begins.
+        self.ended = False
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -151,6 +154,7 @@ class Call:
             if not pool.take(self):
                 self.line = pool
                 self.watch(pool.settings)
+                self.mailbox.bound(pool, ThreadConnections.BOUND)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -165,6 +169,7 @@ class Call:
         """Give the call up. Returns False if it has started: then its thread runs on."""
         if not self.claim():
             return False
+        self.ended = True
         if self.line is not None:
             self.line.forget(self)
         if self.watched is not None:
@@ -180,7 +185,12 @@ class Call:
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        stop(self)
+        if not stop(self):
+            self.bound()
+
+    def bound(self) -> None:
+        """See to it that the call waits no longer than BOUND seconds for PostgreSQL."""
+        self.mailbox.bound(self, ThreadConnections.BOUND)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -220,7 +230,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            connections.running, self.connections = self, connections
+            connections.call_begins(self)
+            self.connections = connections
         try:
             if prepare is not None:
                 prepare()
@@ -249,6 +260,9 @@ class Call:
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
+        self.ended = True
+        if self.connections is not None:
+            self.connections.catch_up()
         self.mailbox.post(self, stalled)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:
@@ -258,6 +272,20 @@ class Call:
         self._error = error
         self.finish()
         return True
+
+    def expire(self) -> bool:
+        """Let it wait no longer for PostgreSQL: it cannot be given up. On the loop's thread.
+
+        :returns: whether there is nothing left to do.
+        """
+        own, worker = self.connections, getattr(self.line, "worker", None)
+        if own is None and self.stopping and worker is not None:
+            own = worker.connections  # nor for what runs before it
+        if own is not None:
+            own.cut(self)
+        if self.closes is None and self.future is not None and not self.future.done():
+            self.future.set_result(None)  # a connection is being made, or another database waits
+        return self.ended
 
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""

@@ -67,7 +67,8 @@ class Lease(Turns):
         self._pins: set[Block] = set()  # open pinned() blocks
         #: Whether its context has ended.
         self.ended = False
-        self._transaction = False  # one was open after the last call
+        #: Whether one was open after the last call.
+        self.transaction = False
         self._generators = SuspendedGenerators(self)
         self._resting = False
         #: Whether it takes no more calls.
@@ -153,7 +154,7 @@ class Lease(Turns):
             self.release(end=True)
 
     def _is_kept(self) -> bool:
-        left_open = self._transaction and not self.ended
+        left_open = self.transaction and not self.ended
         return self._held or left_open or bool(self._blocks or self._pins or self._generators)
 
     def open_blocks(self) -> list[Block]:
@@ -279,7 +280,7 @@ class Lease(Turns):
         while True:
             self._generators.close_unused()
             with self._lock:
-                self._transaction = transaction
+                self.transaction = transaction
                 if (call := self._take()) is not None:
                     return call
                 self.over = self.over or not (self._line or self._is_kept())
@@ -288,6 +289,7 @@ class Lease(Turns):
                 self._resting = True
             self.pool.hold(worker)
             self._wake.acquire()
+            worker.connections.cleans_up()  # it may close generators, or end
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""

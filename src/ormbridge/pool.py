@@ -17,6 +17,7 @@ else's code. It is re-entrant, so that a signal handler may ask for stats() whil
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from dataclasses import replace
 
 from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
+from .mailbox import GLANCE
 from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
@@ -223,6 +225,15 @@ class Pool:
         snapshot = seen.get(self) or seen.setdefault(self, self.stats())
         return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
 
+    def expire(self) -> bool:
+        """End what workers do in vain after their calls. Returns whether nobody waits for one."""
+        with self._lock:
+            workers = list(self._workers)
+            waits = bool(self._waiting)
+        for worker in workers:
+            worker.connections.cut()
+        return not waits
+
     def stats(self) -> PoolStats:
         """Return a snapshot. May be called from any thread."""
         with self._lock:
@@ -276,7 +287,11 @@ class Pool:
             for lease in held:
                 lease.dismiss(PoolClosed(exiting))
             for worker in filter(Worker.is_alive, workers):  # others may be about to start
-                worker.join(patience)
+                left = math.inf if patience is None else patience
+                while worker.is_alive() and left > 0:
+                    worker.join(min(left, GLANCE))
+                    left -= GLANCE
+                    worker.connections.cut()
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""
