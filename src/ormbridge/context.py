@@ -35,7 +35,7 @@ from .lease import Lease
 from .mailbox import mailbox_of
 from .pool import Pool
 from .process import default_pool
-from .threadless import answer, child_of, needs_thread, parts_of
+from .threadless import answer, child_of, needs_thread
 from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
@@ -66,7 +66,6 @@ class LeaseContext(Ground):
         self.name = name
         #: Whether a call of it was refused because no worker became free in time.
         self.timed_out = False
-        self._in_vain = False  # or that what starts or ends the request has waited in vain
         self.ended = False
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
@@ -88,16 +87,17 @@ class LeaseContext(Ground):
         """
         loop = asyncio.get_running_loop()
         child = child_of(job)
-        future: asyncio.Future[Any] | None = answer(job, child, loop) if child is not None else None
-        if future is None:
-            call = Call(job, child.func if child is not None else job, mailbox_of(loop))
-            call.awaits = awaited_by(job, child)
-            if call.block is not None:
-                call.block.check(call)
-            future = call.future = CallFuture(call, loop)
-            if child is not None and (parts := parts_of(child)):
-                return loop.create_task(self._do_without(call, parts))
-            self.place(call)
+        outcome = answer(job, child, loop) if child is not None else None
+        if isinstance(outcome, asyncio.Future):
+            return outcome
+        call = Call(job, child.func if child is not None else job, mailbox_of(loop))
+        call.awaits = awaited_by(job, child)
+        if call.block is not None:
+            call.block.check(call)
+        future = call.future = CallFuture(call, loop)
+        if outcome is not None:
+            return loop.create_task(self._do_without(call, outcome))
+        self.place(call)
         return future
 
     async def _do_without(self, call: Call, parts: list[Any]) -> Any:
@@ -109,9 +109,6 @@ class LeaseContext(Ground):
             self.place(call, hold=False)
             return await call.future  # type: ignore[misc] # it has not been delivered
         except PoolTimeout as error:
-            if call.calls:
-                raise  # one of the parts did
-            self.timed_out, self._in_vain = False, True
             missed = [getattr(each, "__qualname__", each) for each in filter(needs_thread, parts)]
             logger.error("%s goes on without %s: %s", self.name, missed, error)
             return [(each, error) for each in parts]
@@ -152,13 +149,11 @@ class LeaseContext(Ground):
             lease = self._make_lease(pool, hold)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
-            in_vain = self.timed_out or self._in_vain
-            in_vain = in_vain and self._waits_once and not self.ended
+            in_vain = self.timed_out and self._waits_once and not self.ended
             wait = not (in_vain or isinstance(own, Worker))
             if not pool.take(lease, wait=wait):
                 if not wait:
                     lease.forget(call)
-                    self.timed_out = self.timed_out or in_vain
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 watch(call.mailbox, pool)
                 if not anywhere:

@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import sys
-from contextlib import suppress
-from types import MethodType
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
@@ -52,21 +49,6 @@ def child_of(job: object) -> functools.partial[Any] | None:
     return child if isinstance(child, functools.partial) else None
 
 
-def parts_of(child: functools.partial[Any]) -> list[Any] | None:
-    """Return what *child* calls, if it sends a request's signal or closes a response; else None."""
-    function, response = _inside(child.func)
-    if getattr(function, "__qualname__", None) in _SENDS:
-        variables = inspect.getclosurevars(function).nonlocals
-        of_request = variables["self"] in (request_started, request_finished)
-        return variables["sync_receivers"] if of_request else None
-    closes = getattr(function, "__name__", None) == "close"
-    if not (closes and isinstance(response, HttpResponseBase)):
-        return None
-    # close() cannot call asynchronous receivers from the thread of an event loop.
-    receivers, asynchronous = request_finished._live_receivers(response._handler_class)
-    return [function, *response._resource_closers, *receivers, *asynchronous]
-
-
 def needs_thread(part: Any) -> bool:
     """Say whether *part*, a function, may block, use a database or close a file."""
     function, owner = _inside(part)
@@ -75,23 +57,34 @@ def needs_thread(part: Any) -> bool:
 
 def answer(
     job: Any, child: functools.partial[Any], loop: asyncio.AbstractEventLoop
-) -> asyncio.Future[Any] | None:
-    """Do *job*, which calls *child*, and return the outcome; None if it needs a thread."""
+) -> asyncio.Future[Any] | list[Any] | None:
+    """Do *job*, which calls *child*, and return the outcome.
+
+    :returns: None if it needs a thread; a list of what *child* calls if it needs one and does
+        nothing but send a signal of a request, or close a response.
+    """
     function, owner = _inside(child.func)
     middleware = function if owner is None else owner
+    future = loop.create_future()
     if not _takes_notes(type(middleware).__module__):
-        if any(map(needs_thread, parts_of(child) or [child.func])):
-            return None
+        parts = _parts_of(function, owner)
+        if function not in _THREADLESS if parts is None else any(map(needs_thread, parts)):
+            return parts
+        calls = [getattr(each, "__func__", each) for each in parts or [child.func]]
+        if all(each in _CLEAN_UPS for each in calls):  # nothing is wrapped, and workers do it
+            future.set_result(parts and [(each, None) for each in parts])
+            return future
         # close_old_connections may be among them, and this thread is the event loop's.
         if any(each.connection for each in connections.all(initialized_only=True)):
-            return None
+            return parts
+        if not child.keywords and all(each in _THREADLESS for each in calls):
+            job = child  # asgiref's way there, on which tools count, is long
     elif middleware is function:  # it takes synchronous requests only
         if not isinstance(middleware.get_response, AsyncToSync):
             return None  # and so does the next one
         handle: Any = convert_exception_to_response(functools.partial(_pass_through, middleware))
-        context = inspect.getclosurevars(job.args[-2]).nonlocals["context"]
+        context = _variables(job.args[-2])["context"]
         return loop.create_task(handle(*child.args), context=context)
-    future = loop.create_future()
     try:
         future.set_result(job())
     except Exception as error:
@@ -106,25 +99,51 @@ async def _pass_through(middleware: Any, request: Any) -> Any:
     return middleware.process_response(request, await middleware.get_response.awaitable(request))
 
 
+def _parts_of(function: Any, owner: Any) -> list[Any] | None:
+    """Return what *function* calls, if it sends a request's signal or closes a response."""
+    if getattr(function, "__qualname__", None) in _SENDS:
+        variables = _variables(function)
+        of_request = variables["self"] in (request_started, request_finished)
+        return variables["sync_receivers"] if of_request else None
+    if getattr(function, "__name__", None) != "close" or not isinstance(owner, HttpResponseBase):
+        return None
+    response: Any = owner  # more than the stubs know of
+    # close() cannot call asynchronous receivers from the thread of an event loop.
+    receivers, asynchronous = request_finished._live_receivers(response._handler_class)
+    return [function, *response._resource_closers, *receivers, *asynchronous]
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """Return the variables that *function* has of the functions around it."""
+    cells = (cell.cell_contents for cell in function.__closure__)
+    return dict(zip(function.__code__.co_freevars, cells, strict=True))
+
+
 def _takes_notes(module: str) -> bool:
     """Say whether the middleware in *module* only takes notes, and has no hook of the user's."""
-    hooked = getattr(sys.modules.get(_OPENTELEMETRY), "_DjangoMiddleware", None)
-    hooks = (getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
-    return module in _TAKES_NOTES and not any(hooks)
+    if module not in _TAKES_NOTES:
+        return False
+    hooked = getattr(sys.modules[module], "_DjangoMiddleware", None)
+    return not any(getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
 
 
 def _inside(func: Any) -> tuple[Any, Any]:
     """Return the function that *func* wraps in the end, and whose method it is, or None."""
     owner = None
-    with suppress(Exception):  # at the end; or an object with a __getattr__ of its own
+    try:
         for _ in range(_LAYERS):
             owner = getattr(func, "__self__", owner)
-            func = func.func if isinstance(func, functools.partial) else func.__wrapped__
-    return func.__func__ if isinstance(func, MethodType) else func, owner
+            name = "func" if type(func) is functools.partial else "__wrapped__"
+            if (inner := getattr(func, name, None)) is None:
+                break
+            func = inner
+    except Exception:  # an object with a __getattr__ of its own
+        return func, None
+    return getattr(func, "__func__", func), owner
 
 
-# What Django connects to the two signals: a worker cleans its own connections, the others belong to
-# the context, not to a thread. And what closes a response and its request.
-_ENDS = (close_old_connections, reset_queries, close_caches, reset_urlconf)
+# What Django connects to the two signals, and what closes a response and its request. A worker
+# cleans its own connections; the rest belongs to the context, not to a thread.
+_CLEAN_UPS = (close_old_connections, reset_queries)
 _CLOSES = (HttpResponseBase.close, ASGIRequest.close)
-_THREADLESS = [_inside(each)[0] for each in (*_ENDS, *_CLOSES)]
+_THREADLESS = [_inside(each)[0] for each in (*_CLEAN_UPS, close_caches, reset_urlconf, *_CLOSES)]
