@@ -71,13 +71,14 @@ def answer(
         if function not in _THREADLESS if parts is None else any(map(needs_thread, parts)):
             return parts
         calls = [getattr(each, "__func__", each) for each in parts or [child.func]]
-        if all(each in _CLEAN_UPS for each in calls):  # nothing is wrapped, and workers do it
+        bare = getattr(child.func, "__func__", child.func) is function and not child.keywords
+        if bare and all(each in _CLEAN_UPS for each in calls):  # workers do it
             future.set_result(parts and [(each, None) for each in parts])
             return future
         # close_old_connections may be among them, and this thread is the event loop's.
         if any(each.connection for each in connections.all(initialized_only=True)):
             return parts
-        if not child.keywords and all(each in _THREADLESS for each in calls):
+        if bare and all(each in _THREADLESS for each in calls):
             job = child  # asgiref's way there, on which tools count, is long
     elif middleware is function:  # it takes synchronous requests only
         if not isinstance(middleware.get_response, AsyncToSync):

@@ -12,7 +12,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 from tests.gate import Gate
-from tests.guide.http import get, request
+from tests.guide.http import get
 from tests.servers.harness import address
 
 GATE = Gate()
