@@ -1,6 +1,5 @@
-"""Fixtures of the tests with real tools, which patch a whole process: each test has one."""
+"""Fixtures of the tests with real tools, which patch a whole process: each test has its own."""
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def database() -> Iterator[str]:
     """Return the name of a database for the processes of this run."""
     name = f"ormbridge_instrumentation_{os.getpid()}"
-    with contextlib.closing(psycopg.connect(**address("postgres"), autocommit=True)) as admin:
+    with psycopg.connect(**address("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
         try:
             yield name
@@ -41,13 +40,19 @@ def django_db_setup(database: str) -> None:
     connections.settings["default"]["NAME"] = database
 
 
+@pytest.fixture(params=["0", "60"], ids=["CONN_MAX_AGE=0", "CONN_MAX_AGE=60"])
+def age(request: pytest.FixtureRequest) -> str:
+    """Return how long connections live."""
+    return request.param
+
+
 @pytest.fixture
 def run(database: str) -> Callable[..., Any]:
-    """Run a script in a process of its own; return what it printed last, which is JSON."""
+    """Run a script in a process of its own; return what it prints, which is JSON."""
 
     def run(source: str, **environment: str) -> Any:
         done = run_python(source, INSTRUMENTATION_DATABASE=database, **environment)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(done.stdout)
 
     return run
