@@ -27,8 +27,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from django.db import reset_queries
-
 from .blocks import Block
 from .call import Call, watch
 from .connections import ThreadConnections
@@ -248,8 +246,6 @@ class Lease(Turns):
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
         self.worker = cast(Worker, threading.current_thread())
         connections.leased = True
-        if self._held:
-            reset_queries()  # as request_started does, when there is no worker yet
         succeeded = True
         call = self._next(wait=True)
         while call is not None:
