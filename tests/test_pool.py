@@ -5,6 +5,7 @@ import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from unittest import mock
 
 import pytest
@@ -79,6 +80,22 @@ async def test_workers_start_lazily(pool_settings):
     for _ in range(10):
         await database_sync_to_async(len)("")
     assert stats().threads == 1
+
+
+async def test_workers_start_in_no_context(monkeypatch):
+    """Tools that hand the context of whoever starts a thread on to it find none for a worker."""
+    variable = ContextVar("variable", default=None)
+    variable.set("of the first request")
+    found = []
+    start = threading.Thread.start
+
+    def start_as_tools_do(self):  # Sentry's and OpenTelemetry's, for threads
+        found.append(variable.get())
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_as_tools_do)
+    await database_sync_to_async(len)("")
+    assert found == [None]
 
 
 async def test_first_in_first_out(gate, pool_settings):

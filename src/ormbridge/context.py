@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,8 +36,10 @@ from .lease import Lease
 from .mailbox import mailbox_of
 from .pool import Pool
 from .process import default_pool
-from .threadless import answer, child_of, ends_or_starts_request
+from .threadless import answer, child_of, needs_thread
 from .worker import Worker
+
+logger = logging.getLogger("ormbridge")
 
 #: The context of all calls of the process while a test has one (testing.py).
 ambient: LeaseContext | None = None
@@ -85,15 +88,31 @@ class LeaseContext(Ground):
         """
         loop = asyncio.get_running_loop()
         child = child_of(job)
-        future: asyncio.Future[Any] | None = answer(child, loop) if child is not None else None
-        if future is None:
-            call = Call(job, child.func if child is not None else job, mailbox_of(loop))
-            call.awaits = awaited_by(job, child)
-            if call.block is not None:
-                call.block.check(call)
-            future = call.future = CallFuture(call, loop)
-            self.place(call, hold=child is None or not ends_or_starts_request(child))
+        outcome = answer(job, child, loop) if child is not None else None
+        if isinstance(outcome, asyncio.Future):
+            return outcome
+        call = Call(job, child.func if child is not None else job, mailbox_of(loop))
+        call.awaits = awaited_by(job, child)
+        if call.block is not None:
+            call.block.check(call)
+        future = call.future = CallFuture(call, loop)
+        if outcome is not None:
+            return loop.create_task(self._do_without(call, outcome))
+        self.place(call)
         return future
+
+    async def _do_without(self, call: Call, parts: list[Any]) -> Any:
+        """Run *call*, which starts or ends a request; where no worker becomes free, log it.
+
+        :param parts: what it calls. Each would have run, or each has this :exc:`PoolTimeout`.
+        """
+        try:
+            self.place(call, hold=False)
+            return await call.future  # type: ignore[misc] # it has not been delivered
+        except PoolTimeout as error:
+            missed = [getattr(each, "__qualname__", each) for each in filter(needs_thread, parts)]
+            logger.error("%s goes on without %s: %s", self.name, missed, error)
+            return [(each, error) for each in parts]
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Find a worker for *call*.

@@ -54,7 +54,7 @@ class Ground(CurrentThreadExecutor):
 
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
-        run: Any = self.submit(item.run)
+        run: Any = self.submit(item.fn)
         run.add_done_callback(functools.partial(pass_on, item.future))
         item.future.add_done_callback(functools.partial(_pass_cancellation, run))
 
