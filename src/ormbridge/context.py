@@ -114,7 +114,7 @@ class LeaseContext(Ground):
             bound = _lease_of(call.block)
             if own in workers:
                 if not anywhere:
-                    _refuse_inside(call.block, call)
+                    refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
                 return
             if anywhere and leases and pool.take(call, wait=False):
@@ -159,7 +159,7 @@ class LeaseContext(Ground):
                 return self
             context = LeaseContext(block.name, holds=True)
             if below:
-                _refuse_inside(block.parent, block)
+                refuse_inside(block.parent, block)
             else:
                 context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
             return context
@@ -251,7 +251,7 @@ def calling_context(block: Block | None) -> LeaseContext | None:
     return context
 
 
-def _refuse_inside(block: Block | None, caller: object) -> None:
+def refuse_inside(block: Block | None, caller: object) -> None:
     """Refuse *caller*, on an event loop on a worker, if that worker has *block*.
 
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.

@@ -105,7 +105,7 @@ def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
             (worker, lease)
             for pool in live_pools()
             for worker, lease in pool.leases()
-            if contexts.ambient is None or getattr(lease, "context", None) is not contexts.ambient
+            if not isinstance(getattr(lease, "context", lease), type(contexts.ambient))
         ]
         running = any(not _is_idle(lease) for _, lease in left)
         if not left or time.monotonic() - began > (patience if running else min(_GRACE, patience)):

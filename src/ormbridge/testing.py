@@ -11,36 +11,43 @@ Guarantees:
 * calls run one at a time, because there is one connection;
 * nothing closes a connection whose transaction is open;
 * a connection that another thread opens is refused: what it writes would not be rolled back;
+* code on an event loop finds the test's connection in ``connections``, so that Django's own
+  ``CaptureQueriesContext`` counts around awaits;
 * when the block ends, no worker has the connections any more.
 
 Calls reach the worker in two ways. :func:`.context.current_context` answers the context of the
 test. And what asgiref would send to its one thread, or to that of a ``ThreadSensitiveContext``, it
-looks up in two attributes of ``SyncToAsync``, which are replaced while the block lasts. A live
+looks up in attributes of ``SyncToAsync``, which are replaced while the block lasts. A live
 synchronous frame stays the innermost, as everywhere; it waits on the worker or on the test's own
 thread, and these have the connections.
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import functools
 import inspect
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
+from unittest import mock
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.utils.connection import BaseConnectionHandler
 
 from . import context as contexts
+from .blocks import Block
 from .bridge import database_sync_to_async
 from .call import Call
 from .connections import ThreadConnections, keep_open
-from .context import LeaseContext
+from .context import LeaseContext, refuse_inside
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
 from .errors import BridgeError
@@ -51,9 +58,6 @@ from .process import default_pool
 
 logger = logging.getLogger("ormbridge")
 
-# The methods and attributes of asgiref that send a call to a thread, and where it looks them up.
-_SINGLE, _BY_CONTEXT = "single_thread_executor", "context_to_thread_executor"
-
 
 class TestContext(LeaseContext):
     """The context of all calls of a test: its one lease has the test's connections."""
@@ -62,29 +66,48 @@ class TestContext(LeaseContext):
 
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
-        super().__init__(name, holds=True, waits_once=False)
+        super().__init__(name, holds=True)
         self._lent = {connection.alias: connection for connection in connections.all()}
         self._depths = {alias: _depth(each) for alias, each in self._lent.items()}
         # Workers that have the connections.
         self._users: list[threading.Thread] = []
         self._returned = threading.Condition()
+        # For the event loops that calls run by themselves, by the worker that waits there.
+        self._below: dict[threading.Thread, TestContext] = {}
+
+    def _here(self) -> TestContext:
+        """Return the context for the calls of a loop that the calling thread runs."""
+        own = threading.current_thread()
+        if self.ended or own not in self._users:
+            return self
+        if own not in self._below:  # its worker waits, another one must do
+            below = self._below[own] = copy.copy(self)
+            LeaseContext.__init__(below, self.name, holds=True)
+        return self._below[own]
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
-        if threading.current_thread() in self._users:
-            # From an event loop that a call runs by itself: its worker waits, another one must do.
-            function = cast(Callable[[], Any], call.function)
-            call.function = functools.partial(self._run_with_connections, function)
-            call.place(default_pool(), None, anywhere=False)
-        else:
+        here = self._here()
+        if here is self:
             super().place(call)
+        else:
+            refuse_inside(call.block, call)
+            here.place(call)
+
+    def for_block(self, block: Block) -> LeaseContext:
+        """Return the context whose calls *block* has to itself: that of the loop."""
+        here = self._here()
+        if here is self:
+            return super().for_block(block)
+        refuse_inside(block.parent, block)
+        return here
+
+    def release(self, end: bool = False) -> None:
+        """Give the workers back. A block on a loop of its own may end; the test goes on."""
+        super().release()
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
-
-    def _run_with_connections(self, function: Callable[[], Any]) -> Any:
-        with self.lend():
-            return function()
 
     @contextmanager
     def lend(self) -> Generator[None, None, None]:
@@ -107,28 +130,35 @@ class TestContext(LeaseContext):
                 self._returned.notify_all()
 
     @contextmanager
-    def in_force(self) -> Generator[None, None, None]:
-        """Send all calls of the process here."""
-        single, by_context = getattr(SyncToAsync, _SINGLE), getattr(SyncToAsync, _BY_CONTEXT)
-        setattr(SyncToAsync, _SINGLE, self)
-        setattr(SyncToAsync, _BY_CONTEXT, _Everywhere(by_context, self))
-        contexts.ambient = self
-        # What channels.db or a request clean up would end the transaction of the test.
-        restores = [keep_open(connection) for connection in self._lent.values()]
-        for connection in self._lent.values():
-            connection.inc_thread_sharing()
-        connection_created.connect(self._refuse_other_connection, weak=False, dispatch_uid=id(self))
-        try:
-            yield
-        finally:
-            contexts.ambient = None
-            setattr(SyncToAsync, _SINGLE, single)
-            setattr(SyncToAsync, _BY_CONTEXT, by_context)
-            connection_created.disconnect(dispatch_uid=id(self))
+    def in_force(self, alone: bool) -> Generator[None, None, None]:
+        """Send all calls of the process here.
+
+        :param alone: whether no other connection may be opened.
+        """
+        everywhere = _Everywhere(SyncToAsync.context_to_thread_executor, self)
+        with ExitStack() as stack:
+            for owner, name, value in (
+                # Where asgiref looks up the thread of a call, and whether it waits for itself.
+                (SyncToAsync, "single_thread_executor", self),
+                (SyncToAsync, "context_to_thread_executor", everywhere),
+                (SyncToAsync, "deadlock_context", mock.Mock(**{"get.return_value": False})),
+                (contexts, "ambient", self),
+                (type(connections), "__getitem__", functools.partialmethod(_get, self._lent)),
+            ):
+                stack.enter_context(mock.patch.object(owner, name, value))
             for connection in self._lent.values():
-                connection.dec_thread_sharing()
-            for restore in filter(None, restores):
-                restore()
+                # What channels.db or a request clean up would end the transaction of the test.
+                if (restore := keep_open(connection)) is not None:
+                    stack.callback(restore)
+                ensure = functools.partial(_ensure_open, connection)
+                stack.enter_context(mock.patch.object(connection, "ensure_connection", ensure))
+                connection.inc_thread_sharing()
+                stack.callback(connection.dec_thread_sharing)
+            if alone:
+                refuse = self._refuse_other_connection
+                connection_created.connect(refuse, weak=False, dispatch_uid=id(self))
+                stack.callback(connection_created.disconnect, dispatch_uid=id(self))
+            yield
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
@@ -149,9 +179,11 @@ class TestContext(LeaseContext):
 
         :returns: what the test left behind, in words; nothing if it left nothing.
         """
-        with self._lock:
-            self.ended = True
-            leases = list(self._leases)
+        leases: list[Lease] = []
+        for context in (self, *self._below.values()):
+            with context._lock:
+                context.ended = True
+                leases += context._leases
         left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
@@ -159,18 +191,14 @@ class TestContext(LeaseContext):
             if not self._returned.wait_for(
                 lambda: not self._users, default_pool().settings.timeout
             ):
-                left += [
-                    f"{lease} on {thread.name} still runs" for lease, thread in self._holders()
-                ]
+                running = [lease for lease in leases if lease.worker in self._users]
+                left += [f"{lease} on {lease.thread_name()} still runs" for lease in running]
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
             if depth != _depth(connection):
                 left.append(f"a transaction on {alias!r} was left open")
                 _cut(connection, depth)
         return left
-
-    def _holders(self) -> list[tuple[Lease, threading.Thread]]:
-        return [(each, each.worker) for each in self._leases if each.worker in self._users]
 
 
 class _TestLease(Lease):
@@ -187,6 +215,7 @@ class _Everywhere:
     def __init__(self, executors: Any, everywhere: Executor) -> None:
         self._executors = executors
         self._everywhere = everywhere
+        self.pop = executors.pop
 
     def __contains__(self, context: ThreadSensitiveContext) -> bool:
         return True
@@ -197,8 +226,19 @@ class _Everywhere:
     def __setitem__(self, context: ThreadSensitiveContext, executor: Executor) -> None:
         self._executors[context] = executor
 
-    def pop(self, context: ThreadSensitiveContext, default: Any = None) -> Any:
-        return self._executors.pop(context, default)
+
+def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> BaseDatabaseWrapper:
+    """Return the connection that ``connections[alias]`` is: on an event loop, the test's."""
+    # Django would make one for the task that asks, which nobody may use.
+    if alias in lent and asyncio._get_running_loop() is not None:  # noqa: SLF001 # it is exported
+        return lent[alias]
+    return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
+
+
+def _ensure_open(connection: BaseDatabaseWrapper) -> None:
+    # Unlike Django's, with no objection to an event loop where there is nothing to do.
+    if connection.connection is None:
+        type(connection).ensure_connection(connection)
 
 
 def _depth(connection: BaseDatabaseWrapper) -> int:
@@ -218,16 +258,17 @@ def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
 
 
 @contextmanager
-def one_transaction(name: str) -> Generator[list[str], None, None]:
+def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None, None]:
     """Have all calls of the process use the connections of the calling thread.
 
     :param name: the test, for error messages.
+    :param alone: whether to refuse other connections.
 
     Yields a list that holds, after the block, what the test left behind, in words.
     """
     context = TestContext(name)
     left: list[str] = []
-    with context.in_force():
+    with context.in_force(alone):
         try:
             yield left
         finally:
