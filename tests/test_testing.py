@@ -377,11 +377,11 @@ async def test_on_commit_that_fails(async_db, async_capture_on_commit_callbacks,
 
 def test_everything_is_put_back(db):
     """After the test asgiref, the connections and the pool are as they were."""
-    before = SyncToAsync.single_thread_executor, SyncToAsync.context_to_thread_executor
+    before = SyncToAsync.thread_sensitive_context
     with one_transaction("a test") as left:
         assert asyncio.run(database_sync_to_async(User.objects.count)()) == 0
     assert left == []
-    assert before == (SyncToAsync.single_thread_executor, SyncToAsync.context_to_thread_executor)
+    assert SyncToAsync.thread_sensitive_context is before
     assert current_context() is None
     assert not connection.allow_thread_sharing
     assert "close_if_unusable_or_obsolete" not in vars(connections["default"])

@@ -37,7 +37,8 @@ from .process import default_pool
 from .threadless import answer, child_of, ends_or_starts_request
 from .worker import Worker
 
-#: The context of all calls of the process while a test has one (testing.py).
+#: The context of all calls of the process while a test has one (testing.py). For lookups it stands
+#: in for asgiref's.
 ambient: LeaseContext | None = None
 
 
@@ -214,8 +215,6 @@ class LeaseContext(Ground):
 
 def current_context() -> LeaseContext | None:
     """Return the context whose leases the calling task uses, or None."""
-    if ambient is not None:
-        return ambient
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     executor = getattr(context, "_executor", None)
     return executor if isinstance(executor, LeaseContext) else None

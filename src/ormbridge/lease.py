@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
-
-from django.db import reset_queries
 
 from .blocks import Block
 from .call import Call, watch
@@ -40,6 +39,9 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
+
+
+logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):
@@ -66,6 +68,7 @@ class Lease(Turns):
         # All of the following is guarded by _lock.
         self._held = held
         self._pins: set[Block] = set()  # open pinned() blocks
+        self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False
         self._transaction = False  # one was open after the last call
@@ -218,8 +221,10 @@ class Lease(Turns):
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
         with self._lock:
+            for block in self.open_blocks():
+                logger.warning("%s was not left", block)
             self._generators.abandon(all_of_them=True)
-            self._blocks.clear()
+            self._abandoned, self._blocks = self._blocks, []
             self._pins.clear()
             self.release(end=True)
 
@@ -248,8 +253,6 @@ class Lease(Turns):
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
         self.worker = cast(Worker, threading.current_thread())
         connections.leased = True
-        if self._held:
-            reset_queries()  # as request_started does, when there is no worker yet
         succeeded = True
         call = self._next(wait=True)
         while call is not None:
@@ -272,6 +275,7 @@ class Lease(Turns):
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
+        self.undo(self._abandoned, "it was not left")
         connections.leased = False
         self.context.forget(self)  # no cycle is left
         return succeeded

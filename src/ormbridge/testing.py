@@ -15,35 +15,32 @@ Guarantees:
   ``CaptureQueriesContext`` counts around awaits;
 * when the block ends, no worker has the connections any more.
 
-Calls reach the worker in two ways. :func:`.context.current_context` answers the context of the
-test. And what asgiref would send to its one thread, or to that of a ``ThreadSensitiveContext``, it
-looks up in attributes of ``SyncToAsync``, which are replaced while the block lasts. A live
-synchronous frame stays the innermost, as everywhere; it waits on the worker or on the test's own
-thread, and these have the connections.
+Calls reach the worker because all code seems to be in one ``ThreadSensitiveContext``, that of the
+test: where asgiref and the bridge look it up, a variable of ``SyncToAsync`` is replaced while the
+block lasts. A live synchronous frame stays the innermost, as everywhere; it waits on the worker or
+on the test's own thread, and these have the connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import functools
 import inspect
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Executor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial, partialmethod
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
 from . import context as contexts
-from .blocks import Block
 from .bridge import database_sync_to_async
 from .call import Call
 from .connections import ThreadConnections, keep_open
@@ -51,10 +48,11 @@ from .context import LeaseContext, refuse_inside
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
 from .errors import BridgeError
-from .leaks import close_for_good, leases_left
+from .leaks import close_for_good, depths, leases_left
 from .lease import Lease
 from .pool import Pool
 from .process import default_pool
+from .queries import assert_num_queries as assert_num_queries
 
 logger = logging.getLogger("ormbridge")
 
@@ -67,8 +65,11 @@ class TestContext(LeaseContext):
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
         super().__init__(name, holds=True)
+        #: What it is for asgiref, which the code of a test seems to be in.
+        self.everywhere = ThreadSensitiveContext(executor=self)
+        SyncToAsync.context_to_thread_executor[self.everywhere] = self
         self._lent = {connection.alias: connection for connection in connections.all()}
-        self._depths = {alias: _depth(each) for alias, each in self._lent.items()}
+        self._depths = depths()
         # Workers that have the connections.
         self._users: list[threading.Thread] = []
         self._returned = threading.Condition()
@@ -81,30 +82,19 @@ class TestContext(LeaseContext):
         if self.ended or own not in self._users:
             return self
         if own not in self._below:  # its worker waits, another one must do
-            below = self._below[own] = copy.copy(self)
-            LeaseContext.__init__(below, self.name, holds=True)
+            shared = {"_users": self._users, "_returned": self._returned, "_below": self._below}
+            below = self._below[own] = TestContext(self.name)
+            vars(below).update(shared)
         return self._below[own]
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
         here = self._here()
-        if here is self:
-            super().place(call)
-        else:
+        if here is not self:
             refuse_inside(call.block, call)
-            here.place(call)
-
-    def for_block(self, block: Block) -> LeaseContext:
-        """Return the context whose calls *block* has to itself: that of the loop."""
-        here = self._here()
-        if here is self:
-            return super().for_block(block)
-        refuse_inside(block.parent, block)
-        return here
-
-    def release(self, end: bool = False) -> None:
-        """Give the workers back. A block on a loop of its own may end; the test goes on."""
-        super().release()
+        if call.awaits is not None:  # where it would be stopped elsewhere
+            cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
+        super(TestContext, here).place(call)
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
@@ -112,53 +102,46 @@ class TestContext(LeaseContext):
     @contextmanager
     def lend(self) -> Generator[None, None, None]:
         """Have the calling thread use the test's connections instead of its own."""
-        own = {each.alias: each for each in connections.all(initialized_only=True)}
-        with self._returned:
-            self._users.append(threading.current_thread())
+        own = connections.all(initialized_only=True)
+        self._users.append(threading.current_thread())
         for alias, connection in self._lent.items():
             connections[alias] = connection
         try:
             yield
         finally:
             for alias in self._lent:
-                if alias in own:
-                    connections[alias] = own[alias]
-                else:
-                    del connections[alias]
+                del connections[alias]
+            for connection in own:
+                connections[connection.alias] = connection
             with self._returned:
                 self._users.remove(threading.current_thread())
                 self._returned.notify_all()
 
     @contextmanager
-    def in_force(self, alone: bool) -> Generator[None, None, None]:
-        """Send all calls of the process here.
-
-        :param alone: whether no other connection may be opened.
-        """
-        everywhere = _Everywhere(SyncToAsync.context_to_thread_executor, self)
+    def in_force(self, alone: bool) -> Generator[list[str], None, None]:
+        """Send all calls of the process here. See :func:`one_transaction`."""
+        real, left = SyncToAsync.thread_sensitive_context, list[str]()
+        variable = SimpleNamespace(set=real.set, reset=real.reset)
+        variable.get = lambda *default: self._here().everywhere
+        getter = partialmethod(_get, self._lent)
         with ExitStack() as stack:
-            for owner, name, value in (
-                # Where asgiref looks up the thread of a call, and whether it waits for itself.
-                (SyncToAsync, "single_thread_executor", self),
-                (SyncToAsync, "context_to_thread_executor", everywhere),
-                (SyncToAsync, "deadlock_context", mock.Mock(**{"get.return_value": False})),
-                (contexts, "ambient", self),
-                (type(connections), "__getitem__", functools.partialmethod(_get, self._lent)),
-            ):
-                stack.enter_context(mock.patch.object(owner, name, value))
+            patch: Any = mock.patch.object
+            stack.enter_context(patch(SyncToAsync, "thread_sensitive_context", variable))
+            stack.enter_context(patch(contexts, "ambient", self))
+            stack.enter_context(patch(type(connections), "__getitem__", getter))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
-                if (restore := keep_open(connection)) is not None:
-                    stack.callback(restore)
-                ensure = functools.partial(_ensure_open, connection)
-                stack.enter_context(mock.patch.object(connection, "ensure_connection", ensure))
+                stack.callback(keep_open(connection) or (lambda: None))
+                ensure = partial(_ensure_connection, connection)
+                stack.enter_context(patch(connection, "ensure_connection", ensure))
                 connection.inc_thread_sharing()
                 stack.callback(connection.dec_thread_sharing)
             if alone:
                 refuse = self._refuse_other_connection
                 connection_created.connect(refuse, weak=False, dispatch_uid=id(self))
                 stack.callback(connection_created.disconnect, dispatch_uid=id(self))
-            yield
+            stack.callback(lambda: left.extend(self.end()))
+            yield left
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
@@ -181,9 +164,10 @@ class TestContext(LeaseContext):
         """
         leases: list[Lease] = []
         for context in (self, *self._below.values()):
-            with context._lock:
+            SyncToAsync.context_to_thread_executor.pop(context.everywhere, None)
+            with context._lock:  # noqa: SLF001 # its own class
                 context.ended = True
-                leases += context._leases
+                leases += context._leases  # noqa: SLF001
         left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
@@ -195,7 +179,7 @@ class TestContext(LeaseContext):
                 left += [f"{lease} on {lease.thread_name()} still runs" for lease in running]
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
-            if depth != _depth(connection):
+            if depth != len(connection.atomic_blocks):
                 left.append(f"a transaction on {alias!r} was left open")
                 _cut(connection, depth)
         return left
@@ -209,24 +193,6 @@ class _TestLease(Lease):
             return super().run(connections)
 
 
-class _Everywhere:
-    """What asgiref looks up the executor of a ``ThreadSensitiveContext`` in."""
-
-    def __init__(self, executors: Any, everywhere: Executor) -> None:
-        self._executors = executors
-        self._everywhere = everywhere
-        self.pop = executors.pop
-
-    def __contains__(self, context: ThreadSensitiveContext) -> bool:
-        return True
-
-    def __getitem__(self, context: ThreadSensitiveContext) -> Executor:
-        return self._everywhere
-
-    def __setitem__(self, context: ThreadSensitiveContext, executor: Executor) -> None:
-        self._executors[context] = executor
-
-
 def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> BaseDatabaseWrapper:
     """Return the connection that ``connections[alias]`` is: on an event loop, the test's."""
     # Django would make one for the task that asks, which nobody may use.
@@ -235,14 +201,20 @@ def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> Base
     return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
 
 
-def _ensure_open(connection: BaseDatabaseWrapper) -> None:
-    # Unlike Django's, with no objection to an event loop where there is nothing to do.
+def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
+    # Django's own objects to an event loop, also where there is nothing to do.
     if connection.connection is None:
         type(connection).ensure_connection(connection)
 
 
-def _depth(connection: BaseDatabaseWrapper) -> int:
-    return len(connection.atomic_blocks)
+def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
+    """Say why *call* is not stopped, if *future* was cancelled while it runs."""
+    if future.cancelled() and call.connections is not None and not call.calls:
+        logger.warning(
+            "%s was cancelled, and runs to its end: the transaction of the test would be lost with "
+            "its statement. With async_transactional_db it is stopped where the database can",
+            call,
+        )
 
 
 def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
@@ -261,18 +233,13 @@ def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
 def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None, None]:
     """Have all calls of the process use the connections of the calling thread.
 
+    Yields a list that holds, after the block, what the test left behind, in words.
+
     :param name: the test, for error messages.
     :param alone: whether to refuse other connections.
-
-    Yields a list that holds, after the block, what the test left behind, in words.
     """
-    context = TestContext(name)
-    left: list[str] = []
-    with context.in_force(alone):
-        try:
-            yield left
-        finally:
-            left += context.end()
+    with TestContext(name).in_force(alone) as left:
+        yield left
 
 
 @contextmanager
@@ -309,12 +276,10 @@ async def capture_on_commit_callbacks(
     """
     callbacks: list[Callable[[], Any]] = []
 
-    def registered() -> list[Any]:
-        return list(connections[using].run_on_commit)
-
-    seen = len(await database_sync_to_async(registered)())
+    registered: Any = database_sync_to_async(lambda: list(connections[using].run_on_commit))
+    seen = len(await registered())
     yield callbacks
-    while new := (await database_sync_to_async(registered)())[seen:]:
+    while new := (await registered())[seen:]:
         seen += len(new)
         for _, callback, robust in new:
             callbacks.append(callback)
@@ -324,9 +289,9 @@ async def capture_on_commit_callbacks(
 
 async def _run_callback(callback: Callable[[], Any], robust: bool) -> None:
     try:
-        if iscoroutinefunction(callback):  # pyright: ignore[reportDeprecated]
-            await callback()
-        elif inspect.isawaitable(outcome := await database_sync_to_async(callback)()):
+        # Not the callback itself: a coroutine function would be refused.
+        outcome = await database_sync_to_async(lambda: callback())()
+        if inspect.isawaitable(outcome):
             await outcome
     except Exception:
         if not robust:
