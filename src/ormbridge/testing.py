@@ -89,12 +89,10 @@ class TestContext(LeaseContext):
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
-        here = self._here()
-        if here is not self:
-            refuse_inside(call.block, call)
+        refuse_inside(call.block, call)
         if call.awaits is not None:  # where it would be stopped elsewhere
             cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
-        super(TestContext, here).place(call)
+        super(TestContext, self._here()).place(call)
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
