@@ -49,7 +49,7 @@ def async_transactional_db(
 
 
 def _refuse_both(request: pytest.FixtureRequest) -> None:
-    if {_ONE, _MANY} <= set(request.fixturenames):
+    if {_ONE, _MANY} <= {*request.fixturenames, request.fixturename}:
         pytest.fail(
             f"the test uses both {_ONE}, which rolls back the one transaction of all its calls, "
             f"and {_MANY}, which lets each call commit: use one of them. A fixture that the test "

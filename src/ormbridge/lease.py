@@ -222,7 +222,7 @@ class Lease(Turns):
         self._refuse_line(error)
         with self._lock:
             for block in self.open_blocks():
-                logger.warning("%s was not left", block)
+                logger.warning("%s was not left: its worker is given back", block)
             self._generators.abandon(all_of_them=True)
             self._abandoned, self._blocks = self._blocks, []
             self._pins.clear()
