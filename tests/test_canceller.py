@@ -1,5 +1,8 @@
 """A cancelled call's statement is cancelled too, on PostgreSQL; nothing else ever is."""
 
+# What a block does, and raises, is more than one statement.
+# ruff: noqa: PT012
+
 import asyncio
 import functools
 import importlib
@@ -23,7 +26,14 @@ from django.db.utils import DatabaseError, OperationalError
 from django.http import HttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats, stream
+from ormbridge import (
+    BridgeMiddleware,
+    TransactionAborted,
+    atomic,
+    database_sync_to_async,
+    stats,
+    stream,
+)
 from ormbridge import canceller as canceller_module
 from ormbridge.call import Call
 from ormbridge.canceller import awaited_by
@@ -767,13 +777,14 @@ async def count_in_vain(outside):
 @postgresql
 async def test_swallowed_cancellation_ends_in_a_rollback(outside, one_worker):
     """Code that goes on in a transaction whose statement was cancelled is told that it cannot."""
-    async with atomic():
-        await database_sync_to_async(write)()
-        await count_in_vain(outside)
-        for _ in range(2):
-            with pytest.raises(transaction.TransactionManagementError) as refused:
-                await written()
-            assert "was cancelled together with the task" in str(refused.value.__cause__)
+    with pytest.raises(TransactionAborted, match="was cancelled together with the task"):
+        async with atomic():
+            await database_sync_to_async(write)()
+            await count_in_vain(outside)
+            for _ in range(2):
+                with pytest.raises(transaction.TransactionManagementError) as refused:
+                    await written()
+                assert "was cancelled together with the task" in str(refused.value.__cause__)
     outside.let_go()
     assert not await database_sync_to_async(async_to_sync(written))()
     assert stats().discarded == 0
@@ -782,12 +793,14 @@ async def test_swallowed_cancellation_ends_in_a_rollback(outside, one_worker):
 @postgresql
 async def test_rollback_to_a_savepoint_does_not_save_the_transaction(outside, one_worker):
     """Where an inner block swallows the cancellation, the outer one cannot go on either."""
-    async with atomic():
-        await database_sync_to_async(write)()
+    with pytest.raises(TransactionAborted, match="was cancelled together with the task"):
         async with atomic():
-            await count_in_vain(outside)
-        with pytest.raises(transaction.TransactionManagementError):
-            await written()
+            await database_sync_to_async(write)()
+            with pytest.raises(TransactionAborted, match="was cancelled together with the task"):
+                async with atomic():
+                    await count_in_vain(outside)
+            with pytest.raises(transaction.TransactionManagementError):
+                await written()
     outside.let_go()
     assert not await database_sync_to_async(async_to_sync(written))()
     assert stats().discarded == 0
@@ -798,8 +811,9 @@ async def test_next_transaction_is_free_to_go_on(outside, one_worker):
     """The transaction after one with a cancelled statement commits, on the same connection."""
     before = await database_sync_to_async(pid)()
     async with in_context(holds=True):
-        async with atomic():
-            await count_in_vain(outside)
+        with pytest.raises(TransactionAborted):
+            async with atomic():
+                await count_in_vain(outside)
         async with atomic():
             await database_sync_to_async(write)()
         assert await written()
@@ -816,19 +830,20 @@ async def test_transaction_cannot_go_on_where_its_statement_could_not_be_cancell
     before = await database_sync_to_async(pid)()
     raw = await database_sync_to_async(lambda: connection.connection)()
     async with in_context(holds=True):
-        async with AsyncExitStack() as blocks:
-            for _ in range(1 + in_savepoint):
-                await blocks.enter_async_context(atomic())
-            await database_sync_to_async(write)()
-            call = asyncio.create_task(User.objects.acount())
-            await outside.sees(1)
-            await cancelled(call)
-            (worker,) = default_pool()._workers
-            await until(lambda: any(worker.connections.stopped.values()))
-            outside.let_go()
-            with pytest.raises(DatabaseError):
-                await User.objects.acreate(username="outside of the transaction")
-            assert raw.closed
+        with pytest.raises(TransactionAborted, match="was cancelled together with the task"):
+            async with AsyncExitStack() as blocks:
+                for _ in range(1 + in_savepoint):
+                    await blocks.enter_async_context(atomic())
+                await database_sync_to_async(write)()
+                call = asyncio.create_task(User.objects.acount())
+                await outside.sees(1)
+                await cancelled(call)
+                (worker,) = default_pool()._workers
+                await until(lambda: any(worker.connections.stopped.values()))
+                outside.let_go()
+                with pytest.raises(DatabaseError):
+                    await User.objects.acreate(username="outside of the transaction")
+                assert raw.closed
         assert await User.objects.acount() == 0
         assert not await written()
         assert await database_sync_to_async(pid)() != before

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormbridge import aclose_old_connections, database_sync_to_async, stats
+from ormbridge import aclose_old_connections, database_sync_to_async, pinned, stats
 from ormbridge.connections import SWEEP, ThreadConnections, transaction_open
 from tests.gate import GUARD, Gate
 from tests.settings import CHOICE
@@ -278,13 +278,106 @@ def reset_that_opens_a_transaction(held):
 
 
 async def test_reset_runs_as_a_lease_ends(pool_settings):
-    """RESET is called with each open connection, on its worker, as a call ends."""
+    """RESET is called with each of Django's connections, on the worker, as a call ends."""
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset")
+    resets.clear()
+    await database_sync_to_async(raw)()
+    assert sorted(resets) == [
+        ("ormbridge-worker-1", "default", True),
+        ("ormbridge-worker-1", "other", False),
+    ]
+
+
+async def test_reset_runs_where_no_connection_is_open(pool_settings):
+    """RESET runs after a call that used no database as well: it may have left something else."""
     pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset")
     resets.clear()
     await database_sync_to_async(len)("")
-    assert resets == []
+    assert sorted(resets) == [
+        ("ormbridge-worker-1", "default", False),
+        ("ormbridge-worker-1", "other", False),
+    ]
+
+
+def reset_that_asks(held):
+    resets.append(held.alias)
+    with held.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    resets.append("asked")
+
+
+async def test_reset_opens_no_connection(pool_settings, caplog):
+    """Where RESET sends a statement on a connection that is not open, it ends there, quietly."""
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.reset_that_asks")
+    resets.clear()
+    await database_sync_to_async(len)("")
+    assert sorted(resets) == ["default", "other"]
+    assert (caplog.text, stats().discarded) == ("", 0)
+    resets.clear()
+    assert await database_sync_to_async(raw)() is not None
+    assert sorted(resets) == ["asked", "default", "other"]
+
+
+async def test_reset_that_fails_where_no_connection_is_open(pool_settings, caplog):
+    """If RESET raises for a connection that is not open, Django's object for it is dropped."""
+    pool_settings(MAX_THREADS=1, RESET="tests.test_connections.failing_reset")
+    before = await database_sync_to_async(lambda: connections["default"])()
+    assert await database_sync_to_async(lambda: connections["default"])() is not before
+    assert "cleaning it failed (LookupError('cannot reset'))" in caplog.text
+
+
+def leave_everything():
+    """Leave on Django's object what tools put there."""
+    connection.ensure_connection()
+    connection.force_debug_cursor = True
+    connection.execute_wrappers.append(lambda execute, *args: execute(*args))
+    connection.cursor().execute("SELECT 1")
+    return len(connection.queries_log)
+
+
+def what_is_there():
+    found = [len(connection.execute_wrappers), connection.force_debug_cursor]
+    return [*found, len(connection.queries_log)]
+
+
+@pytest.mark.parametrize("age", [0, 60, None])
+async def test_state_of_djangos_object_ends_with_the_lease(pool_settings, connection_settings, age):
+    """Statement wrappers, the debug cursor and the log of one call are not there in the next."""
+    pool_settings(MAX_THREADS=1)
+    connection_settings(CONN_MAX_AGE=age)
+    before = await database_sync_to_async(what_is_there)()
+    assert await database_sync_to_async(leave_everything)() == 1
+    assert await database_sync_to_async(what_is_there)() == before
+    # Within a lease it stays.
+    async with pinned():
+        await database_sync_to_async(leave_everything)()
+        assert (await database_sync_to_async(what_is_there)())[1:] == [True, 1]
+    assert await database_sync_to_async(what_is_there)() == before
+
+
+async def test_state_without_a_connection_ends_with_the_lease(pool_settings):
+    """What is put on a connection that was never opened is gone, too."""
+    pool_settings(MAX_THREADS=1)
+
+    def leave():
+        connection.force_debug_cursor = True
+        return connection.connection
+
+    assert await database_sync_to_async(leave)() is None
+    assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
+async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):
+    """With DEBUG, a call begins with an empty log, as a request does."""
+    pool_settings(MAX_THREADS=1)
+    settings.DEBUG = True
+
+    def store():
+        connection.cursor().execute("SELECT 1")
+        return len(connection.queries_log)
+
     await database_sync_to_async(raw)()
-    assert resets == [("ormbridge-worker-1", "default", True)]
+    assert [await database_sync_to_async(store)() for _ in range(5)] == [1] * 5
 
 
 async def test_connection_whose_reset_fails_is_discarded(pool_settings, caplog):

@@ -2,7 +2,7 @@
 
 from . import checks as checks
 from .bridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
-from .errors import BridgeError, LeaseClosed, PoolClosed, PoolTimeout
+from .errors import BridgeError, LeaseClosed, PoolClosed, PoolTimeout, TransactionAborted
 from .middleware import BridgeMiddleware, release
 from .pinning import pinned
 from .process import stats
@@ -20,6 +20,7 @@ __all__ = [
     "PoolClosed",
     "PoolStats",
     "PoolTimeout",
+    "TransactionAborted",
     "aclose_old_connections",
     "atomic",
     "database_sync_to_async",

@@ -28,13 +28,14 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from .errors import BridgeError
+from .witness import Witness, attend, transaction_status
 
 logger = logging.getLogger("ormbridge")
 
@@ -49,11 +50,13 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = ("discarded", "due", "finishing", "leased", "opened", "running", "stopped")
+    __slots__ = ("discarded", "due", "finishing", "known", "leased", "opened", "running", "stopped")
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
         self.opened: list[BaseDatabaseWrapper] = []
+        #: All of Django's wrappers of the thread, open or not, and who sees their statements.
+        self.known: dict[str, tuple[BaseDatabaseWrapper, Witness]] = {}
         #: Connections thrown away since the worker started.
         self.discarded = 0
         #: When a lease next has to clean up before it starts, on the clock of time.monotonic().
@@ -72,11 +75,19 @@ class ThreadConnections:
     def adopt_thread(self) -> None:
         """Collect the connections that the calling thread opens from now on."""
         _thread.connections = self
+        with suppress(Exception):  # an alias without a driver only matters to who uses it
+            for connection in connections.all():
+                self._know(connection)
+
+    def _know(self, connection: BaseDatabaseWrapper) -> None:
+        if (witness := attend(connection, lambda: self.running)) is not None:
+            self.known[connection.alias] = connection, witness
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
+        self._know(connection)
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
@@ -101,21 +112,42 @@ class ThreadConnections:
     def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
 
-        Nothing to do if none is :attr:`opened` and the lease succeeded.
-
+        :param reset: what ``RESET`` names. It is called with each of Django's connections, one that
+            is not open too: the thread, and Django's object, may remember something as well.
         :param failed: whether the call raised: it may have failed half-way through connecting.
         """
         if failed:
             self._find()
         if self.stopped:
             self._settle()
-        self._each(self._hand_back, reset)
+        closed = connections.all(initialized_only=True) if reset is not None else []
+        closed = [connection for connection in closed if connection.connection is None]
+        if self.opened:
+            self._each(self._hand_back, reset)
+        for connection in closed:
+            self._reset_closed(connection, cast(Callable[[Any], object], reset))
+        for connection, witness in self.known.values():
+            witness.forget()
+            connection.execute_wrappers[:] = [witness]
+            connection.force_debug_cursor = False
+            connection.queries_log.clear()
+
+    def _reset_closed(self, connection: Any, reset: Callable[[Any], object]) -> None:
+        connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
+        try:
+            with suppress(_NotConnectedError):
+                reset(connection)
+        except BaseException as error:
+            self._discard(connection, f"cleaning it failed ({error!r})")
+        finally:
+            del connection.ensure_connection
 
     def close(self) -> None:
         """Close every connection: the thread ends."""
         self._find()
         # Of the base class: SQLite's own spares databases in memory, which go with their thread.
         self._each(_close, BaseDatabaseWrapper)
+        self.known.clear()  # no cycle is left
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -222,6 +254,14 @@ class ThreadConnections:
             logger.warning("connection %r discarded: %s", connection.alias, reason)
 
 
+class _NotConnectedError(BridgeError):
+    """RESET would send a statement on a connection that is not open, and has nothing to clear."""
+
+
+def _refuse_to_connect(alias: str) -> None:
+    raise _NotConnectedError(f"connection {alias!r} is not open, and RESET does not open it")
+
+
 def transaction_open(connection: BaseDatabaseWrapper) -> bool:
     """Say whether *connection* has a transaction open.
 
@@ -237,7 +277,7 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
         return False
     if connection.vendor == "postgresql":
         # 0 is idle, 4 a broken connection, which has no transaction left.
-        return _transaction_status(raw) in (1, 2, 3)
+        return transaction_status(raw) in (1, 2, 3)
     if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
         # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
         # statement has begun a transaction.
@@ -248,13 +288,7 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
 
 def is_active(raw: Any) -> bool:
     """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
-    return _transaction_status(raw) == 1
-
-
-def _transaction_status(raw: Any) -> int:
-    # psycopg 3 keeps libpq's PGTransactionStatusType on pgconn, psycopg2 on info.
-    status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
-    return status
+    return transaction_status(raw) == 1
 
 
 def connections_of_thread() -> ThreadConnections | None:

@@ -3,15 +3,18 @@
 ::
 
     BridgeError (RuntimeError)
-    ├── PoolTimeout   no worker became free within ORMBRIDGE["TIMEOUT"] seconds
-    ├── PoolClosed    the interpreter is exiting and takes no new calls
-    └── LeaseClosed   the block that the call belongs to has ended
+    ├── PoolTimeout          no worker became free within ORMBRIDGE["TIMEOUT"] seconds
+    ├── PoolClosed           the interpreter is exiting and takes no new calls
+    ├── LeaseClosed          the block that the call belongs to has ended
+    └── TransactionAborted   an atomic() block ended well, and nothing of it was saved
 
 Bad settings are Django's ``ImproperlyConfigured``. What the called function raises reaches the
 caller as it is, with its traceback.
 """
 
 from __future__ import annotations
+
+from django.db.transaction import TransactionManagementError
 
 
 class BridgeError(RuntimeError):
@@ -35,4 +38,13 @@ class LeaseClosed(BridgeError):
 
     Raised in a task that was started inside the block and outlived it. To run the call elsewhere
     would be to run it outside the transaction that it was written for.
+    """
+
+
+class TransactionAborted(BridgeError, TransactionManagementError):
+    """An ``atomic()`` block ended without an error, and yet its transaction was lost before.
+
+    A statement in it had failed, the code caught the error, and the database, or Django, had given
+    the transaction up. The block was rolled back, and functions given to ``on_commit()`` do not
+    run. The message names the statement and the line that caught the error, which is the cause.
     """

@@ -6,6 +6,8 @@ leaving it as calls in line there.
 Guarantees:
 
 * every call in the block is in the transaction;
+* a block that ends without an error has committed, or was told to roll back with
+  ``set_rollback(True)``; where the transaction was lost before, it raises ``TransactionAborted``;
 * leaving a block is a call in line, not a task: nothing that cancels tasks can remove it;
 * when ``async with`` raises or returns, the transaction has ended.
 
@@ -33,10 +35,11 @@ from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
 from .context import LeaseContext
-from .errors import LeaseClosed
+from .errors import BridgeError, LeaseClosed, TransactionAborted
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
 from .turns import Turns
+from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -125,7 +128,8 @@ class _Transaction:
         self._block = entered.block
         self._using = using
         self._atomic = transaction.Atomic(using, savepoint, durable)
-        self._restore: Callable[[], object] | None = None
+        self._witness: Witness | None = None
+        self._restores: list[Callable[[], object]] = []
         self.begun = False
         self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
         # What asynchronous functions given to on_commit() returned, and whether they are robust.
@@ -142,8 +146,13 @@ class _Transaction:
             self._atomic.__exit__(RuntimeError, None, None)
             self._entered.give_back(end=False)
             return
-        if self._entered.frame is not None:
-            self._restore = keep_open(transaction.get_connection(self._using))
+        connection = transaction.get_connection(self._using)
+        # Not where the connection is a worker's, or a block around this one has done it.
+        kept = keep_open(connection) if self._entered.frame is not None else None
+        new = attend(connection)
+        self._restores = [*([kept] if kept else []), *([new.leave] if new else [])]
+        self._witness = cast(Witness, witness_of(connection))
+        self._witness.blocks += 1
         self._block.undo = functools.partial(self._exit, RuntimeError)
         line.open(self._block)
         self.begun = True
@@ -151,25 +160,40 @@ class _Transaction:
     def end(self, exc_type: type[BaseException] | None) -> None:
         """Commit, or roll back where *exc_type* says that the block failed."""
         line = cast(Turns, self._block.line)
-        overdue = self._block.overdue
+        failure: BaseException | None = self._block.overdue
         try:
             line.undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
-            if exc_type is None and overdue is None:
+            if exc_type is None and failure is None and (failure := self._lost()) is None:
                 self._prepare_callbacks()
-            self._exit(exc_type or (type(overdue) if overdue else None))
+            self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self._block)
             self._entered.give_back(end=False)  # the worker is free before the caller goes on
-        if overdue is not None:
-            raise overdue
+        if failure is not None:
+            raise failure
+
+    def _lost(self) -> TransactionAborted | None:
+        connection = transaction.get_connection(self._using)
+        lost = cast(Witness, self._witness).loss(connection.needs_rollback)
+        if lost is None:
+            return None
+        why, error = lost
+        if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
+            why += ". Put what may fail into an atomic() of its own, and catch the error around it"
+        failure = TransactionAborted(
+            f"{self._block} ended without an error, and nothing of it was saved: {why}"
+        )
+        failure.__cause__ = error
+        return failure
 
     def _exit(self, exc_type: type[BaseException] | None) -> None:
         try:
             self._atomic.__exit__(exc_type, None, None)
         finally:
-            if self._restore is not None:
-                self._restore()
-            self._block.undo = None  # no cycle is left
+            cast(Witness, self._witness).blocks -= 1
+            for restore in self._restores:
+                restore()
+            self._witness = self._block.undo = None  # no cycle is left
 
     def _prepare_callbacks(self) -> None:
         # Django calls what was given to on_commit(), and drops what that returns.
@@ -307,6 +331,8 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     :param savepoint: whether a nested block makes a savepoint.
     :param durable: whether to refuse to be nested (``RuntimeError``).
     :raises LeaseClosed: in a task that outlived a block around it.
+    :raises TransactionAborted: as the block ends, if its transaction was lost before: by a
+        statement that failed, whose error the code has caught.
     :raises PoolTimeout: if there is no worker, or no turn on it, within ``TIMEOUT`` seconds.
     :raises RuntimeError: in an async generator, as :func:`pinned`.
 

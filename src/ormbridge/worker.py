@@ -102,8 +102,7 @@ class Worker(threading.Thread):
         if self.since >= connections.due:
             connections.lease_starts(self.since)
         succeeded = lease.run(connections)
-        if connections.opened or not succeeded:
-            connections.lease_ends(self.pool.reset, failed=not succeeded)
+        connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
         lease.finish(self.pool.all_hands if self.pool.has_long_line() else None)
         return following

@@ -1,0 +1,202 @@
+"""See what became of a transaction while the code in it went on (a part of step 4 of a call).
+
+A statement that fails may take the whole transaction with it, also where the code catches the
+error. PostgreSQL aborts the transaction, and answers COMMIT with a rollback of which psycopg says
+nothing. MariaDB and MySQL roll it back at a deadlock, SQLite where its disk is full, and what comes
+after would be committed. Django marks a block in which ``save()`` failed, and rolls it back without
+an error.
+
+A :class:`Witness` on a connection remembers what failed, and says as a block ends whether it is
+lost. What Django was asked for, with ``set_rollback(True)``, is no loss, nor is what a savepoint
+undid, nor a failure that leaves the transaction whole.
+
+Assumes that everything runs on the thread that owns the connection. The server is asked nothing,
+but for one variable after a lock wait of MariaDB or MySQL.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import Atomic, TransactionManagementError
+
+from .errors import BridgeError
+
+logger = logging.getLogger("ormbridge")
+
+# Stands where Django keeps the error that marked a block.
+_ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
+# MariaDB and MySQL roll back the whole transaction: a deadlock, and a row that changed since it was
+# read (innodb_snapshot_isolation). A lock wait does so where innodb_rollback_on_timeout is on.
+_ROLLED_BACK, _LOCK_WAIT = (1213, 1020), 1205
+# Whose frames do not say where an error was caught.
+_MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib")
+
+
+class Witness:
+    """Sees the statements of one connection, and how its blocks end."""
+
+    __slots__ = ("_caller", "_own", "blocks", "error", "gone", "statement")
+
+    def __init__(
+        self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
+    ) -> None:
+        # Weak: in a cycle, SQLite's connection would outlive its thread.
+        self._own = weakref.ref(connection)
+        self._caller = caller
+        #: How many blocks of ``atomic()`` are open.
+        self.blocks = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what failed: it was undone, or its transaction has ended."""
+        #: What the last statement that failed in a transaction raised.
+        self.error: Exception | None = None
+        self.statement = ""
+        #: Whether the database rolled the transaction back then.
+        self.gone = False
+
+    def __call__(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
+        """Execute a statement, as Django asks, and see whether it fails."""
+        connection: Any = self._own()
+        try:
+            result = execute(sql, *args)
+        except Exception as error:
+            # Where all is lost already, a statement only says so again.
+            pg = connection.vendor == "postgresql"
+            told = self.error and (self.gone or connection.needs_rollback or pg)
+            if connection.in_atomic_block and not told:
+                self.error, self.statement = error, str(sql)[:200]
+                self.gone = _is_gone(connection, error)
+                if self.gone and self.blocks:
+                    # What follows would be committed without what came before: refuse it.
+                    connection.needs_rollback, connection.rollback_exc = True, error
+            raise
+        if (self.error or connection.rollback_exc) and str(sql).startswith("ROLLBACK TO"):
+            self.forget()
+            connection.rollback_exc = None
+        return result
+
+    def loss(self, marked: bool) -> tuple[str, Exception | None] | None:
+        """Say why a block that ends without an error is lost; None if it is not, or is meant to be.
+
+        :param marked: whether Django rolls it back.
+        :returns: the reason in words, and the error that was caught, if there was one.
+        """
+        connection: Any = self._own()
+        error = connection.rollback_exc if marked else None
+        while isinstance(error, TransactionManagementError):  # of code that went on after that
+            error = error.__cause__
+        error = error or self.error
+        if connection.closed_in_transaction:
+            why = "its connection was closed"
+        elif error is _ASKED:
+            return None
+        elif self.gone or _is_aborted(connection):
+            why = "the database rolled it back"
+        elif marked:
+            why = "Django marked it for a rollback"
+        else:
+            return None
+        if error is not None:
+            failed = f" when {self.statement!r} failed" if error is self.error else ""
+            why += f"{failed} ({type(error).__name__}: {str(error).strip()}){_caught(error)}"
+        return why, error
+
+    def set_rollback(self, rollback: bool) -> None:
+        """Do what Django's ``set_rollback`` does, and know that it was asked."""
+        connection: Any = self._own()
+        type(connection).set_rollback(connection, rollback)
+        if rollback:
+            connection.rollback_exc = _ASKED
+
+    def end(self, how: str, *args: Any) -> None:
+        """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost."""
+        connection: Any = self._own()
+        block, handled = sys._getframe(1), sys.exc_info()[2]  # noqa: SLF001 # Django's caller
+        if block.f_code is Atomic.__exit__.__code__ and block.f_locals["exc_type"] is None:
+            raises = handled is not None and handled.tb_frame is block
+            lost = None if raises else self.loss(marked=how != "commit")
+            if lost is not None:
+                logger.error(
+                    "%s: a transaction.atomic() on %r ended without an error, and is lost: %s",
+                    self._caller and self._caller(),
+                    connection.alias,
+                    lost[0],
+                )
+            if how == "commit" and _is_aborted(connection):
+                how = "rollback"  # as the server would do; this forgets on_commit() as well
+        if how != "savepoint_rollback":
+            self.forget()
+        getattr(type(connection), how)(connection, *args)
+
+    def leave(self) -> None:
+        """See no more of the connection."""
+        connection: Any = self._own()
+        connection.execute_wrappers.remove(self)
+        del connection.set_rollback
+
+
+def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witness | None:
+    """Have a witness see what *connection* does.
+
+    :param caller: returns what runs on its thread. Then a block that is lost is logged.
+    :returns: the witness, or None if there was one before.
+    """
+    if witness_of(connection) is not None:
+        return None
+    witness = Witness(connection, caller)
+    connection.execute_wrappers.insert(0, witness)
+    connection.set_rollback = witness.set_rollback
+    for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
+        setattr(connection, how, partial(witness.end, how))
+    return witness
+
+
+def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
+    """Return the witness of *connection*."""
+    return next((each for each in connection.execute_wrappers if type(each) is Witness), None)
+
+
+def _is_gone(connection: Any, error: Exception) -> bool:
+    """Say whether the database rolled the transaction back at *error*."""
+    raw, code = connection.connection, error.args[0] if error.args else None
+    if connection.vendor == "sqlite":
+        return raw is not None and not raw.in_transaction
+    if connection.vendor == "mysql" and code == _LOCK_WAIT:
+        with suppress(Exception), raw.cursor() as cursor:  # the connection broke
+            cursor.execute("SELECT @@innodb_rollback_on_timeout")
+            return bool(cursor.fetchone()[0])
+    return connection.vendor == "mysql" and code in _ROLLED_BACK
+
+
+def _is_aborted(connection: Any) -> bool:
+    """Say whether the transaction on *connection* is aborted, or broken, on PostgreSQL."""
+    raw = connection.connection
+    return connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4)
+
+
+def transaction_status(raw: Any) -> int:
+    """Return libpq's PGTransactionStatusType of *raw*: 0 is idle, 1 active, 3 aborted, 4 broken."""
+    # psycopg 3 keeps it on pgconn, psycopg2 on info.
+    status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
+    return status
+
+
+def _caught(error: Exception) -> str:
+    # The outermost frame of a traceback is the last that the error came to.
+    for frame, line in walk_tb(error.__traceback__):
+        code = frame.f_code
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _MACHINERY:
+            place = f"{Path(code.co_filename).name}:{line} in {code.co_qualname}"
+            return f", and the error was caught at {place}"
+    return ""
