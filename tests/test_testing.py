@@ -648,6 +648,16 @@ class OnCommitInDjangosTestCase(TestCase):
         assert (len(callbacks), ran) == (1, [0])
 
 
+class SynchronousInDjangosTestCase(TestCase):
+    """A synchronous test of Django's ``TestCase``, to which the plugin does nothing."""
+
+    def test_loop_does_not_see_the_transaction(self):
+        """Code below ``async_to_sync`` is in the transaction, that of ``asyncio.run`` is not."""
+        User.objects.create(username="bob")
+        assert async_to_sync(database_sync_to_async(names))() == ["bob"]
+        assert asyncio.run(database_sync_to_async(names)()) == []
+
+
 # The end of a test. Without the fixtures, on whose ends a test could not look.
 
 

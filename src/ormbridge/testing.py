@@ -267,7 +267,10 @@ async def capture_on_commit_callbacks(
 ) -> AsyncGenerator[list[Callable[[], Any]], None]:
     """Collect the functions given to ``transaction.on_commit()`` in the block.
 
-    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests.
+    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests. Also for async
+    tests of ``TestCase``.
+
+    **Cancellation.** A block that is left with an error runs nothing.
 
     :param execute: run them as the block ends, those that they register too: functions on the
         worker, coroutine functions on the event loop.
