@@ -1829,10 +1829,14 @@ atexit.register(end)
 """
 
 
+# All that is printed of a block that nobody left.
+LEFT = re.compile(r"(?P<block>.*) was not left: its worker is given back.*\n")
+
+
 def test_interpreter_exit_rolls_an_open_block_back():
     """A block that is open as the interpreter exits is rolled back, and the process ends."""
     result = run(EXIT.replace("BLOCK", "atomic"))
-    assert "discarded: the call left a transaction open; it was rolled back" in result.stderr
+    assert LEFT.fullmatch(result.stderr)["block"] == "atomic() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 0
@@ -1841,7 +1845,7 @@ def test_interpreter_exit_rolls_an_open_block_back():
 def test_interpreter_exit_with_pinned():
     """A pinned() that is open as the interpreter exits loses its worker, and the process ends."""
     result = run(EXIT.replace("BLOCK", "pinned"))
-    assert result.stderr == ""
+    assert LEFT.fullmatch(result.stderr)["block"] == "pinned() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 1
@@ -1919,3 +1923,31 @@ except KeyboardInterrupt:
     assert result.stdout.splitlines() == ["interrupted"]
     assert result.returncode == 0
     assert User.objects.count() == 0
+
+
+BY_HAND = """
+import sys
+from django.contrib.auth.models import User
+from ormbridge import atomic, pinned, stats
+
+async def main():
+    block = BLOCK()
+    await block.__aenter__()
+    CALL
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("call", ["await User.objects.acreate(username='ann')", ""])
+@pytest.mark.parametrize("block", ["atomic", "pinned"])
+def test_block_entered_by_hand_and_never_left(transactional_db, block, call):
+    """A program that never leaves a block ends as it likes; one line names the block."""
+    result = run(BY_HAND.replace("BLOCK", block).replace("CALL", call))
+    if block == "pinned" and not call:  # it has never had a worker
+        assert result.stderr == ""
+    else:
+        assert LEFT.fullmatch(result.stderr)["block"] == f"{block}() at <string>:18 in main"
+    assert result.returncode == 3
+    assert User.objects.count() == (1 if block == "pinned" and call else 0)

@@ -41,7 +41,8 @@ from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
 
-#: The context of all calls of the process while a test has one (testing.py).
+#: The context of all calls of the process while a test has one (testing.py). For lookups it stands
+#: in for asgiref's.
 ambient: LeaseContext | None = None
 
 
@@ -134,7 +135,7 @@ class LeaseContext(Ground):
             bound = _lease_of(call.block)
             if own in workers:
                 if not anywhere:
-                    _refuse_inside(call.block, call)
+                    refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
                 return
             if anywhere and leases and pool.take(call, wait=False):
@@ -182,7 +183,7 @@ class LeaseContext(Ground):
                 return self
             context = LeaseContext(block.name, holds=True)
             if below:
-                _refuse_inside(block.parent, block)
+                refuse_inside(block.parent, block)
             else:
                 context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
             return context
@@ -244,8 +245,6 @@ class _Withdrawn(NamedTuple):
 
 def current_context() -> LeaseContext | None:
     """Return the context whose leases the calling task uses, or None."""
-    if ambient is not None:
-        return ambient
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     executor = getattr(context, "_executor", None)
     return executor if isinstance(executor, LeaseContext) else None
@@ -281,7 +280,7 @@ def calling_context(block: Block | None) -> LeaseContext | None:
     return context
 
 
-def _refuse_inside(block: Block | None, caller: object) -> None:
+def refuse_inside(block: Block | None, caller: object) -> None:
     """Refuse *caller*, on an event loop on a worker, if that worker has *block*.
 
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 import weakref
@@ -39,6 +40,9 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
+
+
+logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):
@@ -65,6 +69,7 @@ class Lease(Turns):
         # All of the following is guarded by _lock.
         self._held = held
         self._pins: set[Block] = set()  # open pinned() blocks
+        self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False
         #: Whether one was open after the last call.
@@ -211,8 +216,10 @@ class Lease(Turns):
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
         with self._lock:
+            for block in self.open_blocks():
+                logger.warning("%s was not left: its worker is given back", block)
             self._generators.abandon(all_of_them=True)
-            self._blocks.clear()
+            self._abandoned, self._blocks = self._blocks, []
             self._pins.clear()
             self.release(end=True)
 
@@ -269,6 +276,7 @@ class Lease(Turns):
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
+        self.undo(self._abandoned, "it was not left")
         connections.leased = False
         self.context.forget(self)  # no cycle is left
         return succeeded
