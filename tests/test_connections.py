@@ -367,6 +367,64 @@ async def test_state_without_a_connection_ends_with_the_lease(pool_settings):
     assert (await database_sync_to_async(what_is_there)())[1] is False
 
 
+local = threading.local()
+
+
+def reset_of_the_thread(held):
+    local.__dict__.clear()
+
+
+def reset_that_throws_away(held):
+    local.__dict__.clear()
+    held.close()
+    del connections[held.alias]
+
+
+def leave_on_the_thread():
+    local.tenant = "blue"
+
+
+def leave_a_transaction_open():
+    leave_on_the_thread()
+    transaction.atomic().__enter__()
+    raw()
+
+
+def throw_away():
+    leave_on_the_thread()
+    reset_that_throws_away(connection)
+    leave_on_the_thread()
+
+
+@pytest.fixture
+def one_alias(monkeypatch):
+    """Have one database only: RESET for another one would clear the thread, too."""
+    monkeypatch.delitem(connections.settings, "other")
+
+
+@pytest.mark.parametrize("reset", ["reset_of_the_thread", "reset_that_throws_away"])
+@pytest.mark.parametrize("leave", [leave_on_the_thread, leave_a_transaction_open, throw_away])
+async def test_reset_runs_whatever_became_of_the_connection(pool_settings, one_alias, reset, leave):
+    """RESET runs also where the connection, or Django's object for it, was thrown away before."""
+    pool_settings(MAX_THREADS=1, RESET=f"tests.test_connections.{reset}")
+    for _ in range(2):
+        await database_sync_to_async(leave)()
+        assert await database_sync_to_async(lambda: vars(local))() == {}
+
+
+async def test_state_of_a_new_object_ends_with_the_lease(pool_settings, caplog):
+    """What is put on Django's new object, after a connection was discarded, is gone, too."""
+    pool_settings(MAX_THREADS=1)
+
+    def leave():
+        connection.force_debug_cursor = True
+        return connection.connection
+
+    await database_sync_to_async(leave_a_transaction_open)()
+    assert await database_sync_to_async(leave)() is None
+    assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
 async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):
     """With DEBUG, a call begins with an empty log, as a request does."""
     pool_settings(MAX_THREADS=1)

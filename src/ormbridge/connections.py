@@ -120,12 +120,13 @@ class ThreadConnections:
             self._find()
         if self.stopped:
             self._settle()
-        closed = connections.all(initialized_only=True) if reset is not None else []
-        closed = [connection for connection in closed if connection.connection is None]
+        due = set(connections) if reset is not None else set()
         if self.opened:
-            self._each(self._hand_back, reset)
-        for connection in closed:
-            self._reset_closed(connection, cast(Callable[[Any], object], reset))
+            self._each(self._hand_back, reset, due)
+        # Not open, thrown away just now, or by the call itself: the thread may remember something.
+        for alias in due:
+            with suppress(Exception):  # an alias without a driver has nothing to clear
+                self._reset_closed(connections[alias], cast(Callable[[Any], object], reset))
         for connection, witness in self.known.values():
             witness.forget()
             connection.execute_wrappers[:] = [witness]
@@ -133,6 +134,7 @@ class ThreadConnections:
             connection.queries_log.clear()
 
     def _reset_closed(self, connection: Any, reset: Callable[[Any], object]) -> None:
+        self._know(connection)
         connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
         try:
             with suppress(_NotConnectedError):
@@ -171,12 +173,16 @@ class ThreadConnections:
             ]
 
     def _hand_back(
-        self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None
+        self,
+        connection: BaseDatabaseWrapper,
+        reset: Callable[[Any], object] | None,
+        due: set[str],
     ) -> None:
         if transaction_open(connection):
             self._discard(connection, "the call left a transaction open; it was rolled back")
             return
         if reset is not None:
+            due.discard(connection.alias)
             reset(connection)
             if transaction_open(connection):
                 self._discard(connection, "RESET left a transaction open; it was rolled back")
@@ -250,6 +256,7 @@ class ThreadConnections:
         # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
         if connection.alias in connections and connections[connection.alias] is connection:
             del connections[connection.alias]
+            self._know(connections[connection.alias])
         with suppress(Exception):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)
 
