@@ -13,7 +13,12 @@ from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ormbridge import aclose_old_connections, database_sync_to_async, pinned, stats
-from ormbridge.connections import SWEEP, ThreadConnections, transaction_open
+from ormbridge.connections import (
+    SWEEP,
+    ThreadConnections,
+    connections_of_thread,
+    transaction_open,
+)
 from tests.gate import GUARD, Gate
 from tests.settings import CHOICE
 
@@ -423,6 +428,24 @@ async def test_state_of_a_new_object_ends_with_the_lease(pool_settings, caplog):
     await database_sync_to_async(leave_a_transaction_open)()
     assert await database_sync_to_async(leave)() is None
     assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
+async def test_object_outlives_its_connection_within_a_lease(pool_settings, caplog):
+    """Where a stopped statement costs the connection, the lease goes on with Django's object."""
+    pool_settings(MAX_THREADS=1)
+
+    def stopped():
+        connection.ensure_connection()
+        connection.tenant = "blue"
+        own = connections_of_thread()
+        own.stopped[connections["default"]] = "a test says so"
+        return connection.connection
+
+    async with pinned():
+        before = await database_sync_to_async(stopped)()
+        assert await database_sync_to_async(raw)() is not before
+        assert await database_sync_to_async(lambda: connection.tenant)() == "blue"
+    assert caplog.messages == ["connection 'default' discarded: a test says so"]
 
 
 async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):

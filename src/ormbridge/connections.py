@@ -253,8 +253,11 @@ class ThreadConnections:
                 if step is not None:
                     step()
         connection.connection = None
-        # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
-        if connection.alias in connections and connections[connection.alias] is connection:
+        # A lease that goes on keeps what it put on the wrapper, such as its tenant. But one that may
+        # still believe in its atomic blocks is replaced, and so it is for the next lease.
+        stays = self.leased and not connection.in_atomic_block
+        own = connections[connection.alias] if connection.alias in connections else None
+        if own is connection and not stays:
             del connections[connection.alias]
             self._know(connections[connection.alias])
         with suppress(Exception):  # a handler that writes to the database may fail
