@@ -253,11 +253,11 @@ class ThreadConnections:
                 if step is not None:
                     step()
         connection.connection = None
-        # A lease that goes on keeps what it put on the wrapper, such as its tenant. But one that may
-        # still believe in its atomic blocks is replaced, and so it is for the next lease.
+        # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
+        # gets a new one, and so does this one where it may still believe in its atomic blocks.
         stays = self.leased and not connection.in_atomic_block
-        own = connections[connection.alias] if connection.alias in connections else None
-        if own is connection and not stays:
+        is_own = connection.alias in connections and connections[connection.alias] is connection
+        if is_own and not stays:
             del connections[connection.alias]
             self._know(connections[connection.alias])
         with suppress(Exception):  # a handler that writes to the database may fail
