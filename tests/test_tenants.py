@@ -62,10 +62,11 @@ if test_settings.CHOICE == "postgresql":  # django-tenants knows no other
 
     @pytest.mark.parametrize("age", [0, 60, None])
     @pytest.mark.parametrize("middleware", [True, False], ids=["middleware", "by-hand"])
-    def test_nobody_sees_another_tenant(database, middleware, age):
+    def test_nobody_sees_another_tenant(database, middleware, age, recorded):
         """With RESET, 240 requests at once, sockets and tasks see their own tenant, or public."""
         seen = scenarios(database, middleware=middleware, age=age, RESET=RESET)
         assert without_a_choice(seen) == EXPECTED
+        recorded("connections_reset_tenants", "")
 
     def test_search_path_that_is_set_once(database):
         """The same where django-tenants sets the search_path once for each set_tenant()."""
