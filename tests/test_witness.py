@@ -467,6 +467,32 @@ async def test_savepoint_clears_it(fails):
 create = database_sync_to_async(Group.objects.create)
 
 
+async def test_what_a_savepoint_undid_is_not_named():
+    """The error that is named is the one that cost the block, not one before it."""
+    with pytest.raises(TransactionAborted) as aborted:
+        async with atomic():
+            with suppress(DatabaseError):
+                async with atomic():
+                    await create(name="before")
+                    await create(name="before")
+            with suppress(LookupError):
+                async with atomic(savepoint=False):
+                    raise LookupError
+    assert aborted.value.__cause__ is None
+
+
+async def test_code_that_went_on_does_not_hide_the_cause():
+    """Where the code goes on, and Django refuses it, the error that came first is named."""
+    with pytest.raises(TransactionAborted) as aborted:
+        async with atomic():
+            with suppress(ValueError):
+                await database_sync_to_async(create_with_a_bad_value)()
+            for _ in range(2):
+                with pytest.raises(TransactionManagementError):
+                    await create(name="after")
+    assert isinstance(aborted.value.__cause__, ValueError)
+
+
 async def test_savepoint_of_the_function_clears_it():
     """The same holds for Django's own atomic() inside a function."""
 

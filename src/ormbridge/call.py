@@ -16,8 +16,9 @@ import functools
 import logging
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
@@ -29,6 +30,7 @@ from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
 from .settings import Settings
+from .stats import PoolStats
 from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
@@ -37,16 +39,15 @@ logger = logging.getLogger("ormbridge")
 class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
-    settings: Settings
-    #: Whether it takes no more calls.
-    over: bool
-
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
         ...
 
-    def expire(self) -> float | None:
-        """Refuse who waited too long. Returns seconds until the next one has, or None."""
+    def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long.
+
+        :param seen: snapshots of pools, for all that time out at once.
+        """
         ...
 
 
@@ -73,6 +74,7 @@ class Call:
         "stays_out",
         "stopping",
         "task",
+        "watched",
     )
 
     def __init__(
@@ -111,6 +113,8 @@ class Call:
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
         self.line: Line | None = None
+        #: The calls whose time is measured, where this is one of them.
+        self.watched: OrderedDict[Any, float] | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
@@ -146,7 +150,7 @@ class Call:
         if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
                 self.line = pool
-                watch(self.mailbox, pool)
+                self.watch(pool.settings)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -163,7 +167,13 @@ class Call:
             return False
         if self.line is not None:
             self.line.forget(self)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         return True
+
+    def watch(self, settings: Settings) -> None:
+        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds."""
+        self.watched = self.mailbox.watch(self, settings.timeout, _expire)
 
     def stop(self) -> None:
         """Have the statement cancelled that the call runs, if that may be. Returns at once.
@@ -180,8 +190,8 @@ class Call:
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
-        if self.line is not None and self.line.over:
-            self.mailbox.drop(self.line)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -241,9 +251,9 @@ class Call:
         """Send the outcome to the caller's loop."""
         self.mailbox.post(self, stalled)
 
-    def refuse(self, error: Exception) -> bool:
-        """Fail the call with *error*. Returns False if it was claimed before."""
-        if not self.claim():
+    def refuse(self, error: Exception, claimed: bool = False) -> bool:
+        """Fail the call with *error*. Returns False if others than the caller *claimed* it."""
+        if not (claimed or self.cancel()):
             return False
         self._error = error
         self.finish()
@@ -275,14 +285,11 @@ class CallFuture(asyncio.Future[Any]):
         return super().cancel(msg)
 
 
-def watch(mailbox: Mailbox, line: Line) -> None:
-    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds."""
-    # One timer a loop, not one a call: a line is in the order of its deadlines.
-    if not mailbox.loop.is_closed():
-        mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
-
-
-def _expire(mailbox: Mailbox, line: Line) -> None:
-    left = line.expire()
-    if left is not None:
-        mailbox.at(line, left, _expire, mailbox, line)
+def _expire(calls: list[Call]) -> None:
+    """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
+    seen: dict[object, PoolStats] = {}
+    for call in [call for call in calls if call.closes is None and call.cancel()]:
+        call.refuse(cast(Line, call.line).time_out(call, seen), claimed=True)
+    for call in calls:
+        if call.closes is not None and call.closes.line is not None:
+            call.closes.line.hurry(call)
