@@ -76,6 +76,7 @@ class Lease(Turns):
         self.transaction = False
         self._generators = SuspendedGenerators(self)
         self._resting = False
+        self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
         self._running: Call | None = None
@@ -189,7 +190,7 @@ class Lease(Turns):
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
         with self._lock:
             # The next call finds it over, and asks for a worker of its own.
-            self.over = self.over or (self._resting and not self._line and not self._is_kept())
+            self.over = self.over or (self._idle and not self._line and not self._is_kept())
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -289,7 +290,9 @@ class Lease(Turns):
             self._generators.close_unused()
             with self._lock:
                 self.transaction = transaction
-                if (call := self._take()) is not None:
+                call = self._take()
+                self._idle = call is None
+                if call is not None:
                     return call
                 self.over = self.over or not (self._line or self._is_kept())
                 if self.over or not wait:
