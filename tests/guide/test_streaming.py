@@ -115,10 +115,24 @@ async def test_read_ahead_timeline(monkeypatch, load_example, recorded, recorded
     """The next chunk is fetched while the caller sends this one."""
     await database_sync_to_async(make_users)(10_000)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "upload"))
-    monkeypatch.setattr(source.Source, "next_chunk", source.Source.next_chunk)  # as it is, later
+    module = load_example("streaming_read_ahead")
+    both_run, begun = threading.Barrier(2), []
+    fetch, upload = source.Source.next_chunk, module.upload
+
+    def fetch_beside_an_upload(*args):
+        begun.append("fetch")
+        if len(begun) > 1:  # there is nothing to send before the first has come
+            both_run.wait(GUARD)
+        return fetch(*args)
+
+    def upload_beside_a_fetch(names):
+        both_run.wait(GUARD)
+        upload(names)
+
+    monkeypatch.setattr(source.Source, "next_chunk", fetch_beside_an_upload)
+    module.upload = upload_beside_a_fetch
     timeline = Timeline()
     timeline.watch(source.Source, "next_chunk", "fetch")
-    module = load_example("streaming_read_ahead")
     timeline.watch(module, "upload")
     await module.main()
     fetches = [span for span in timeline.spans if span.call == "fetch"]
