@@ -1,6 +1,10 @@
+import asyncio
+
 import django
 from django.conf import settings
 from django.db import OperationalError, connection
+
+from ormbridge import atomic, database_sync_to_async
 
 settings.configure(
     DATABASES={
@@ -13,9 +17,25 @@ settings.configure(
 )
 django.setup()
 
-if __name__ == "__main__":
+
+@database_sync_to_async
+def execute(statement):
     with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else None
+
+
+async def main():
+    async with atomic():
+        await execute("CREATE TEMPORARY TABLE report (line text)")
         try:
-            cursor.execute("SELECT pg_sleep(30)")
+            async with atomic():  # <-- what may take too long, in a block of its own
+                await execute("INSERT INTO report SELECT pg_sleep(30)")
         except OperationalError as error:
-            print(error)
+            print(str(error).strip())
+        await execute("INSERT INTO report VALUES ('no figures today')")
+        print(await execute("SELECT * FROM report"))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,5 +1,8 @@
 """A cancelled call's statement is cancelled too, on PostgreSQL; nothing else ever is."""
 
+# What a block does, and raises, is more than one statement.
+# ruff: noqa: PT012
+
 import asyncio
 import functools
 import importlib

@@ -16,42 +16,39 @@ import functools
 import logging
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import LONGEST_PAUSE, stop
+from .canceller import Glances, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
 from .settings import Settings
+from .stats import PoolStats
 from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
 
 
-class Bounded(Protocol):
-    """What waits, but not for ever."""
-
-    def expire(self) -> float | None:
-        """End what has waited too long. Returns seconds until there is more, or None."""
-        ...
-
-
-class Line(Bounded, Protocol):
+class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
-
-    settings: Settings
-    #: Whether it takes no more calls.
-    over: bool
 
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
+        ...
+
+    def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long.
+
+        :param seen: snapshots of pools, for all that time out at once.
+        """
         ...
 
 
@@ -79,6 +76,7 @@ class Call:
         "stays_out",
         "stopping",
         "task",
+        "watched",
     )
 
     def __init__(
@@ -119,6 +117,8 @@ class Call:
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
         self.line: Line | None = None
+        #: The calls whose time is measured, where this is one of them.
+        self.watched: OrderedDict[Any, float] | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
@@ -154,7 +154,7 @@ class Call:
         if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
                 self.line = pool
-                watch(self.mailbox, pool)
+                self.watch(pool.settings)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -172,7 +172,13 @@ class Call:
         self.ended = True
         if self.line is not None:
             self.line.forget(self)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         return True
+
+    def watch(self, settings: Settings) -> None:
+        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds."""
+        self.watched = self.mailbox.watch(self, settings.timeout, _expire)
 
     def stop(self) -> None:
         """Have the statement cancelled that the call runs, if that may be. Returns at once.
@@ -181,7 +187,7 @@ class Call:
         """
         if not stop(self):
             with suppress(RuntimeError):  # the loop is closed
-                bound(self.mailbox, self)
+                Glances(self.mailbox.loop, self.give_up)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -191,8 +197,8 @@ class Call:
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
-        if self.line is not None and self.line.over:
-            self.mailbox.drop(self.line)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -256,18 +262,18 @@ class Call:
             self.connections.catch_up()
         self.mailbox.post(self, stalled)
 
-    def refuse(self, error: Exception) -> bool:
-        """Fail the call with *error*. Returns False if it was claimed before."""
-        if not self.claim():
+    def refuse(self, error: Exception, claimed: bool = False) -> bool:
+        """Fail the call with *error*. Returns False if others than the caller *claimed* it."""
+        if not (claimed or self.cancel()):
             return False
         self._error = error
         self.finish()
         return True
 
-    def expire(self) -> float | None:
-        """Let it wait no longer for PostgreSQL: it cannot be given up. On the loop's thread.
+    def give_up(self) -> bool:
+        """Wait no longer for PostgreSQL, or for its connection. Returns whether it has not ended.
 
-        :returns: seconds until the next look, or None if there is nothing left to do.
+        For a call that has started, or the end of a block, which cannot be cancelled.
         """
         own, worker = self.connections, getattr(self.line, "worker", None)
         if own is None and self.stopping and worker is not None:
@@ -276,7 +282,7 @@ class Call:
             own.cut(self)
         if self.closes is None and self.future is not None and not self.future.done():
             self.future.set_result(None)  # a connection is being made, or another database waits
-        return None if self.ended else LONGEST_PAUSE
+        return not self.ended
 
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""
@@ -304,23 +310,11 @@ class CallFuture(asyncio.Future[Any]):
         return super().cancel(msg)
 
 
-def watch(mailbox: Mailbox, line: Line) -> None:
-    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds.
-
-    Nor for a worker that waits in vain for its server, after a call: that is looked for meanwhile.
-    """
-    # One timer a loop, not one a call: a line is in the order of its deadlines.
-    if not mailbox.loop.is_closed():
-        seconds = min(line.settings.timeout, ThreadConnections.BOUND)
-        mailbox.at(line, seconds, _expire, mailbox, line)
-
-
-def bound(mailbox: Mailbox, item: Bounded) -> None:
-    """See to it that *item* waits no longer than BOUND seconds for PostgreSQL."""
-    mailbox.at(item, ThreadConnections.BOUND, _expire, mailbox, item)
-
-
-def _expire(mailbox: Mailbox, line: Bounded) -> None:
-    left = line.expire()
-    if left is not None:
-        mailbox.at(line, min(left, ThreadConnections.BOUND), _expire, mailbox, line)
+def _expire(calls: list[Call]) -> None:
+    """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
+    seen: dict[object, PoolStats] = {}
+    for call in [call for call in calls if call.closes is None and call.cancel()]:
+        call.refuse(cast(Line, call.line).time_out(call, seen), claimed=True)
+    for call in calls:
+        if call.closes is not None and call.closes.line is not None:
+            call.closes.line.hurry(call)

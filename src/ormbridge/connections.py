@@ -31,12 +31,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from .errors import BridgeError
-from .witness import Witness, attend, transaction_status
+from .witness import Witness, attend, transaction_status, witness_of
 
 logger = logging.getLogger("ormbridge")
 
@@ -56,11 +56,11 @@ class ThreadConnections:
         "discarded",
         "due",
         "finishing",
-        "known",
         "leased",
         "opened",
         "running",
         "stopped",
+        "wrappers",
     )
 
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
@@ -69,8 +69,8 @@ class ThreadConnections:
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
         self.opened: list[BaseDatabaseWrapper] = []
-        #: All of Django's wrappers of the thread, open or not, and who sees their statements.
-        self.known: dict[str, tuple[BaseDatabaseWrapper, Witness]] = {}
+        #: All of Django's wrappers on this thread, open or not, by alias: where Django keeps them.
+        self.wrappers: dict[str, BaseDatabaseWrapper] = {}
         #: Connections thrown away since the worker started.
         self.discarded = 0
         #: When a lease next has to clean up before it starts, on the clock of time.monotonic().
@@ -92,19 +92,15 @@ class ThreadConnections:
     def adopt_thread(self) -> None:
         """Collect the connections that the calling thread opens from now on."""
         _thread.connections = self
-        with suppress(Exception):  # an alias without a driver only matters to who uses it
-            for connection in connections.all():
-                self._know(connection)
-
-    def _know(self, connection: BaseDatabaseWrapper) -> None:
-        if (witness := attend(connection, lambda: self.running)) is not None:
-            self.known[connection.alias] = connection, witness
+        # That of asgiref's Local, which has no way to ask whether anything is there.
+        storage: Any = getattr(connections._connections, "_storage", None)
+        self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
-        self._know(connection)
+        attend(connection, lambda: self.running)
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
@@ -129,42 +125,43 @@ class ThreadConnections:
     def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
 
+        Nothing to do if there are no :attr:`wrappers`, no *reset*, and the lease succeeded.
+
         :param reset: what ``RESET`` names. It is called with each of Django's connections, one that
-            is not open too: the thread, and Django's object, may remember something as well.
+            is not open too: the thread may remember something as well.
         :param failed: whether the call raised: it may have failed half-way through connecting.
         """
         if failed:
             self._find()
         if self.stopped:
             self._settle()
-        closed = connections.all(initialized_only=True) if reset is not None else []
-        closed = [connection for connection in closed if connection.connection is None]
+        if reset is not None:
+            self._reset_closed(reset)
         if self.opened:
             self._each(self._hand_back, reset)
-        for connection in closed:
-            self._reset_closed(connection, cast(Callable[[Any], object], reset))
-        for connection, witness in self.known.values():
-            witness.forget()
-            connection.execute_wrappers[:] = [witness]
-            connection.force_debug_cursor = False
-            connection.queries_log.clear()
+        if len(self.wrappers) > len(self.opened):
+            # Django's object lives no longer than its connection: somebody may have left something.
+            for connection in connections.all(initialized_only=True):
+                if connection.connection is None:
+                    del connections[connection.alias]
 
-    def _reset_closed(self, connection: Any, reset: Callable[[Any], object]) -> None:
-        connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
-        try:
-            with suppress(_NotConnectedError):
-                reset(connection)
-        except BaseException as error:
-            self._discard(connection, f"cleaning it failed ({error!r})")
-        finally:
-            del connection.ensure_connection
+    def _reset_closed(self, reset: Callable[[Any], object]) -> None:
+        connection: Any
+        for connection in connections.all(initialized_only=True) or [connections[DEFAULT_DB_ALIAS]]:
+            if connection.connection is not None:
+                continue
+            connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
+            try:
+                with suppress(_NotConnectedError):
+                    reset(connection)
+            except BaseException as error:
+                self._discard(connection, f"cleaning it failed ({error!r})")
 
     def close(self) -> None:
         """Close every connection: the thread ends."""
         self._find()
         # Of the base class: SQLite's own spares databases in memory, which go with their thread.
         self._each(_close, BaseDatabaseWrapper)
-        self.known.clear()  # no cycle is left
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -198,6 +195,11 @@ class ThreadConnections:
             if transaction_open(connection):
                 self._discard(connection, "RESET left a transaction open; it was rolled back")
                 return
+        connection.queries_log.clear()
+        connection.force_debug_cursor = False
+        witness = cast(Witness, witness_of(connection))
+        witness.forget()
+        connection.execute_wrappers[:] = [witness]
         _close_if_unusable_or_obsolete(connection)
 
     def _close_if_nobody_needs_it(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:

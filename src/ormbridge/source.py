@@ -20,8 +20,8 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
-from .call import Call, bound
-from .canceller import LONGEST_PAUSE
+from .call import Call
+from .canceller import Glances
 from .chunks import read_chunks
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
@@ -91,6 +91,7 @@ class Source:
         self._leave: list[Callable[[], object]] = []
         # The last fetch, until then.
         self._call: Call | None = None
+        self._glances: Glances | None = None
 
     # On the loop's thread
 
@@ -189,18 +190,18 @@ class Source:
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
-        if isinstance(self.thread, Worker) and not self.closed.done():
+        if isinstance(self.thread, Worker) and not (self._glances or self.closed.done()):
             with suppress(RuntimeError):  # the loop is closed
-                bound(cast(Mailbox, self._mailbox), self)
+                self._glances = Glances(cast(Mailbox, self._mailbox).loop, self._give_up)
 
-    def expire(self) -> float | None:
-        """Wait no longer for PostgreSQL to close the cursor. Returns seconds to the next look."""
+    def _give_up(self) -> bool:
         cast(Worker, self.thread).connections.cut()
-        return None if self.closed.done() else LONGEST_PAUSE
+        return not self.closed.done()
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
-        cast(Mailbox, self._mailbox).drop(self)
+        if self._glances is not None:
+            self._glances.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 

@@ -38,8 +38,6 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # MariaDB and MySQL roll back the whole transaction: a deadlock, and a row that changed since it was
 # read (innodb_snapshot_isolation). A lock wait does so where innodb_rollback_on_timeout is on.
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020), 1205
-# PostgreSQL's word for a statement in a transaction that is aborted already.
-_IN_FAILED_TRANSACTION = "25P02"
 # Whose frames do not say where an error was caught.
 _MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib")
 
@@ -73,7 +71,10 @@ class Witness:
         try:
             result = execute(sql, *args)
         except Exception as error:
-            if connection.in_atomic_block and not self._follows(error):
+            # Where all is lost already, a statement only says so again.
+            pg = connection.vendor == "postgresql"
+            told = self.error and (self.gone or connection.needs_rollback or pg)
+            if connection.in_atomic_block and not told:
                 self.error, self.statement = error, str(sql)[:200]
                 self.gone = _is_gone(connection, error)
                 if self.gone and self.blocks:
@@ -84,12 +85,6 @@ class Witness:
             self.forget()
             connection.rollback_exc = None
         return result
-
-    def _follows(self, error: Exception) -> bool:
-        """Say whether *error* only says that the transaction was lost before."""
-        state = getattr(error.__cause__, "sqlstate", getattr(error.__cause__, "pgcode", None))
-        refused = isinstance(error, TransactionManagementError)
-        return refused or self.gone or state == _IN_FAILED_TRANSACTION
 
     def loss(self, marked: bool) -> tuple[str, Exception | None] | None:
         """Say why a block that ends without an error is lost; None if it is not, or is meant to be.

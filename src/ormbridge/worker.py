@@ -102,7 +102,9 @@ class Worker(threading.Thread):
         if self.since >= connections.due:
             connections.lease_starts(self.since)
         succeeded = lease.run(connections)
-        connections.lease_ends(self.pool.reset, failed=not succeeded)
+        used = connections.opened or connections.wrappers
+        if used or not succeeded or self.pool.reset is not None:
+            connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self, ran=True)
         lease.finish(self.pool.all_hands if self.pool.has_long_line() else None)
         return following

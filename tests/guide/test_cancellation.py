@@ -81,6 +81,6 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         recorded("cancellation_transaction", output)
 
     def test_statement_timeout(run_script, recorded):
-        """With ``statement_timeout`` the server stops a statement by itself, also in sync code."""
+        """A statement that the server stopped in an inner block leaves the outer one whole."""
         output = run_script(example_source("cancellation_statement_timeout"), **SERVER)
         recorded("cancellation_statement_timeout", output)

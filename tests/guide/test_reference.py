@@ -2,7 +2,14 @@
 
 import re
 
-from ormbridge import BridgeError, LeaseClosed, PoolClosed, PoolTimeout, stats
+from ormbridge import (
+    BridgeError,
+    LeaseClosed,
+    PoolClosed,
+    PoolTimeout,
+    TransactionAborted,
+    stats,
+)
 from tests.gate import GUARD
 from tests.guide.examples import example_source
 
@@ -25,7 +32,7 @@ def test_no_setting_is_needed(settings):
 
 def test_error_tree():
     """Each error of the bridge is a ``BridgeError``, which is a ``RuntimeError``."""
-    for error in (LeaseClosed, PoolClosed, PoolTimeout):
+    for error in (LeaseClosed, PoolClosed, PoolTimeout, TransactionAborted):
         assert issubclass(error, BridgeError)
     assert issubclass(BridgeError, RuntimeError)
 

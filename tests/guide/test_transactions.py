@@ -22,6 +22,7 @@ from ormbridge import (
     pinned,
     stats,
 )
+from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, get, say
 from tests.settings import CHOICE
@@ -101,6 +102,41 @@ def test_stock(run_example, recorded):
 def test_transfer(run_example, recorded):
     """Transfers made at once come one after the other; those that fail leave nothing."""
     recorded("transactions_transfer", run_example("transactions_transfer", *STRICT))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_caught(run_example, recorded, when):
+    """An error that is caught inside the block costs all of it; caught around an inner one, not."""
+    output = run_example(f"transactions_caught_{when}", *STRICT)
+    assert output.splitlines()[-1] == ("orders: []" if when == "before" else "orders: ['a pen']")
+    recorded(f"transactions_caught_{when}", output)
+
+
+if CHOICE != "sqlite":  # which locks no rows
+
+    async def test_retry(load_example, capsys, recorded):
+        """Of two blocks that lock each other out, one begins again, and both are done."""
+        module = load_example("transactions_retry")
+        for name in ("ada", "bob"):
+            await database_sync_to_async(User.objects.create)(username=name)
+        both_wait, left = asyncio.Barrier(2), [1, 2]
+
+        async def ask_another_service():
+            if left:
+                left.pop()
+                await both_wait.wait()  # both have their first row by then
+
+        module.ask_another_service = ask_another_service
+        async with asyncio.timeout(GUARD):
+            await asyncio.gather(
+                module.marry_with_retry("ada", "bob", "one"),
+                module.marry_with_retry("bob", "ada", "two"),
+            )
+        again = capsys.readouterr().out
+        assert again in ("ada and bob: again\n", "bob and ada: again\n")
+        last_names = database_sync_to_async(lambda: {each.last_name for each in User.objects.all()})
+        assert await last_names() in ({"one"}, {"two"})
+        recorded("transactions_retry", again.replace("bob and ada", "ada and bob"))
 
 
 def test_several(run_example, recorded):
