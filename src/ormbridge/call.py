@@ -18,12 +18,13 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import stop
+from .canceller import Glances, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
@@ -154,7 +155,6 @@ class Call:
             if not pool.take(self):
                 self.line = pool
                 self.watch(pool.settings)
-                self.mailbox.bound(pool, ThreadConnections.BOUND)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -186,11 +186,8 @@ class Call:
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
         if not stop(self):
-            self.bound()
-
-    def bound(self) -> None:
-        """See to it that the call waits no longer than BOUND seconds for PostgreSQL."""
-        self.mailbox.bound(self, ThreadConnections.BOUND)
+            with suppress(RuntimeError):  # the loop is closed
+                Glances(self.mailbox.loop, self.give_up)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -273,10 +270,10 @@ class Call:
         self.finish()
         return True
 
-    def expire(self) -> bool:
-        """Let it wait no longer for PostgreSQL: it cannot be given up. On the loop's thread.
+    def give_up(self) -> bool:
+        """Wait no longer for PostgreSQL, or for its connection. Returns whether it has not ended.
 
-        :returns: whether there is nothing left to do.
+        For a call that has started, or the end of a block, which cannot be cancelled.
         """
         own, worker = self.connections, getattr(self.line, "worker", None)
         if own is None and self.stopping and worker is not None:
@@ -285,7 +282,7 @@ class Call:
             own.cut(self)
         if self.closes is None and self.future is not None and not self.future.done():
             self.future.set_result(None)  # a connection is being made, or another database waits
-        return self.ended
+        return not self.ended
 
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""

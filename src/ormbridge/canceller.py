@@ -35,6 +35,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from django.db import connections
@@ -96,6 +97,24 @@ def stop(call: Stoppable) -> bool:
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
         return False
+
+
+class Glances:
+    """Looks, from an event loop, whether somebody waits for PostgreSQL in vain: needs no thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> None:
+        """Call *look* when BOUND seconds have passed, and as long as it returns True."""
+        self._loop = loop
+        self._look = look
+        self._next = loop.call_later(ThreadConnections.BOUND, self._glance)
+
+    def _glance(self) -> None:
+        if self._look():
+            self._next = self._loop.call_later(LONGEST_PAUSE, self._glance)
+
+    def cancel(self) -> None:
+        """Look no more."""
+        self._next.cancel()
 
 
 def _any_database_can() -> bool:

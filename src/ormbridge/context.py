@@ -28,7 +28,6 @@ from asgiref.sync import SyncToAsync
 from .blocks import Block
 from .call import Call, CallFuture
 from .canceller import awaited_by
-from .connections import ThreadConnections
 from .errors import BridgeError, LeaseClosed, PoolTimeout
 from .frames import Ground, live_frame
 from .generators import find_generator, owner_of
@@ -158,7 +157,6 @@ class LeaseContext(Ground):
                     lease.forget(call)
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 call.watch(pool.settings)
-                call.mailbox.bound(pool, ThreadConnections.BOUND)
                 if not anywhere:
                     while self._waiting and not self._waiting[0].waits():
                         self._waiting.popleft()

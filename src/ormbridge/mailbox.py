@@ -33,9 +33,6 @@ HOLD = 0.005
 #: Items in one turn of the loop, at the most: with what their tasks do then, some 10 ms.
 BATCH = 256
 
-#: Seconds between two looks at what is to wait no longer.
-GLANCE = 0.1
-
 #: What is called with those whose time is up.
 Expire = Callable[[list[Any]], object]
 
@@ -56,9 +53,9 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # By the seconds that they may wait, and what comes then: who waits, and until when, in that
-        # order. There is a timer for each. Used on the loop's thread only.
-        self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
+        # By the seconds that they may wait: who waits, and until when, in that order. There is a
+        # timer for each. Used on the loop's thread only.
+        self._waiting: dict[float, OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
@@ -103,9 +100,9 @@ class Mailbox:
             # Workers have enough to do without what these outcomes bring: let them gather.
             stalled, self._stalled = self._stalled, None
             self._waking = self._held = True
-            self.loop.call_later(HOLD, self._gathered, stalled)
+            self.loop.call_later(HOLD, self._look, stalled)
 
-    def _gathered(self, stalled: Callable[[], None]) -> None:
+    def _look(self, stalled: Callable[[], None]) -> None:
         if self._held:
             if not self._items:
                 stalled()
@@ -116,31 +113,18 @@ class Mailbox:
 
         :returns: what to take *item* out of when it waits no longer.
         """
-        waiting = self._waiting.get((seconds, expire))
+        waiting = self._waiting.get(seconds)
         if waiting is None:
             waiting = OrderedDict()
             if not self.loop.is_closed():
-                self._waiting[seconds, expire] = waiting
+                self._waiting[seconds] = waiting
                 self.loop.call_later(seconds, self._ring, seconds, expire)
         waiting[item] = time.monotonic() + seconds
         waiting.move_to_end(item)
         return waiting
 
-    def bound(self, item: Any, seconds: float) -> None:
-        """Have ``item.expire()`` called in *seconds*, and then until it returns True. On the loop.
-
-        It ends what waits in vain, and returns whether there is nothing left to do.
-        """
-        if item not in self._waiting.get((seconds, self._look), ()):
-            self.watch(item, seconds, self._look)
-
-    def _look(self, items: list[Any]) -> None:
-        for item in items:
-            if not item.expire():
-                self.watch(item, GLANCE, self._look)
-
     def _ring(self, seconds: float, expire: Expire) -> None:
-        waiting, left = self._waiting[seconds, expire], 0.0
+        waiting, left = self._waiting[seconds], 0.0
         overdue: list[Any] = []
         with suppress(KeyError):  # a coroutine, freed on another thread, took the last one out
             while waiting and left <= 0 and len(overdue) < BATCH:
@@ -153,7 +137,7 @@ class Mailbox:
         if waiting:
             self.loop.call_later(max(left, 0.0), self._ring, seconds, expire)
         else:
-            del self._waiting[seconds, expire]
+            del self._waiting[seconds]
         expire(overdue)
 
 

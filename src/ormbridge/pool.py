@@ -25,10 +25,12 @@ from dataclasses import replace
 
 from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
-from .mailbox import GLANCE
 from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
+
+# Seconds between two looks at a worker that is to end, and may wait for a server in vain.
+_GLANCE = 0.5
 
 
 class Pool:
@@ -222,17 +224,11 @@ class Pool:
         """
         with self._lock:
             self._timeouts += 1
+            workers = list(self._workers)
+        for worker in workers if self not in seen else ():
+            worker.connections.cut()
         snapshot = seen.get(self) or seen.setdefault(self, self.stats())
         return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
-
-    def expire(self) -> bool:
-        """End what workers do in vain after their calls. Returns whether nobody waits for one."""
-        with self._lock:
-            workers = list(self._workers)
-            waits = bool(self._waiting)
-        for worker in workers:
-            worker.connections.cut()
-        return not waits
 
     def stats(self) -> PoolStats:
         """Return a snapshot. May be called from any thread."""
@@ -286,12 +282,12 @@ class Pool:
         if refuse:
             for lease in held:
                 lease.dismiss(PoolClosed(exiting))
-            for worker in filter(Worker.is_alive, workers):  # others may be about to start
+            for worker in workers:
                 left = math.inf if patience is None else patience
-                while worker.is_alive() and left > 0:
-                    worker.join(min(left, GLANCE))
-                    left -= GLANCE
+                while worker.is_alive() and left > 0:  # others may be about to start
+                    worker.join(min(left, _GLANCE))
                     worker.connections.cut()
+                    left -= _GLANCE
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""

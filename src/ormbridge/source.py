@@ -21,8 +21,8 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
+from .canceller import Glances
 from .chunks import read_chunks
-from .connections import ThreadConnections
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
@@ -80,7 +80,7 @@ class Source:
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
         # The rest is set when the first chunk is asked for.
-        self.mailbox: Any = None
+        self._mailbox: Mailbox | None = None
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
         self._frame: CurrentThreadExecutor | None = None
@@ -91,6 +91,7 @@ class Source:
         self._leave: list[Callable[[], object]] = []
         # The last fetch, until then.
         self._call: Call | None = None
+        self._glances: Glances | None = None
 
     # On the loop's thread
 
@@ -115,7 +116,7 @@ class Source:
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            if self.mailbox is None:
+            if self._mailbox is None:
                 self._open(call.mailbox, refuse)
             self._send(call)
         except Exception as error:  # its turn is after the rows in hand
@@ -124,7 +125,7 @@ class Source:
 
     def _open(self, mailbox: Mailbox, refuse: weakref.ref[Callable[[str], None]]) -> None:
         """Find out to what the stream belongs."""
-        self.mailbox = mailbox
+        self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
         block = current_block.get()
         while block is not None:
@@ -162,7 +163,7 @@ class Source:
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
-        mailbox = self.mailbox
+        mailbox = self._mailbox
         return mailbox is not None and mailbox.loop is not asyncio.get_running_loop()
 
     def has_moved(self) -> bool:
@@ -175,7 +176,7 @@ class Source:
         # This takes locks, which a thread that collects may be in the middle of: later.
         if self._leave:
             try:
-                self.mailbox.loop.call_soon_threadsafe(self.let_go)
+                cast(Mailbox, self._mailbox).loop.call_soon_threadsafe(self.let_go)
             except RuntimeError:  # the loop is closed
                 self.let_go()
 
@@ -189,16 +190,18 @@ class Source:
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
-        if isinstance(self.thread, Worker) and not self.closed.done():
-            self.mailbox.bound(self, ThreadConnections.BOUND)
+        if isinstance(self.thread, Worker) and not (self._glances or self.closed.done()):
+            with suppress(RuntimeError):  # the loop is closed
+                self._glances = Glances(cast(Mailbox, self._mailbox).loop, self._give_up)
 
-    def expire(self) -> bool:
-        """Wait no longer for PostgreSQL to close the cursor. Returns whether it is closed."""
+    def _give_up(self) -> bool:
         cast(Worker, self.thread).connections.cut()
-        return self.closed.done()
+        return not self.closed.done()
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
+        if self._glances is not None:
+            self._glances.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -233,7 +236,7 @@ class Source:
         self._end()
 
     def _end(self) -> None:
-        self.mailbox.post(self)
+        cast(Mailbox, self._mailbox).post(self)
 
     def _lost(self) -> str:
         return (

@@ -174,7 +174,7 @@ class TestContext(LeaseContext):
                 lambda: not self._users, default_pool().settings.timeout
             ):
                 running = [lease for lease in leases if lease.worker in self._users]
-                left += [f"{lease} on {lease.thread_name()} still runs" for lease in running]
+                left += [f"{lease} on {lease.thread.name} still runs" for lease in running]
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
@@ -277,7 +277,10 @@ async def capture_on_commit_callbacks(
     """
     callbacks: list[Callable[[], Any]] = []
 
-    registered: Any = database_sync_to_async(lambda: list(connections[using].run_on_commit))
+    @database_sync_to_async
+    def registered() -> list[Any]:
+        return list(connections[using].run_on_commit)
+
     seen = len(await registered())
     yield callbacks
     while new := (await registered())[seen:]:
