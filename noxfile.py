@@ -118,7 +118,8 @@ def docs(session: nox.Session) -> None:
 
 def build_site(session: nox.Session, builder: str) -> None:
     """Run a builder of Sphinx; a warning is an error, and all of them are shown."""
-    strict = ("-W", "-n", "--keep-going")
+    # -E: read all pages anew. Sphinx warns of a page as it reads it, and so once in two runs.
+    strict = ("-W", "-n", "-E", "--keep-going")
     places = ("-c", ".", "-d", "build/doctrees", "docs", f"build/{builder}")
     session.run("sphinx-build", "-b", builder, *strict, *session.posargs, *places)
 
@@ -212,7 +213,7 @@ def record(session: nox.Session, django: str) -> None:
     """Record what the examples print and which tests pass, on SQLite and what else answers."""
     servers = [database for database in SERVERS if server_answers(database)]
     extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    groups = ("tests", "demo", "site", "browser", "servers")
+    groups = ("tests", "demo", "site", "browser", "servers", "typing")
     install(session, *groups, extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
     less = without(SLOW) if (session.python, django) != ENDS[-1] else []
@@ -222,8 +223,8 @@ def record(session: nox.Session, django: str) -> None:
     # Slow, and about the servers more than about the pair: once.
     if "postgresql" in servers and (session.python, django) == ENDS[-1]:
         run_tests(session, "--record", "tests/servers", database="postgresql")
-    # The machinery of the site touches no database, and the demo has its own.
-    run_tests(session, "--record", "tests/docs", "tests/demo")
+    # The types and the machinery of the site touch no database, and the demo has its own.
+    run_tests(session, "--record", "tests/docs", "tests/demo", "tests/typing")
     print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)
     for database in SERVERS.keys() - set(servers):
         session.warn(f"{database} does not answer: the record does not speak of it")

@@ -26,8 +26,10 @@ may_end = threading.Event()
 
 @database_sync_to_async
 def write_report():
-    connection.ensure_connection()
-    is_connected.set()
+    try:
+        connection.ensure_connection()
+    finally:
+        is_connected.set()
     may_end.wait()
 
 
@@ -43,8 +45,9 @@ async def main():
         await get_name()
     except OperationalError as error:
         print(f"{type(error.__cause__).__module__}.{type(error.__cause__).__name__}: {error}")
-    may_end.set()
-    await report
+    finally:
+        may_end.set()
+        await report
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from asgiref.sync import SyncToAsync
 from django.db import connections
 
 from ormbridge import process
+from ormbridge.worker import Worker
 from tests import settings as test_settings
 from tests.gate import GUARD, Gate
 
@@ -127,3 +128,25 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.open.set()
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the system refuse the next threads of workers: ``refuse(2)``.
+
+    It does what is given as ``first`` before it refuses one.
+    """
+    original = Worker.start
+    left: list[Callable[[], object]] = []
+
+    def start(worker: Worker) -> None:
+        if left:
+            left.pop()()
+            raise RuntimeError("can't start new thread")
+        original(worker)
+
+    def refuse(number: int = 1, first: Callable[[], object] = list) -> None:
+        left[:] = [first] * number
+
+    monkeypatch.setattr(Worker, "start", start)
+    return refuse

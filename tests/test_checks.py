@@ -1,21 +1,30 @@
 """``manage.py check``: a warning for each setting that hurts, and silence once it is put right."""
 
+import functools
 import sys
 import types
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from channels.auth import AuthMiddlewareStack
+from channels.middleware import BaseMiddleware
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from channels.sessions import CookieMiddleware
 from django.contrib.auth.models import User
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.checks import run_checks
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, connections, transaction
 from django.db.utils import ConnectionHandler
 from django.http import HttpResponse
 from django.test import AsyncClient
-from django.urls import include, path
+from django.urls import include, path, re_path
+from django.utils.functional import SimpleLazyObject
 from django.views import View
 
-from ormbridge import BridgeMiddleware, checks, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, atomic, checks, database_sync_to_async, stats
 from tests.processes import run_python
 from tests.settings import CHOICE
 
@@ -47,8 +56,10 @@ def asgi(monkeypatch):
     return make
 
 
-async def application(scope, receive, send):
-    """Stand for an ASGI application."""
+@pytest.fixture(autouse=True)
+def without_the_variable(monkeypatch):
+    """Let nothing of the machine that runs the tests be warned of."""
+    monkeypatch.delenv("DJANGO_ALLOW_ASYNC_UNSAFE", raising=False)
 
 
 def test_good_settings(pool_settings):
@@ -126,8 +137,8 @@ def test_what_connects_lightly_needs_no_warning(check, engine):
 
 @pytest.mark.parametrize("age", [60, None])
 def test_application_without_the_middleware(check, asgi, settings, age):
-    """W002: connections persist, and the application is not wrapped."""
-    asgi(application)
+    """W002: connections persist, and the application is Django's own, not wrapped."""
+    asgi(ASGIHandler())
     settings.ASGI_APPLICATION = "project.asgi.application"
     assert check(**POSTGRESQL | {"CONN_MAX_AGE": age}) == [
         f"settings.DATABASES['default']: (ormbridge.W002) CONN_MAX_AGE is {age}, and "
@@ -143,38 +154,147 @@ def test_application_without_the_middleware(check, asgi, settings, age):
 )
 def test_where_the_application_is(check, asgi, settings, root_urlconf, asgi_application):
     """The application is the one of ASGI_APPLICATION, or else the one beside ROOT_URLCONF."""
-    asgi(application)
+    asgi(ASGIHandler())
     settings.ROOT_URLCONF, settings.ASGI_APPLICATION = root_urlconf, asgi_application
     (warning,) = check(**POSTGRESQL)
     assert "project.asgi.application is not in BridgeMiddleware" in warning
-    asgi(BridgeMiddleware(application))
+    asgi(BridgeMiddleware(ASGIHandler()))
     assert check(**POSTGRESQL) == []
 
 
-@pytest.mark.parametrize("name", ["application", "app", "inner"])
-def test_middleware_inside_another(check, asgi, settings, name):
-    """W002 is silent where the middleware is inside another one."""
+async def consumer(scope, receive, send):
+    """Stand for a consumer."""
+
+
+class OtherMiddleware:
+    """A middleware as Starlette, uvicorn and Sentry have them."""
+
+    __module__ = "starlette.middleware.cors"
+
+    def __init__(self, app):
+        self.app = app
+
+
+KNOWN = {
+    "router": lambda inner: ProtocolTypeRouter({"http": inner, "websocket": consumer}),
+    "urls": lambda inner: URLRouter([path("events", consumer), re_path("", inner)]),
+    "static": ASGIStaticFilesHandler,
+    "auth": AuthMiddlewareStack,
+    "origin": AllowedHostsOriginValidator,
+    "others": OtherMiddleware,
+    "nested": lambda inner: ProtocolTypeRouter({"http": CookieMiddleware(BaseMiddleware(inner))}),
+}
+
+
+@pytest.mark.parametrize("wrap", KNOWN.values(), ids=KNOWN)
+def test_middleware_inside_another(check, asgi, settings, wrap):
+    """W002 looks through what is known to hand requests on, down to Django or the middleware."""
     settings.ASGI_APPLICATION = "project.asgi.application"
-    asgi(types.SimpleNamespace(**{name: types.SimpleNamespace(**{name: application})}))
-    assert len(check(**POSTGRESQL)) == 1
-    inside = BridgeMiddleware(application)
-    asgi(types.SimpleNamespace(**{name: types.SimpleNamespace(**{name: inside})}))
+    settings.STATIC_URL = "static/"
+    asgi(wrap(ASGIHandler()))
+    (warning,) = check(**POSTGRESQL)
+    assert "ormbridge.W002" in warning
+    asgi(wrap(BridgeMiddleware(ASGIHandler())))
     assert check(**POSTGRESQL) == []
 
 
 def test_middleware_around_http_alone(check, asgi, settings):
-    """W002 is silent where the middleware is inside a ProtocolTypeRouter, around "http"."""
+    """W002 is about requests: what a ProtocolTypeRouter has for "http"."""
     settings.ASGI_APPLICATION = "project.asgi.application"
-    bridged = BridgeMiddleware(application)
-    asgi(types.SimpleNamespace(application_mapping={"http": application, "websocket": bridged}))
+    bare = ASGIHandler()
+    bridged = BridgeMiddleware(bare)
+    asgi(ProtocolTypeRouter({"http": bare, "websocket": bridged}))
     assert len(check(**POSTGRESQL)) == 1
-    asgi(types.SimpleNamespace(application_mapping={"http": bridged, "websocket": application}))
+    asgi(ProtocolTypeRouter({"http": bridged, "websocket": bare}))
+    assert check(**POSTGRESQL) == []
+    asgi(ProtocolTypeRouter({"websocket": bare}))
+    assert check(**POSTGRESQL) == []
+
+
+def in_function(inner):
+    async def application(scope, receive, send):
+        await inner(scope, receive, send)
+
+    return application
+
+
+def in_function_that_wraps(inner):
+    return functools.wraps(inner)(in_function(BridgeMiddleware(inner)))
+
+
+class Own:
+    """A class of somebody's own, which keeps the application under any name."""
+
+    def __init__(self, name, inner):
+        setattr(self, name, inner)
+        self.bridged = BridgeMiddleware(inner)
+
+    async def __call__(self, scope, receive, send):
+        await self.bridged(scope, receive, send)
+
+
+class OwnHandler(ASGIHandler):
+    """A handler of somebody's own, which adds the middleware where nobody sees it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.bridged = BridgeMiddleware(super().__call__)
+
+    async def __call__(self, scope, receive, send):
+        await self.bridged(scope, receive, send)
+
+
+class OwnMiddleware(BaseMiddleware):
+    """A middleware of Channels, which adds ours."""
+
+    async def __call__(self, scope, receive, send):
+        await BridgeMiddleware(self.inner)(scope, receive, send)
+
+
+class Mounting:
+    """A Starlette or FastAPI application, which mounts others."""
+
+    __module__ = "starlette.applications"
+
+    def __init__(self, inner):
+        mount = type("Mount", (), {"__module__": "starlette.routing", "app": inner})()
+        self.router = types.SimpleNamespace(routes=[mount])
+        self.routes = [mount]
+
+    async def __call__(self, scope, receive, send):
+        """Stand for what finds the route."""
+
+
+UNKNOWN = {
+    "function": lambda inner: in_function(BridgeMiddleware(inner)),
+    "wraps": in_function_that_wraps,
+    "partial": lambda inner: functools.partial(in_function(BridgeMiddleware(inner))),
+    "method": lambda inner: Own("kept", inner).__call__,
+    "handler": OwnHandler,
+    "channels": OwnMiddleware,
+    "mounted": lambda inner: Mounting(BridgeMiddleware(inner)),
+    "mounting": lambda inner: BridgeMiddleware(Mounting(inner)),
+    "lazy": lambda inner: SimpleLazyObject(lambda: BridgeMiddleware(inner)),
+    **{
+        name: functools.partial(Own, name)
+        for name in ("application", "app", "inner", "handler", "wrapped", "callback", "routes")
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", UNKNOWN.values(), ids=UNKNOWN)
+def test_application_that_cannot_be_seen_through(check, asgi, settings, wrap):
+    """W002 is silent where code that it does not know may add the middleware."""
+    settings.ASGI_APPLICATION = "project.asgi.application"
+    asgi(wrap(ASGIHandler()))
+    assert check(**POSTGRESQL) == []
+    asgi(KNOWN["nested"](wrap(ASGIHandler())))
     assert check(**POSTGRESQL) == []
 
 
 def test_closed_connections_need_no_middleware(check, asgi, settings):
     """W002 is silent where no connection outlives its request."""
-    asgi(application)
+    asgi(ASGIHandler())
     settings.ASGI_APPLICATION = "project.asgi.application"
     assert check(**SQLITE, CONN_MAX_AGE=0) == []
 
@@ -182,7 +302,7 @@ def test_closed_connections_need_no_middleware(check, asgi, settings):
 @pytest.mark.parametrize("wrong", ["", "nowhere.asgi.application", "project.asgi.app", 3])
 def test_application_that_cannot_be_found(check, asgi, settings, wrong):
     """W002 is silent where the application cannot be found."""
-    asgi(application)
+    asgi(ASGIHandler())
     settings.ASGI_APPLICATION = wrong
     assert check(**POSTGRESQL) == []
 
@@ -197,8 +317,8 @@ def test_application_that_fails(check, settings, tmp_path, monkeypatch):
 
 def test_applications_in_a_ring(check, asgi, settings):
     """W002 is silent, and the check ends, where one application leads back to itself."""
-    ring = types.SimpleNamespace()
-    ring.app = ring
+    ring = BaseMiddleware(None)
+    ring.inner = ring
     asgi(ring)
     settings.ASGI_APPLICATION = "project.asgi.application"
     assert check(**POSTGRESQL) == []
@@ -574,6 +694,125 @@ async def test_atomic_without_autocommit(without_autocommit):
     await database_sync_to_async(transaction.atomic(User.objects.create))(username="ada")
     expected = 1 if connection.vendor == "sqlite" else 0
     assert await database_sync_to_async(User.objects.count)() == expected
+
+
+# W008
+
+
+@pytest.mark.parametrize("value", ["true", "1", "0"])
+def test_async_unsafe_is_allowed(check, monkeypatch, value):
+    """W008: the variable is set with which Django lets plain queries run in coroutines."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", value)
+    assert check(**POSTGRESQL) == [
+        "?: (ormbridge.W008) DJANGO_ALLOW_ASYNC_UNSAFE is set: a plain query in a coroutine runs "
+        "outside of its atomic()\n"
+        "\tHINT: unset it, and use a-methods or database_sync_to_async"
+    ]
+
+
+def test_async_unsafe_that_is_empty(check, monkeypatch):
+    """W008 is silent where the variable is empty: Django then raises, as without it."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "")
+    assert check(**POSTGRESQL) == []
+
+
+async def test_plain_query_is_outside_of_its_block(
+    transactional_db, connection_settings, monkeypatch
+):
+    """With the variable, what a plain query in ``atomic()`` writes survives the rollback."""
+    if CHOICE == "sqlite":  # or the block would have the only lock for writing from its beginning
+        options = {**connections.settings["default"]["OPTIONS"], "transaction_mode": "DEFERRED"}
+        connection_settings(OPTIONS=options)
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    async with atomic():
+        User.objects.create(username="plain")
+        connection.close()  # that of the coroutine, which nobody else would close
+        await User.objects.acreate(username="awaited")
+        await database_sync_to_async(transaction.set_rollback)(True)
+    assert [user.username async for user in User.objects.all()] == ["plain"]
+
+
+# W009
+
+
+TENANTS = "django_tenants.postgresql_backend"
+TENANTS_LINE = (
+    f"settings.DATABASES['default']: (ormbridge.W009) ENGINE is {TENANTS!r}, and "
+    "ORMBRIDGE['RESET'] is None: the next call on a worker meets the tenant of the last one\n"
+    "\tHINT: let RESET name a function that calls connection.set_schema_to_public(), or the like"
+)
+
+
+def reset(connection):
+    """Stand for a RESET."""
+
+
+def test_tenants_without_a_reset(check, pool_settings):
+    """W009: an engine that keeps a tenant on its connection, and no RESET."""
+    assert check(ENGINE=TENANTS, CONN_MAX_AGE=60) == [TENANTS_LINE]
+    pool_settings(RESET=f"{__name__}.reset")
+    assert check(ENGINE=TENANTS, CONN_MAX_AGE=60) == []
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "tenant_schemas.postgresql_backend",
+        "django_multitenant.backends.postgresql",
+        "db_multitenant.db.backends.mysql",
+        "boardinghouse.backends.postgres",
+    ],
+)
+def test_engines_that_keep_a_tenant(check, engine):
+    """W009 knows the engines of several packages by their names."""
+    (warning,) = check(ENGINE=engine, CONN_MAX_AGE=60)
+    assert f"ormbridge.W009) ENGINE is {engine!r}" in warning
+
+
+def test_tenants_in_context_variables(check, settings):
+    """W009 is silent where the package keeps its tenant with the request, not on the thread."""
+    assert check(ENGINE="django_pgschemas.postgresql", CONN_MAX_AGE=60) == []
+    settings.TENANT_USE_ASGIREF = True
+    assert check(ENGINE="django_multitenant.backends.postgresql", CONN_MAX_AGE=60) == []
+
+
+async def test_what_a_call_keeps_on_its_connection(transactional_db, pool_settings):
+    """What a call puts on Django's connection object is there for the next call on its worker."""
+    pool_settings(MAX_THREADS=1)
+    await database_sync_to_async(lambda: setattr(connection, "tenant", "acme"))()
+    assert await database_sync_to_async(lambda: connection.tenant)() == "acme"
+
+
+# W010
+
+
+BOUNCER = {**POSTGRESQL, "HOST": "pgbouncer", "PORT": 6432, "DISABLE_SERVER_SIDE_CURSORS": True}
+
+
+@pytest.mark.parametrize(
+    ("database", "bridge", "names"),
+    [
+        ({"OPTIONS": {"assume_role": "app"}}, {}, "OPTIONS['assume_role']"),
+        ({"OPTIONS": {"options": "-c statement_timeout=5s"}}, {}, "OPTIONS['options']"),
+        ({"ENGINE": "django_pgschemas.postgresql"}, {}, "ENGINE"),
+        ({"ENGINE": TENANTS}, {"RESET": f"{__name__}.reset"}, "ENGINE, RESET"),
+    ],
+)
+def test_state_of_the_session_behind_pgbouncer(check, pool_settings, database, bridge, names):
+    """W010: signs of state on the session, and an address that looks like PgBouncer."""
+    pool_settings(**bridge)
+    assert check(**{**BOUNCER, **database}) == [
+        f"settings.DATABASES['default']: (ormbridge.W010) {names}: state of the session, it "
+        "seems, and pgbouncer:6432 looks like PgBouncer: if it pools transactions, a call may meet "
+        "that of others\n"
+        "\tHINT: use SET LOCAL in atomic(), or let PgBouncer have pool_mode = session"
+    ]
+    assert check(**{**BOUNCER, **database, "HOST": "db", "PORT": 5432}) == []
+
+
+def test_pgbouncer_without_state_of_the_session(check):
+    """W010 is silent where nothing points to state on the session."""
+    assert check(**BOUNCER, OPTIONS={"options": "", "sslmode": "require"}) == []
 
 
 # How the checks come to run

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 
 from ormbridge import database_sync_to_async, mailbox
+from ormbridge.call import _expire
 from ormbridge.crew import WINDOW, Crew
 from ormbridge.pool import Pool
 from ormbridge.process import default_pool
@@ -198,10 +199,7 @@ async def test_time_outs_that_make_the_line_short_rouse_all(pool_settings, monke
     gates, calls = await busy_pool(pool_settings, waiting=3)
     gates[0].open.set()
     await calls[0]
-    pool = default_pool()
-    for lease in list(pool._waiting)[:2]:
-        lease.asked -= 60.0
-    pool.expire()
+    _expire(list(default_pool()._waiting)[:2])
     await gates[2].entered()
     for gate in gates:
         gate.open.set()

@@ -7,10 +7,23 @@ from unittest import mock
 import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import WebsocketConsumer
-from django.db import connection
+from django.contrib.auth.models import User
+from django.db import connection, transaction
 
-from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, release, stats
-from ormbridge.process import default_pool
+from ormbridge import (
+    BridgeMiddleware,
+    PoolTimeout,
+    atomic,
+    database_sync_to_async,
+    pinned,
+    release,
+    stats,
+    stream,
+)
+from ormbridge.context import LeaseContext
+from ormbridge.mailbox import BATCH
+from ormbridge.process import default_pool, end_pools
+from ormbridge.worker import Worker
 from tests.gate import GUARD
 from tests.guide.http import connect, disconnect, get, say
 from tests.test_call import until
@@ -191,3 +204,172 @@ async def test_connections_are_cleaned_again_after_a_held_lease(pool_settings, c
     assert await get(answering(work)) == "200 False"
     await until(lambda: stats().idle == 1)
     assert await database_sync_to_async(ask)() is True
+
+
+async def test_request_without_a_thread_is_a_503(refuse, caplog):
+    """A request for which no thread could be started is answered with 503; the next one works."""
+    refuse()
+    ran = []
+
+    async def work():
+        await sync_to_async(ran.append)("ran")
+
+    assert await get(answering(work)) == "503 Service Unavailable"
+    assert "GET /: no thread could be started (can't start new thread)" in caplog.text
+    assert ran == []
+    assert await get(answering(work)) == "200 None"
+    assert ran == ["ran"]
+
+
+async def test_request_that_catches_the_refusal_goes_on(refuse):
+    """Later calls of a request are refused with the same words, or run once a thread is there."""
+
+    async def work():
+        outcomes = []
+        for number in range(3):
+            try:
+                outcomes.append(await sync_to_async(str)(number))
+            except PoolTimeout as error:
+                outcomes.append(str(error)[:26])
+        return outcomes
+
+    refuse(2)
+    refused = "no thread could be started"
+    assert await get(answering(work)) == f"200 {[refused, refused, '2']}"
+
+
+async def test_calls_in_the_line_of_a_lease_without_a_thread(monkeypatch, pool_settings):
+    """All calls that a request made meanwhile are refused, each with an error of its own."""
+    pool_settings(MAX_THREADS=1)
+    original, starting = Worker.start, threading.Event()
+
+    def start(worker):
+        if not starting.is_set():
+            starting.set()
+            while stats().waiting < 1:
+                threading.Event().wait(0.001)
+            raise RuntimeError("can't start new thread")
+        original(worker)
+
+    async def work():
+        calls = [sync_to_async(thread_name)() for _ in range(3)]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        causes = {str(error.__cause__) for error in errors}
+        return [len(set(map(id, errors))), causes]
+
+    def in_another_thread():
+        with pytest.raises(PoolTimeout):
+            asyncio.run(database_sync_to_async(thread_name)())
+
+    monkeypatch.setattr(Worker, "start", start)
+    other = asyncio.create_task(asyncio.to_thread(in_another_thread))
+    await asyncio.to_thread(starting.wait, GUARD)
+    assert await get(answering(work)) == """200 [3, {"can't start new thread"}]"""
+    await other
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("block", [atomic, pinned])
+async def test_block_without_a_thread(block, refuse):
+    """A block whose first call gets no thread fails with that error, and works once it gets one."""
+    ran = []
+
+    async def work():
+        async with block():
+            await database_sync_to_async(ran.append)("ran")
+
+    refuse()
+    with pytest.raises(PoolTimeout, match="no thread could be started"):
+        await asyncio.wait_for(work(), GUARD)
+    assert ran == []
+    await work()
+    assert ran == ["ran"]
+
+
+async def test_pinned_block_that_catches_the_refusal_goes_on(refuse):
+    """After the first call of a pinned() got no thread, the next ones share a worker."""
+    refuse()
+    async with pinned():
+        with pytest.raises(PoolTimeout, match="no thread could be started"):
+            await database_sync_to_async(thread_name)()
+        calls = [database_sync_to_async(thread_name)() for _ in range(3)]
+        names = await asyncio.wait_for(asyncio.gather(*calls), GUARD)
+    assert len(set(names)) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_stream_without_a_thread(refuse):
+    """A stream that gets no thread raises that error, once; another one reads the rows."""
+    await database_sync_to_async(User.objects.create)(username="ada")
+    await asyncio.to_thread(end_pools, GUARD)
+
+    async def read():
+        return [user.username async for user in stream(User.objects.all())]
+
+    refuse()
+    with pytest.raises(PoolTimeout, match="no thread could be started"):
+        await asyncio.wait_for(read(), GUARD)
+    assert await asyncio.wait_for(read(), GUARD) == ["ada"]
+
+
+async def test_no_second_thread_below_a_held_lease(refuse, pool_settings):
+    """With thread_sensitive=False and no second thread, a call runs once, on the held worker."""
+    pool_settings(MAX_THREADS=2)
+    ran = []
+
+    def note():
+        ran.append(thread_name())
+
+    async def work():
+        held = await sync_to_async(thread_name)()
+        refuse()
+        await database_sync_to_async(note, thread_sensitive=False)()
+        await sync_to_async(len)("")
+        return ran == [held]
+
+    assert await get(answering(work)) == "200 True"
+    assert len(ran) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_withdrawn_calls_are_placed_again_in_batches(gate, pool_settings):
+    """However many calls move to the worker that their socket keeps, the loop turns between."""
+    pool_settings(MAX_THREADS=1)
+    loop = asyncio.get_running_loop()
+    placed, most, before = [], 0, 0
+    original = LeaseContext.place
+
+    def place(context, call, *args, **kwargs):
+        placed.append(call)
+        original(context, call, *args, **kwargs)
+
+    def turn():
+        nonlocal most, before, watching
+        most, before = max(most, len(placed) - before), len(placed)
+        watching = loop.call_soon(turn)
+
+    def begin():
+        gate()
+        transaction.set_autocommit(False)
+
+    async def application(scope, receive, send):
+        nonlocal before, watching
+        first = asyncio.create_task(database_sync_to_async(begin)())
+        await gate.entered()
+        others = [database_sync_to_async(str)(number) for number in range(3 * BATCH)]
+        gathered = asyncio.gather(*others)
+        await asyncio.sleep(0)
+        before = 0
+        placed.clear()
+        watching = loop.call_soon(turn)
+        gate.open.set()
+        await first
+        assert await gathered == [str(number) for number in range(3 * BATCH)]
+        watching.cancel()
+        await database_sync_to_async(transaction.set_autocommit)(True)
+
+    watching = loop.call_soon(len, "")
+    with mock.patch.object(LeaseContext, "place", place):
+        await BridgeMiddleware(application)({"type": "websocket", "path": "/"}, None, None)
+    assert len(placed) == 3 * BATCH + 1
+    assert 0 < most <= BATCH

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from ormbridge import database_sync_to_async, stats
-from ormbridge.mailbox import Mailbox, mailbox_of
+from ormbridge.mailbox import BATCH, Mailbox, mailbox_of
 from tests.gate import GUARD, Gate
 from tests.test_call import until
 
@@ -130,14 +130,110 @@ async def test_mailbox_is_kept_for_its_loop():
     assert mailbox_of(loop).loop is loop
 
 
-async def test_timer_runs_once_for_a_key():
-    """A key has one timer at a time, and can have another when it has rung."""
+async def test_one_timer_for_all_who_wait():
+    """All who wait equally long have one timer, and each gets its own time."""
+    loop = asyncio.get_running_loop()
+    mailbox, overdue = Mailbox(loop), []
+    with mock.patch.object(loop, "call_later", wraps=loop.call_later) as timers:
+        for item in range(100):
+            mailbox.watch(item, GUARD, overdue.append)
+        assert timers.call_count == 1
+        mailbox.watch("short", 0.0, overdue.append)
+        await until(lambda: overdue)
+    assert overdue == [["short"]]
+    assert list(mailbox._waiting) == [GUARD]
+
+
+async def test_who_began_to_wait_again_waits_from_then_on(monkeypatch):
+    """Whoever is watched anew is behind those that came before, with a deadline of its own."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    mailbox, overdue = Mailbox(mock.Mock(**{"is_closed.return_value": False})), []
+    mailbox.watch("first", 10.0, overdue.extend)
+    mailbox.watch("second", 10.0, overdue.extend)
+    now = 105.0
+    mailbox.watch("first", 10.0, overdue.extend)
+    now = 110.0
+    mailbox._ring(10.0, overdue.extend)
+    assert overdue == ["second"]
+    assert mailbox.loop.call_later.call_args.args[0] == 5.0
+    now = 115.0
+    mailbox._ring(10.0, overdue.extend)
+    assert overdue == ["second", "first"]
+    assert mailbox._waiting == {}
+
+
+async def test_who_waits_no_longer_is_forgotten():
+    """Nothing is kept of who was taken out, and the timer rings for nobody."""
     mailbox, rung = Mailbox(asyncio.get_running_loop()), []
-    for _ in range(2):
-        mailbox.at("key", 0.0, rung.append, "first")
-        mailbox.at("key", 0.0, rung.append, "second")
-        await until(lambda: not mailbox.timers)
-    assert rung == ["first", "first"]
+    mailbox.watch("gone", 0.0, rung.append).pop("gone")
+    await until(lambda: rung)
+    assert rung == [[]]
+    assert mailbox._waiting == {}
+
+
+async def test_those_who_waited_on_a_closed_loop_are_not_watched():
+    """On a loop that is closed there is no timer, and no error either."""
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(loop)
+    loop.close()
+    assert list(mailbox.watch("item", 1.0, list)) == ["item"]
+    assert mailbox._waiting == {}
+
+
+def turns_of(loop, count):
+    """Turn *loop* by hand; return what ``count()`` grew by in each turn, until it grows no more."""
+    seen, grown = count(), []
+    while True:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        before, seen = seen, count()
+        if seen == before:
+            return grown
+        grown.append(seen - before)
+
+
+def test_loop_turns_between_batches():
+    """However many outcomes there are, no more than a batch is delivered in a turn of the loop."""
+    loop = asyncio.new_event_loop()
+    mailbox, delivered = Mailbox(loop), []
+    for number in range(2 * BATCH + 1):
+        mailbox.post(Item(delivered, number))
+    assert turns_of(loop, lambda: len(delivered)) == [BATCH, BATCH, 1]
+    assert delivered == list(range(2 * BATCH + 1))
+    loop.close()
+
+
+def test_posted_between_batches():
+    """What is posted while batches follow each other comes last, and is not lost."""
+    loop = asyncio.new_event_loop()
+    mailbox, delivered = Mailbox(loop), []
+
+    class Posting(Item):
+        def deliver(self):
+            super().deliver()
+            mailbox.post(Item(delivered, "last"))
+
+    mailbox.post(Posting(delivered, "first"))
+    for number in range(2 * BATCH):
+        mailbox.post(Item(delivered, number))
+    grown = turns_of(loop, lambda: len(delivered))
+    assert delivered == ["first", *range(2 * BATCH), "last"]
+    assert grown == [BATCH, BATCH, 2]
+    loop.close()
+
+
+def test_outcomes_do_not_gather_between_batches():
+    """A batch that others follow sets no timer, and the last one says when nothing comes."""
+    loop = asyncio.new_event_loop()
+    mailbox, delivered, told = Mailbox(loop), [], []
+    for number in range(2 * BATCH):
+        mailbox.post(Item(delivered, number), stalled=lambda: told.append("stalled"))
+    assert turns_of(loop, lambda: len(delivered)) == [BATCH, BATCH]
+    assert told == []
+    loop.run_until_complete(until(lambda: told))
+    assert told == ["stalled"]
+    loop.close()
 
 
 def many_calls():

@@ -3,13 +3,25 @@
 import asyncio
 import functools
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from unittest import mock
 
 import pytest
 from django.contrib.auth.models import User
 
-from ormbridge import PoolTimeout, database_sync_to_async, process, stats
+from ormbridge import (
+    BridgeError,
+    BridgeMiddleware,
+    PoolClosed,
+    PoolTimeout,
+    database_sync_to_async,
+    process,
+    stats,
+)
+from ormbridge.call import _expire
+from ormbridge.mailbox import BATCH
 from ormbridge.pool import Pool
 from ormbridge.process import default_pool
 from ormbridge.settings import Settings
@@ -262,48 +274,314 @@ async def test_stats_tell_waiting_from_running(gate, pool_settings):
     assert now.holders == ()
 
 
-async def test_no_thread_left_is_an_error_and_nothing_is_lost(pool_settings):
-    """If the system refuses the first thread, the call fails with its error; later ones work."""
-    pool_settings(MAX_THREADS=2)
+NO_THREAD = r"^no thread could be started \(can't start new thread\).* 0 of 3 workers exist\."
+
+
+async def test_no_thread_left_is_an_error_and_nothing_is_lost(refuse, pool_settings):
+    """If the system refuses the first thread, the call fails and never runs; later ones work."""
+    pool_settings(MAX_THREADS=3)
+    refuse()
+    ran = []
+    with pytest.raises(PoolTimeout, match=NO_THREAD) as caught:
+        await database_sync_to_async(ran.append)("refused")
+    assert "raise it (ulimit -u, the pids of the container), or lower" in str(caught.value)
+    assert repr(caught.value.__cause__) == 'RuntimeError("can\'t start new thread")'
+    now = stats()
+    assert (now.threads, now.waiting, now.timeouts) == (0, 0, 1)
+    await database_sync_to_async(ran.append)("then")
+    assert ran == ["then"]
+
+
+async def test_no_memory_for_a_thread_is_the_same(monkeypatch, pool_settings):
+    """What else the start of a thread may fail with is the same error, with its cause."""
+    pool_settings(MAX_THREADS=3)
     with (
-        mock.patch.object(Worker, "start", side_effect=RuntimeError("can't start new thread")),
-        pytest.raises(RuntimeError, match="can't start new thread"),
+        mock.patch.object(Worker, "start", side_effect=MemoryError),
+        pytest.raises(PoolTimeout, match="no thread could be started") as caught,
     ):
         await database_sync_to_async(len)("")
+    assert type(caught.value.__cause__) is MemoryError
     assert stats().threads == 0
-    assert await database_sync_to_async(len)("abc") == 3
 
 
-async def test_no_thread_left_makes_do_with_those_that_run(gate, pool_settings):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("refused", [1, 2, 7])
+async def test_no_thread_left_for_calls_that_are_gathered(threads, refused, refuse, pool_settings):
+    """Each of the calls made at one time ran and gets its result, or an error of its own."""
+    pool_settings(MAX_THREADS=threads)
+    refuse(refused)
+    ran = []
+    calls = [database_sync_to_async(ran.append)(number) for number in range(6)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), GUARD)
+    errors = [outcome for outcome in outcomes if outcome is not None]
+    assert [type(error) for error in errors] == [PoolTimeout] * min(refused, 6)
+    assert len(set(map(id, errors))) == len(errors)
+    assert sorted(ran) == list(range(min(refused, 6), 6))
+
+
+async def test_no_thread_left_makes_do_with_those_that_run(gate, refuse, pool_settings):
     """If the system refuses another thread, the call waits for one of those that run."""
     pool_settings(MAX_THREADS=2)
     running = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
-    with mock.patch.object(Worker, "start", side_effect=RuntimeError("can't start new thread")):
-        waiting = asyncio.create_task(database_sync_to_async(len)("abc"))
-        await asyncio.sleep(0)
+    refuse()
+    waiting = asyncio.create_task(database_sync_to_async(len)("abc"))
+    await asyncio.sleep(0)
     assert stats().waiting == 1
     gate.open.set()
     assert await waiting == 3
     await running
 
 
-async def test_no_thread_left_takes_one_that_became_free(gate, pool_settings):
+async def test_no_thread_left_takes_one_that_became_free(gate, refuse, pool_settings):
     """If a worker became free while the system refused another thread, it takes the call."""
     pool_settings(MAX_THREADS=2)
     running = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
 
-    def refuse(worker):
+    def end_the_running_call():
         gate.open.set()
-        while not worker.pool._idle:  # the running call ends now
+        while not default_pool()._idle:
             threading.Event().wait(0.001)
-        raise RuntimeError("can't start new thread")
 
-    with mock.patch.object(Worker, "start", refuse):
-        waiting = asyncio.create_task(database_sync_to_async(len)("abc"))
-        assert await asyncio.wait_for(waiting, GUARD) == 3
+    refuse(first=end_the_running_call)
+    assert await asyncio.wait_for(database_sync_to_async(len)("abc"), GUARD) == 3
     await running
+
+
+async def test_call_without_a_thread_still_times_out(gate, refuse, pool_settings):
+    """A call that goes back in line because it got no thread waits no longer than TIMEOUT."""
+    pool_settings(MAX_THREADS=2, TIMEOUT=0.01)
+    running = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    refuse()
+    with pytest.raises(PoolTimeout, match="1 of 2 leased"):
+        await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
+    gate.open.set()
+    await running
+
+
+async def test_threads_that_can_be_had_again(gate, refuse, pool_settings):
+    """Once threads can be had again, the next call starts one for each that waits, and its own."""
+    pool_settings(MAX_THREADS=4)
+    calls = [asyncio.create_task(database_sync_to_async(gate)())]
+    await gate.entered()
+    for _ in range(2):
+        refuse()
+        calls.append(asyncio.create_task(database_sync_to_async(gate)()))
+        await asyncio.sleep(0)
+    assert stats().waiting == 2
+    calls.append(asyncio.create_task(database_sync_to_async(gate)()))
+    await gate.entered(3)
+    assert (stats().waiting, stats().threads) == (0, 4)
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_thread_that_is_refused_again(gate, refuse, pool_settings):
+    """If the thread for who waits is refused again, that one waits on, and so does the next."""
+    pool_settings(MAX_THREADS=3)
+    calls = [asyncio.create_task(database_sync_to_async(gate)())]
+    await gate.entered()
+    order = []
+    for number in range(2):
+        refuse()
+        calls.append(asyncio.create_task(database_sync_to_async(order.append)(number)))
+        await asyncio.sleep(0)
+    assert stats().waiting == 2
+    gate.open.set()
+    await asyncio.wait_for(asyncio.gather(*calls), GUARD)
+    assert order == [0, 1]
+
+
+async def test_retiring_worker_serves_who_got_no_thread(refuse, pool_settings):
+    """A call that gets no thread while the only worker retires is served by that worker."""
+    pool = Pool(Settings(max_threads=2, timeout=GUARD, max_idle=GUARD, reset=None))
+    worker, lease = Worker(pool, 1), mock.Mock(calls=1)
+    pool._workers.add(worker)
+    pool._idle.append(worker)
+    assert pool.retire(worker)
+    refuse()
+    assert pool.take(lease) is False
+    assert pool.leave(worker) is lease
+    lease.refuse.assert_not_called()
+
+
+async def test_no_thread_left_for_one_that_does_not_wait(gate, refuse, pool_settings):
+    """A call that may not wait for a worker, and gets no thread, is in no line and never runs."""
+    pool_settings(MAX_THREADS=2)
+    ran = []
+
+    def on_a_worker():
+        refuse()
+        with pytest.raises(PoolTimeout, match="no other worker is free"):
+            asyncio.run(database_sync_to_async(ran.append)("refused"))
+        return stats().waiting
+
+    assert await database_sync_to_async(on_a_worker)() == 0
+    await database_sync_to_async(len)("")
+    assert ran == []
+
+
+def in_threads(*functions):
+    """Run each function in a thread of its own, and return what they return, in order."""
+    with ThreadPoolExecutor(len(functions)) as executor:
+        futures = [executor.submit(function) for function in functions]
+        return [future.result(GUARD) for future in futures]
+
+
+def outcome_of(function, *args):
+    """Return what a call of *function* from a loop of its own returns or raises."""
+    try:
+        return asyncio.run(database_sync_to_async(function)(*args))
+    except BridgeError as error:
+        return error
+
+
+def test_no_thread_left_while_another_loop_waits(refuse, pool_settings):
+    """If the only worker cannot start, calls of other loops that wait for it are refused too."""
+    pool_settings(MAX_THREADS=1)
+    ran = []
+    starting = threading.Event()
+
+    def wait_for_the_others():
+        starting.set()
+        while stats().waiting < 3:
+            threading.Event().wait(0.001)
+
+    def waiting(number):
+        starting.wait(GUARD)
+        return outcome_of(ran.append, number)
+
+    refuse(first=wait_for_the_others)
+    others = [functools.partial(waiting, number) for number in range(3)]
+    errors = in_threads(functools.partial(outcome_of, ran.append, "first"), *others)
+    assert [type(error) for error in errors] == [PoolTimeout] * 4
+    assert len(set(map(id, errors))) == 4
+    assert {str(error)[:27] for error in errors} == {"no thread could be started "}
+    assert ran == []
+    assert stats().waiting == stats().threads == 0
+    assert outcome_of(len, "abc") == 3
+
+
+@pytest.mark.parametrize("second_starts", [True, False])
+def test_two_threads_are_started_at_one_time(second_starts, monkeypatch, pool_settings):
+    """Who gets no thread while another loop starts one waits for that, and shares its fate."""
+    pool_settings(MAX_THREADS=2)
+    both = threading.Barrier(2, timeout=GUARD)
+    original = Worker.start
+
+    def start(worker):
+        number = worker.name.rpartition("-")[2]
+        if number in "12":
+            both.wait()
+        if number == "2":
+            while not stats().waiting:  # until the first one is back in line
+                threading.Event().wait(0.001)
+        if number == "1" or not second_starts:
+            raise RuntimeError("can't start new thread")
+        original(worker)
+
+    monkeypatch.setattr(Worker, "start", start)
+    outcomes = in_threads(*[functools.partial(outcome_of, len, "abc")] * 2)
+    if second_starts:
+        assert outcomes == [3, 3]
+    else:
+        assert [type(outcome) for outcome in outcomes] == [PoolTimeout] * 2
+    assert stats().waiting == 0
+
+
+def test_closing_does_not_wait_for_a_thread_that_has_not_started():
+    """A pool can be closed while a worker is about to start on another thread."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    pool._workers.add(Worker(pool, 1))
+    pool.close(refuse=True)
+
+
+def test_each_that_is_refused_at_exit_has_an_error_of_its_own():
+    """Calls that wait as the pool closes do not share an error, and so no traceback."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    leases = [mock.Mock(), mock.Mock()]
+    pool._waiting.update(dict.fromkeys(leases))
+    pool.close(refuse=True)
+    first, second = [lease.refuse.call_args.args[0] for lease in leases]
+    assert type(first) is type(second) is PoolClosed
+    assert first is not second
+
+
+@pytest.mark.parametrize("kind", ["calls", "requests", "one request", "turns"])
+async def test_loop_turns_while_many_time_out(kind, gate, pool_settings, monkeypatch):
+    """Of calls that time out at one time, no more than a batch fails in a turn of the loop."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
+    loop, clock = asyncio.get_running_loop(), time.monotonic
+    made = most = failed = before = 0
+
+    def turn():
+        nonlocal most, before, watching
+        most, before = max(most, failed - before), failed
+        watching = loop.call_soon(turn)
+
+    async def fail(*args):
+        nonlocal made, failed
+        made += 1
+        if made == 3 * BATCH:  # the time of all of them is up, at once
+            loop.call_soon(monkeypatch.setattr, "time.monotonic", lambda: clock() + 2 * GUARD)
+        with pytest.raises(PoolTimeout):
+            await database_sync_to_async(len)("")
+        failed += 1
+
+    async def gathered(*args):
+        await asyncio.gather(*[fail() for _ in range(3 * BATCH)])
+
+    async def behind_another(*args):
+        running = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+        await gathered()
+        gate.open.set()
+        await running
+
+    async def request(application):
+        scope = {"type": "http", "method": "GET", "path": "/"}
+        await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+
+    if kind != "turns":
+        holder = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+    watching = loop.call_soon(turn)
+    match kind:
+        case "calls":
+            await gathered()
+        case "requests":
+            await asyncio.gather(*[request(fail) for _ in range(3 * BATCH)])
+        case "one request":
+            await request(gathered)
+        case "turns":
+            await request(behind_another)
+    watching.cancel()
+    if kind != "turns":
+        gate.open.set()
+        await holder
+    assert failed == 3 * BATCH
+    assert 0 < most <= BATCH
+    assert stats().waiting == 0
+
+
+async def test_one_look_at_the_pool_for_all_that_time_out_at_once(gate, pool_settings):
+    """The holders are looked up once for all that time out together; each has its own error."""
+    pool_settings(MAX_THREADS=1)
+    running = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    calls = [asyncio.create_task(database_sync_to_async(len)("")) for _ in range(5)]
+    await asyncio.sleep(0)
+    with mock.patch.object(Pool, "stats", autospec=True, side_effect=Pool.stats) as looked:
+        _expire(list(default_pool()._waiting))
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert looked.call_count == 1
+    assert len(set(map(id, errors))) == 5
+    assert {"1 of 1 leased, 0 more calls waiting" in str(error) for error in errors} == {True}
+    gate.open.set()
+    await running
+    assert stats().timeouts == 5
 
 
 async def test_new_settings_make_a_new_pool(gate, pool_settings):

@@ -1,13 +1,22 @@
 """Settings: defaults, precedence, and an error for everything that is not understood."""
 
+import asyncio
 import os
+import sys
+import threading
+from unittest.mock import patch
 
 import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ormbridge import database_sync_to_async
-from ormbridge.settings import Settings, import_reset, load_settings
+from ormbridge import PoolTimeout, database_sync_to_async, stats
+from ormbridge.ending import close_everything
+from ormbridge.settings import DEFAULTS, Settings, import_reset, load_settings
+from tests.gate import GUARD
 from tests.processes import run_python
 
 ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET"
@@ -104,6 +113,132 @@ def test_bad_max_threads_is_refused_behind_asgi_threads(monkeypatch, pool_settin
     pool_settings(MAX_THREADS=0)
     with pytest.raises(ImproperlyConfigured, match="MAX_THREADS"):
         load_settings()
+
+
+class Unspeakable:
+    """A value of which no message can be made."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    def __eq__(self, other):
+        raise RuntimeError("not to be compared")
+
+    __hash__ = None
+
+
+# Python refuses to write or read an int of so many digits.
+HUGE = 10**5000
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(1).map(lambda number: number**200),
+    st.floats(),
+    st.complex_numbers(),
+    st.decimals(),
+    st.fractions(),
+    st.text(),
+    st.binary(),
+    st.timedeltas(),
+    st.lists(st.integers()),
+    st.sampled_from([HUGE, -HUGE, [HUGE], "x" * 10_000, Unspeakable(), object, len, ..., "30"]),
+)
+
+
+@given(st.sampled_from([*DEFAULTS, "MAX_THREAD", HUGE, "x" * 10_000, None]), ANYTHING)
+def test_any_key_and_value(key, value):
+    """Whatever stands in ORMBRIDGE is accepted, or refused in a message that can be read."""
+    with override_settings(ORMBRIDGE={key: value}):
+        assert_accepted_or_refused()
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_any_asgi_threads(value):
+    """Whatever stands in ASGI_THREADS is accepted, or refused in a message that can be read."""
+    with patch.dict(os.environ, ASGI_THREADS=value):
+        assert_accepted_or_refused()
+
+
+@given(ANYTHING)
+def test_anything_instead_of_a_dict(value):
+    """Whatever ORMBRIDGE is, it is accepted, or refused in a message that can be read."""
+    with override_settings(ORMBRIDGE=value):
+        assert_accepted_or_refused()
+
+
+def assert_accepted_or_refused():
+    """Load the settings: the numbers are such as a thread can wait, or the message is readable."""
+    refused = None
+    try:
+        settings = load_settings()
+        import_reset(settings.reset)
+    except ImproperlyConfigured as error:
+        refused = str(error)
+    if refused is None:
+        assert 1 <= settings.max_threads <= sys.maxsize
+        assert 0 < settings.timeout <= threading.TIMEOUT_MAX
+        assert 0 < settings.max_idle <= threading.TIMEOUT_MAX
+    else:
+        assert refused.startswith(("settings.ORMBRIDGE", "the environment variable ASGI_THREADS"))
+        assert len(refused) < 1000
+
+
+@pytest.mark.parametrize("path", [".x", "..a.b", "a\0.b", "\ud800.x", "x." * 10_000, "failing.x"])
+def test_reset_whose_import_fails_in_another_way(path, monkeypatch, tmp_path):
+    """Whatever error the import of RESET ends in, it is refused with its path and the reason."""
+    (tmp_path / "failing.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImproperlyConfigured) as caught:
+        import_reset(path)
+    start = repr(path)[:200]
+    assert str(caught.value).startswith(f"settings.ORMBRIDGE['RESET'] is {start}")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("key", ["TIMEOUT", "MAX_IDLE"])
+@pytest.mark.parametrize(
+    "seconds",
+    [HUGE, 10**400, sys.float_info.max, 1e10, 5e-324],
+    ids=["5000-digits", "400-digits", "largest-float", "317-years", "smallest-float"],
+)
+async def test_extreme_seconds_work(pool_settings, gate, key, seconds):
+    """Calls run, wait and end with the longest and the shortest TIMEOUT and MAX_IDLE."""
+    pool_settings(**{key: seconds, "MAX_THREADS": 1})
+    first = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    second = asyncio.create_task(database_sync_to_async(len)("ab"))
+    if (key, seconds) == ("TIMEOUT", 5e-324):
+        with pytest.raises(PoolTimeout):
+            await second
+    else:
+        await asyncio.sleep(0)
+        assert stats().waiting == 1
+    gate.open.set()
+    assert await asyncio.wait_for(first, GUARD) == "ormbridge-worker-1"
+    assert await asyncio.wait_for(database_sync_to_async(len)("abc"), GUARD) == 3
+    close_everything()
+
+
+@pytest.mark.parametrize(
+    "number", [HUGE, 10**30, sys.maxsize], ids=["5000-digits", "30-digits", "maxsize"]
+)
+@pytest.mark.parametrize("by", ["MAX_THREADS", "ASGI_THREADS"])
+async def test_extreme_number_of_threads_works(pool_settings, monkeypatch, by, number):
+    """However many threads are allowed, calls run, and messages can name the bound."""
+    if by == "MAX_THREADS":
+        pool_settings(MAX_THREADS=number)
+    else:
+        monkeypatch.setenv("ASGI_THREADS", str(number) if number != HUGE else "9" * 5000)
+    assert await database_sync_to_async(len)("ab") == 2
+    assert stats().max_threads == sys.maxsize
+    assert f"0 of {sys.maxsize} leased" in stats().shortage(1.0)
+
+
+def test_asgi_threads_of_any_length(monkeypatch):
+    """Zeros before the number change nothing, however many."""
+    monkeypatch.setenv("ASGI_THREADS", "0" * 5000 + "12")
+    assert load_settings().max_threads == 12
 
 
 async def test_first_call_refuses_bad_settings(pool_settings):

@@ -32,7 +32,7 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.call import Call
+from ormbridge.call import Call, _expire
 from ormbridge.context import place
 from ormbridge.mailbox import mailbox_of
 from ormbridge.process import default_pool
@@ -1098,8 +1098,7 @@ async def test_closed_as_its_fetch_is_refused(watch, gate, pool_settings):
     iterator = aiter(stream(watch.rows()))
     waiting = asyncio.create_task(anext(iterator))
     await until(lambda: stats().waiting == 1)
-    object.__setattr__(default_pool().settings, "timeout", 0.0)
-    default_pool().expire()
+    _expire([iterator._call])
     await iterator.aclose()
     with pytest.raises(RuntimeError, match="is closed"):
         await waiting

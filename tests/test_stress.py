@@ -1,9 +1,11 @@
 """A storm of requests and sockets on few workers: nothing hangs, nothing mixes, nothing is left."""
 
 import asyncio
+import gc
 import os
 import random
 import threading
+from collections import Counter
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -16,13 +18,28 @@ from django.db.backends.signals import connection_created
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats
+from ormbridge import (
+    BridgeMiddleware,
+    atomic,
+    database_sync_to_async,
+    pinned,
+    release,
+    stats,
+)
+from ormbridge.blocks import Block
+from ormbridge.call import Call
+from ormbridge.context import LeaseContext
+from ormbridge.lease import Lease
+from ormbridge.streaming import Rows
+from ormbridge.streaming import stream as stream_rows
 from tests.gate import GUARD
 from tests.guide.http import connect, disconnect, get, request
 from tests.test_call import until
 
 # Another storm, such as one that failed: ORMBRIDGE_TEST_SEED=7. Its number is in the test's id.
 SEEDS = [int(seed) for seed in os.environ.get("ORMBRIDGE_TEST_SEED", "1").split(",")]
+# How many of each end. ORMBRIDGE_TEST_MANY=10000 takes a minute.
+MANY = int(os.environ.get("ORMBRIDGE_TEST_MANY", "400"))
 KNOWN = 5
 REQUESTS = 90
 GROUPS, MEMBERS, MESSAGES = 4, 3, 3
@@ -264,3 +281,67 @@ async def test_storm(settings, pool_settings, threads, seed):
     assert ran_on <= workers
     assert connected_on <= workers
     assert await database_sync_to_async(User.objects.count)() == KNOWN
+
+
+async def two_calls(*args):
+    """Make two calls at one time: the second one waits for its turn, if they share a worker."""
+    await asyncio.gather(database_sync_to_async(len)(""), database_sync_to_async(len)(""))
+
+
+async def answer_a_request():
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(two_calls)(scope, None, None)
+
+
+async def serve_a_socket():
+    await BridgeMiddleware(two_calls)({"type": "websocket", "path": "/"}, None, None)
+
+
+async def open_a_block():
+    async with atomic():
+        await two_calls()
+
+
+async def pin_a_worker():
+    async with pinned():
+        await two_calls()
+
+
+async def read_a_stream():
+    async for _ in stream_rows(known(), 2):
+        await two_calls()
+
+
+async def leave_the_line():
+    waiting = asyncio.create_task(two_calls())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+def alive():
+    """Count what may be left of requests, blocks and streams, timers included."""
+    gc.collect()
+    kinds = (Lease, LeaseContext, Call, Block, Rows, asyncio.TimerHandle)
+    found = Counter(type(each).__name__ for each in gc.get_objects() if type(each) in kinds)
+    found["scheduled"] = len(asyncio.get_running_loop()._scheduled)
+    return found
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "do",
+    [answer_a_request, serve_a_socket, open_a_block, pin_a_worker, read_a_stream, leave_the_line],
+)
+async def test_nothing_outlives_what_has_ended(do, pool_settings):
+    """Of thousands of requests, blocks and streams that have ended nothing is left, nor a timer."""
+    pool_settings(MAX_THREADS=2, TIMEOUT=1e9)
+    await database_sync_to_async(User.objects.create)(username="known")
+    counts = []
+    for times in (20, MANY):
+        for _ in range(times // 20):
+            await asyncio.gather(*[do() for _ in range(20)])
+        await until(lambda: stats().idle == stats().threads)
+        counts.append(alive())
+    grown = counts[1] - counts[0]
+    assert grown.total() < MANY / 20, grown

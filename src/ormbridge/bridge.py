@@ -13,7 +13,7 @@ import functools
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from asgiref.local import _Storage
 from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
@@ -24,9 +24,7 @@ from .context import current_context, place
 from .mailbox import mailbox_of
 
 _P = ParamSpec("_P")
-_Q = ParamSpec("_Q")
 _R = TypeVar("_R")
-_T = TypeVar("_T")
 
 
 class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
@@ -135,27 +133,6 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             self.thread_handler, loop, exc_info, task_context, _runner(variables), child
         )
 
-    # Three overloads, for type checkers. `self` is written as what it is called with: mypy solves
-    # the first parameter of a callable only. It cannot know that `type[_T]` may not match.
-    @overload
-    def __get__(  # type: ignore[misc]
-        self: Callable[Concatenate[type[_T], _Q], Coroutine[Any, Any, _R]],
-        parent: _T | None,
-        objtype: type[_T],
-    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...  # under @classmethod
-
-    @overload
-    def __get__(
-        self: Callable[Concatenate[_T, _Q], Coroutine[Any, Any, _R]],
-        parent: _T,
-        objtype: type | None = None,
-    ) -> Callable[_Q, Coroutine[Any, Any, _R]]: ...  # a method, of an instance
-
-    @overload
-    def __get__(
-        self, parent: object, objtype: type | None = None
-    ) -> DatabaseSyncToAsync[_P, _R]: ...  # on the class, or a static method
-
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""
         if parent is None or self._static:
@@ -163,8 +140,24 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         return super().__get__(parent, objtype)
 
 
-#: The class is in CamelCase; as a callable and decorator it goes by this name.
-database_sync_to_async = DatabaseSyncToAsync
+if TYPE_CHECKING:
+    # A function, which returns one: so type checkers carry over each overload of what it is given.
+    # The first overload is for mypy, which does so only of a function with a single parameter.
+
+    @overload
+    def database_sync_to_async(func: Callable[_P, _R]) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
+    @overload
+    def database_sync_to_async(
+        func: Callable[_P, _R],
+        thread_sensitive: bool | None = None,
+        executor: ThreadPoolExecutor | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
+    def database_sync_to_async(func: Any, *options: Any, **named: Any) -> Any:
+        """Stand for the class, which has the docstring."""
+else:
+    #: The class is in CamelCase; as a callable and decorator it goes by this name.
+    database_sync_to_async = DatabaseSyncToAsync
 
 
 def _runner(context: contextvars.Context) -> Callable[..., Any]:

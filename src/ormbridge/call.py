@@ -16,8 +16,9 @@ import functools
 import logging
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
@@ -29,6 +30,7 @@ from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
 from .settings import Settings
+from .stats import PoolStats
 from .worker import Worker
 
 logger = logging.getLogger("ormbridge")
@@ -37,16 +39,15 @@ logger = logging.getLogger("ormbridge")
 class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
-    settings: Settings
-    #: Whether it takes no more calls.
-    over: bool
-
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
         ...
 
-    def expire(self) -> float | None:
-        """Refuse who waited too long. Returns seconds until the next one has, or None."""
+    def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long.
+
+        :param seen: snapshots of pools, for all that time out at once.
+        """
         ...
 
 
@@ -63,6 +64,7 @@ class Call:
         "calls",
         "closes",
         "connections",
+        "ended",
         "function",
         "future",
         "generator",
@@ -73,6 +75,7 @@ class Call:
         "stays_out",
         "stopping",
         "task",
+        "watched",
     )
 
     def __init__(
@@ -107,10 +110,14 @@ class Call:
         self.connections: ThreadConnections | None = None
         #: Whether it is to be stopped.
         self.stopping = False
+        #: Whether its thread is done with it, its clean-up included, or never begins.
+        self.ended = False
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
         self.line: Line | None = None
+        #: The calls whose time is measured, where this is one of them.
+        self.watched: OrderedDict[Any, float] | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
@@ -146,7 +153,8 @@ class Call:
         if not (isinstance(holder, Worker) and holder.pool is pool):
             if not pool.take(self):
                 self.line = pool
-                watch(self.mailbox, pool)
+                self.watch(pool.settings)
+                self.mailbox.bound(pool, ThreadConnections.BOUND)
         elif not pool.take(self, wait=False):
             if frame is None:
                 raise PoolTimeout(
@@ -161,16 +169,28 @@ class Call:
         """Give the call up. Returns False if it has started: then its thread runs on."""
         if not self.claim():
             return False
+        self.ended = True
         if self.line is not None:
             self.line.forget(self)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         return True
+
+    def watch(self, settings: Settings) -> None:
+        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds."""
+        self.watched = self.mailbox.watch(self, settings.timeout, _expire)
 
     def stop(self) -> None:
         """Have the statement cancelled that the call runs, if that may be. Returns at once.
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        stop(self)
+        if not stop(self):
+            self.bound()
+
+    def bound(self) -> None:
+        """See to it that the call waits no longer than BOUND seconds for PostgreSQL."""
+        self.mailbox.bound(self, ThreadConnections.BOUND)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -180,8 +200,8 @@ class Call:
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
-        if self.line is not None and self.line.over:
-            self.mailbox.drop(self.line)
+        if self.watched is not None:
+            self.watched.pop(self, None)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -210,7 +230,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            connections.running, self.connections = self, connections
+            connections.call_begins(self)
+            self.connections = connections
         try:
             if prepare is not None:
                 prepare()
@@ -239,15 +260,32 @@ class Call:
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
+        self.ended = True
+        if self.connections is not None:
+            self.connections.catch_up()
         self.mailbox.post(self, stalled)
 
-    def refuse(self, error: Exception) -> bool:
-        """Fail the call with *error*. Returns False if it was claimed before."""
-        if not self.claim():
+    def refuse(self, error: Exception, claimed: bool = False) -> bool:
+        """Fail the call with *error*. Returns False if others than the caller *claimed* it."""
+        if not (claimed or self.cancel()):
             return False
         self._error = error
         self.finish()
         return True
+
+    def expire(self) -> bool:
+        """Let it wait no longer for PostgreSQL: it cannot be given up. On the loop's thread.
+
+        :returns: whether there is nothing left to do.
+        """
+        own, worker = self.connections, getattr(self.line, "worker", None)
+        if own is None and self.stopping and worker is not None:
+            own = worker.connections  # nor for what runs before it
+        if own is not None:
+            own.cut(self)
+        if self.closes is None and self.future is not None and not self.future.done():
+            self.future.set_result(None)  # a connection is being made, or another database waits
+        return self.ended
 
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""
@@ -275,14 +313,11 @@ class CallFuture(asyncio.Future[Any]):
         return super().cancel(msg)
 
 
-def watch(mailbox: Mailbox, line: Line) -> None:
-    """See to it that nobody waits in *line* for more than ``TIMEOUT`` seconds."""
-    # One timer a loop, not one a call: a line is in the order of its deadlines.
-    if not mailbox.loop.is_closed():
-        mailbox.at(line, line.settings.timeout, _expire, mailbox, line)
-
-
-def _expire(mailbox: Mailbox, line: Line) -> None:
-    left = line.expire()
-    if left is not None:
-        mailbox.at(line, left, _expire, mailbox, line)
+def _expire(calls: list[Call]) -> None:
+    """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
+    seen: dict[object, PoolStats] = {}
+    for call in [call for call in calls if call.closes is None and call.cancel()]:
+        call.refuse(cast(Line, call.line).time_out(call, seen), claimed=True)
+    for call in calls:
+        if call.closes is not None and call.closes.line is not None:
+            call.closes.line.hurry(call)

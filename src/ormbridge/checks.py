@@ -6,6 +6,7 @@ and at the application and URLconf that they name. It connects to no database an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,16 +15,28 @@ from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from .settings import import_reset, load_settings
+from .settings import Settings, import_reset, load_settings
 
 # Words in the name of an engine that makes light of CONN_MAX_AGE = 0: SQLite opens a file, Django's
 # placeholder nothing, and some engines of others bring a pool. By name, because vendor needs the
 # driver, which need not be installed where the check runs.
 _CONNECTS_LIGHTLY = ("sqlite", "spatialite", "dummy", "pool")
+
+# Words in the name of an engine that keeps a tenant on the connection or the thread, and of one
+# that keeps it in a context variable, and sets it on the session only.
+_TENANTS, _TENANTS_OF_CONTEXTS = ("tenan", "boardinghouse"), "pgschemas"
+
+# Where the classes live that hand a request on to what they keep under one of the names below.
+# What a function or a class of anybody else's does with it cannot be seen.
+_HAND_ON = (
+    *("channels.", "django.contrib.", "django.core.", "django.urls."),
+    *("opentelemetry.", "sentry_sdk.", "starlette.middleware.", "uvicorn.middleware."),
+)
 
 
 @checks.register("ormbridge")
@@ -34,17 +47,23 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
         import_reset(own.reset)
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="ormbridge.E001")]
-    return [
+    warnings: list[checks.CheckMessage] = [
         checks.Warning(message, hint, obj=f"settings.DATABASES[{alias!r}]", id=f"ormbridge.{name}")
         for alias, database in connections.settings.items()
-        for name, message, hint in _warnings(alias, database, own.max_threads)
+        for name, message, hint in _found(alias, database, own)
     ]
+    if os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        what = "DJANGO_ALLOW_ASYNC_UNSAFE is set: a plain query in a coroutine runs outside of its"
+        hint = "unset it, and use a-methods or database_sync_to_async"
+        warnings.append(checks.Warning(f"{what} atomic()", hint, id="ormbridge.W008"))
+    return warnings
 
 
-def _warnings(alias: str, database: dict[str, Any], bound: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, message and hint of what will hurt with *bound* threads."""
+def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, message and hint of what will hurt with the settings *own* of the bridge."""
     engine, host, port = database["ENGINE"], str(database["HOST"]), str(database["PORT"])
-    name, age, pool = database["NAME"], database["CONN_MAX_AGE"], database["OPTIONS"].get("pool")
+    name, age, options = database["NAME"], database["CONN_MAX_AGE"], database["OPTIONS"]
+    pool, bound = options.get("pool"), own.max_threads
 
     if age == 0 and not pool and not any(word in engine for word in _CONNECTS_LIGHTLY):
         what = "CONN_MAX_AGE is 0, and there is no pool: each call, or request, connects anew"
@@ -68,8 +87,8 @@ def _warnings(alias: str, database: dict[str, Any], bound: int) -> Iterator[tupl
         hint = f"set its max_size to {bound}, or MAX_THREADS (ASGI_THREADS) to {size}"
         yield "W004", f'{what}: calls may fail with "couldn\'t get a connection"', hint
 
-    bouncer = port == "6432" or "pgbouncer" in host.lower()
-    if "postg" in engine and bouncer and not database.get("DISABLE_SERVER_SIDE_CURSORS"):
+    bouncer = "postg" in engine and (port == "6432" or "pgbouncer" in host.lower())
+    if bouncer and not database.get("DISABLE_SERVER_SIDE_CURSORS"):
         what = f"DISABLE_SERVER_SIDE_CURSORS is False, and {host}:{port} looks like PgBouncer"
         hint = "set it to True, and leave OPTIONS['prepare_threshold'] out"
         yield "W005", f"{what}: if it pools transactions, iterator() loses its cursor", hint
@@ -85,23 +104,40 @@ def _warnings(alias: str, database: dict[str, Any], bound: int) -> Iterator[tupl
         what = "AUTOCOMMIT is False: what a call leaves uncommitted is rolled back as it ends"
         yield "W007", what, "leave AUTOCOMMIT out, and use transaction.atomic()"
 
+    tenants = any(word in engine for word in _TENANTS)
+    # django-multitenant has a setting to keep its tenant in a context variable.
+    if tenants and own.reset is None and not getattr(settings, "TENANT_USE_ASGIREF", False):
+        what = f"ENGINE is {engine!r}, and ORMBRIDGE['RESET'] is None"
+        hint = "let RESET name a function that calls connection.set_schema_to_public(), or the like"
+        yield "W009", f"{what}: the next call on a worker meets the tenant of the last one", hint
+
+    signs = {f"OPTIONS[{key!r}]": options.get(key) for key in ("assume_role", "options")}
+    signs |= {"ENGINE": tenants or _TENANTS_OF_CONTEXTS in engine, "RESET": own.reset}
+    if bouncer and (names := ", ".join(filter(signs.get, signs))):
+        what = f"{names}: state of the session, it seems, and {host}:{port} looks like PgBouncer"
+        hint = "use SET LOCAL in atomic(), or let PgBouncer have pool_mode = session"
+        yield "W010", f"{what}: if it pools transactions, a call may meet that of others", hint
+
 
 def _bare_application() -> str | None:
     """Return the path of the ASGI application if it can be seen to lack ``BridgeMiddleware``."""
     package = str(getattr(settings, "ROOT_URLCONF", "")).rpartition(".")[0]
     path = getattr(settings, "ASGI_APPLICATION", None) or f"{package}.asgi.application"
     with suppress(Exception):  # whatever its module raises, or a ring of applications
-        return None if _bridged(import_string(path)) else path
+        return path if _bare(import_string(path)) else None
     return None
 
 
-def _bridged(application: Any) -> bool:
-    from .middleware import BridgeMiddleware
-
-    # Where wrappers keep what they wrap; the last is Channels' ProtocolTypeRouter.
-    inside = [getattr(application, name, None) for name in ("application", "app", "inner")]
+def _bare(application: Any) -> bool:
+    """Say whether requests are seen to come to Django's handler without ``BridgeMiddleware``."""
+    if not type(application).__module__.startswith(_HAND_ON):
+        return False
+    # Where they keep it; the last two are Channels' ProtocolTypeRouter, and its URLRouter.
+    names = ("application", "app", "inner", "callback")
+    inside = [getattr(application, name, None) for name in names]
     inside.append(getattr(application, "application_mapping", {}).get("http"))
-    return isinstance(application, BridgeMiddleware) or any(map(_bridged, filter(None, inside)))
+    inside += getattr(application, "routes", ())
+    return type(application) is ASGIHandler or any(map(_bare, inside))
 
 
 def _async_views(alias: str) -> list[str]:

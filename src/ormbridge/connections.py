@@ -24,6 +24,7 @@ import math
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,7 @@ class ThreadConnections:
     """The open connections of one worker."""
 
     __slots__ = (
+        "deadline",
         "discarded",
         "due",
         "finishing",
@@ -60,6 +62,9 @@ class ThreadConnections:
         "stopped",
         "wrappers",
     )
+
+    #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
+    BOUND = 4.0
 
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
@@ -74,8 +79,11 @@ class ThreadConnections:
         self.leased = False
         #: The call that runs.
         self.running: object = None
-        #: Held to send a request that cancels what :attr:`running` does, to finish that, and to
-        #: close a connection: a pool may hand it on. Re-entrant: freeing an object may close one.
+        #: When what the thread does after a call has taken too long: RESET, a rollback, the closing
+        #: of a cursor. On the clock of time.monotonic(); never while a call runs.
+        self.deadline = math.inf
+        #: Held to cancel what :attr:`running` does, to finish that, and to break or close a
+        #: connection: a pool may hand it on. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
         #: Connections with a statement that was cancelled, and why they have to be discarded.
         #: Guarded by :attr:`finishing` while a call runs.
@@ -85,7 +93,8 @@ class ThreadConnections:
         """Collect the connections that the calling thread opens from now on."""
         _thread.connections = self
         # That of asgiref's Local, which has no way to ask whether anything is there.
-        storage: Any = getattr(connections._connections, "_storage", None)
+        held: Any = connections
+        storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
         self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
@@ -210,15 +219,50 @@ class ThreadConnections:
             if connection.errors_occurred:
                 _close_if_dead(connection)
 
+    def call_begins(self, call: object) -> None:
+        """Note that *call* begins, which may take as long as it likes."""
+        self.running, self.deadline = call, math.inf
+        self.catch_up()
+
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
-        if not self.opened:  # so there is nothing to cancel, nor was there: see the canceller
-            self.running = None
-            return
-        with self.finishing:
-            self.running = None
+        self.running = None
+        self.cleans_up()
+        self.catch_up()
         if self.stopped:
             self._settle()
+
+    def catch_up(self) -> None:
+        """Wait for who still cancels or breaks something for the sake of what has just ended."""
+        if self.opened:  # so there was something: they look at this first, then at what has ended
+            with self.finishing:
+                pass
+
+    def cleans_up(self) -> None:
+        """Note that the thread begins something that is no call."""
+        self.deadline = time.monotonic() + self.BOUND
+
+    def cut(self, call: Any = None) -> None:
+        """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+
+        :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
+            what the thread does after a call is meant, when it has taken too long.
+        """
+        if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
+            return
+        try:
+            opened = list(self.opened)
+            done = time.monotonic() < self.deadline if call is None else call.ended
+            for connection in () if done else opened:
+                raw: Any = connection.connection
+                with suppress(Exception):  # closed, or another database
+                    if connection.vendor == "postgresql" and is_active(raw):
+                        with socket_of(raw) as end:
+                            if is_active(raw):  # still: it is no other with the same number
+                                self.stopped[connection] = f"no answer in {self.BOUND:g} s"
+                                end.shutdown(socket.SHUT_RDWR)
+        finally:
+            self.finishing.release()
 
     def _settle(self) -> None:
         # See to the connections with a cancelled statement: now, and as long as its transaction is
@@ -239,6 +283,9 @@ class ThreadConnections:
         if (connection := own()) is not None:
             with self.finishing:
                 _close(connection, type(connection))
+                if self.stopped.get(connection):
+                    # Or Django connects anew as the block ends, and the server may not answer.
+                    connection.closed_in_transaction = True
 
     def in_transaction(self) -> bool:
         """Say whether a connection has a transaction open."""
@@ -250,7 +297,6 @@ class ThreadConnections:
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
-        self.stopped.pop(connection, None)
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
@@ -258,6 +304,7 @@ class ThreadConnections:
                 if step is not None:
                     step()
         connection.connection = None
+        self.stopped.pop(connection, None)
         # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
         if connection.alias in connections and connections[connection.alias] is connection:
             del connections[connection.alias]
@@ -281,11 +328,11 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
     ``START TRANSACTION`` sent by hand is not seen.
     """
     autocommit = connection.settings_dict["AUTOCOMMIT"]
-    if connection.in_atomic_block or connection.autocommit != autocommit:
-        return True
     raw = connection.connection
-    if raw is None:
-        return False
+    if connection.in_atomic_block or raw is None:
+        return connection.in_atomic_block
+    if connection.autocommit != autocommit:
+        return True
     if connection.vendor == "postgresql":
         # 0 is idle, 4 a broken connection, which has no transaction left.
         return transaction_status(raw) in (1, 2, 3)
@@ -300,6 +347,11 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
 def is_active(raw: Any) -> bool:
     """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
     return transaction_status(raw) == 1
+
+
+def socket_of(raw: Any) -> socket.socket:
+    """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
+    return socket.socket(fileno=os.dup(raw.fileno()))
 
 
 def connections_of_thread() -> ThreadConnections | None:
@@ -389,7 +441,7 @@ def _seen_by_server(raw: Any) -> Generator[None, None, None]:
     watch = None
     if hasattr(raw, "pgconn"):  # psycopg 3
         with suppress(Exception):  # broken or closed
-            watch = socket.socket(fileno=os.dup(raw.pgconn.socket))
+            watch = socket_of(raw)
     yield
     if watch is not None:
         with watch, suppress(OSError):

@@ -18,16 +18,17 @@ import asyncio
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync
 
 from .blocks import Block
-from .call import Call, CallFuture, watch
+from .call import Call, CallFuture
 from .canceller import awaited_by
+from .connections import ThreadConnections
 from .errors import BridgeError, LeaseClosed, PoolTimeout
 from .frames import Ground, live_frame
 from .generators import find_generator, owner_of
@@ -74,7 +75,7 @@ class LeaseContext(Ground):
         self._lock = threading.RLock()
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []
-        self._waiting: list[Lease] = []
+        self._waiting: deque[Lease] = deque()
 
     def submit(  # type: ignore[override] # run_in_executor takes an asyncio future as well
         self, job: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -155,9 +156,12 @@ class LeaseContext(Ground):
                 if not wait:
                     lease.forget(call)
                     raise PoolTimeout(pool.stats().shortage(0.0))
-                watch(call.mailbox, pool)
+                call.watch(pool.settings)
+                call.mailbox.bound(pool, ThreadConnections.BOUND)
                 if not anywhere:
-                    self._waiting = [each for each in self._waiting if each.waits()] + [lease]
+                    while self._waiting and not self._waiting[0].waits():
+                        self._waiting.popleft()
+                    self._waiting.append(lease)
             if hold:
                 self._leases.append(lease)
 
@@ -196,16 +200,9 @@ class LeaseContext(Ground):
                 self._leases.append(lease)
             if self.ended:
                 lease.end()
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, deque()
         for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
-            with suppress(RuntimeError):  # the loop is closed
-                call.mailbox.loop.call_soon_threadsafe(self._place_again, call)
-
-    def _place_again(self, call: Call) -> None:
-        try:
-            self.place(call)
-        except BridgeError as error:
-            call.refuse(error)
+            call.mailbox.post(_Withdrawn(call, self))
 
     def forget(self, lease: Lease) -> None:
         """Let go of *lease*, which is over. Runs on its worker."""
@@ -229,6 +226,20 @@ class LeaseContext(Ground):
                 else:
                     lease.release()
             self._leases = [lease for lease in self._leases if not lease.over]
+
+
+class _Withdrawn(NamedTuple):
+    """A call that is on its way to the lease that its context keeps now."""
+
+    call: Call
+    context: LeaseContext
+
+    def deliver(self) -> None:
+        """Place it again."""
+        try:
+            self.context.place(self.call)
+        except BridgeError as error:
+            self.call.refuse(error)
 
 
 def current_context() -> LeaseContext | None:

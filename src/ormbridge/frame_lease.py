@@ -14,12 +14,12 @@ import asyncio
 import functools
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from typing import Any, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .call import Call, watch
+from .call import Call
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, items_of, pass_on
 from .mailbox import mailbox_of
@@ -37,7 +37,7 @@ class FrameLease(Turns):
     def __init__(self, frame: CurrentThreadExecutor, items: FrameItems, settings: Settings) -> None:
         """Put a line in front of *items*, those of *frame*."""
         super().__init__(settings)
-        self._thread = frame_thread(frame)
+        self.thread = frame_thread(frame)
         self._items = items
         self._running: Call | None = None  # guarded by _lock
         items.front = self
@@ -47,10 +47,6 @@ class FrameLease(Turns):
     def __str__(self) -> str:
         running = self._running
         return f"a synchronous frame, {'idle' if running is None else f'in {running}'}"
-
-    def thread_name(self) -> str:
-        """Return the name of the frame's thread."""
-        return self._thread.name
 
     def takes(self, item: Any) -> bool:
         """Put *item*, which asgiref hands to the frame, in line; False if it may run as it is.
@@ -81,8 +77,8 @@ class FrameLease(Turns):
     def _append(self, call: Call) -> None:
         call.asked = time.monotonic()
         call.line = self
-        self._line.append(call)
-        watch(call.mailbox, self)
+        self._line[call] = None
+        call.watch(self.settings)
 
     def look(self) -> None:
         """Have the frame's thread run the calls whose turn it is."""
@@ -113,11 +109,9 @@ class FrameLease(Turns):
         with self._lock:
             self.over = True
             self._blocks.clear()
-            line, self._line = self._line, deque()
+            line, self._line = self._line, OrderedDict()
         for call in line:
-            self._refuse(
-                call, LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            )
+            call.refuse(LeaseClosed(f"{call} came too late: its synchronous frame has ended"))
 
 
 def _call_of(item: Any) -> Call:

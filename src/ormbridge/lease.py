@@ -23,16 +23,17 @@ import functools
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from .blocks import Block
-from .call import Call, watch
+from .call import Call
 from .connections import ThreadConnections
 from .errors import BridgeError, PoolTimeout
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
+from .stats import PoolStats
 from .turns import Turns
 from .worker import Worker
 
@@ -66,7 +67,8 @@ class Lease(Turns):
         self._pins: set[Block] = set()  # open pinned() blocks
         #: Whether its context has ended.
         self.ended = False
-        self._transaction = False  # one was open after the last call
+        #: Whether one was open after the last call.
+        self.transaction = False
         self._generators = SuspendedGenerators(self)
         self._resting = False
         #: Whether it takes no more calls.
@@ -77,10 +79,6 @@ class Lease(Turns):
     def __str__(self) -> str:
         running = self._running
         return f"{self.context.name}, {'idle' if running is None else f'in {running}'}"
-
-    def thread_name(self) -> str:
-        """Return the name of the worker."""
-        return self.worker.name if self.worker else "a worker"
 
     # On an event loop's thread
 
@@ -98,11 +96,11 @@ class Lease(Turns):
                 self._pin(call.block)
             call.asked = time.monotonic()
             call.line = self
-            self._line.append(call)
-            # The pool has a timer for the lease, and so for the first call.
+            self._line[call] = None
+            # Whether the first call has to wait, the pool says.
             roused = self._is_turn_of(call) and self._rouse()
             if not roused and (self.worker or len(self._line) > 1):
-                watch(call.mailbox, self)
+                call.watch(self.settings)
         return True
 
     def _pin(self, block: Block | None) -> None:
@@ -156,7 +154,7 @@ class Lease(Turns):
             self.release(end=True)
 
     def _is_kept(self) -> bool:
-        left_open = self._transaction and not self.ended
+        left_open = self.transaction and not self.ended
         return self._held or left_open or bool(self._blocks or self._pins or self._generators)
 
     def open_blocks(self) -> list[Block]:
@@ -168,11 +166,8 @@ class Lease(Turns):
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
         with self._lock:
             super().forget(call)
-            withdrawn = not self._line and self.worker is None and self.claim()
-            if withdrawn:
-                self._close_line()
-        if withdrawn:
-            self.pool.forget(self)
+            if not self._line and self.worker is None:
+                self.withdraw()
 
     def waits(self) -> bool:
         """Say whether the lease is still in the pool's line."""
@@ -222,29 +217,35 @@ class Lease(Turns):
             self.release(end=True)
 
     def _refuse_line(self, error: BridgeError) -> None:
+        self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
         for call in self._close_line():
             # Each task gets an error of its own, whose traceback is its own too.
-            self._refuse(call, type(error)(*error.args))
+            own = type(error)(*error.args)
+            own.__cause__ = error.__cause__
+            call.refuse(own)
 
     def _close_line(self) -> Iterable[Call]:
         with self._lock:
             self.over = True
-            line, self._line = self._line, deque()
+            line, self._line = self._line, OrderedDict()
             if self.worker is None:  # their next call may find one
                 for block in self._pins:
                     block.line = None
                 self._pins.clear()
         return line
 
-    def _refuse(self, call: Call, error: BridgeError) -> None:
-        self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
-        call.refuse(error)
+    def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long, maybe with the lease."""
+        self.context.timed_out = True
+        if self.worker is None:
+            return self.pool.time_out(call, seen)
+        return super().time_out(call, seen)
 
     # On the worker
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.worker = cast(Worker, threading.current_thread())
+        self.thread = self.worker = cast(Worker, threading.current_thread())
         connections.leased = True
         succeeded = True
         call = self._next(wait=True)
@@ -279,7 +280,7 @@ class Lease(Turns):
         while True:
             self._generators.close_unused()
             with self._lock:
-                self._transaction = transaction
+                self.transaction = transaction
                 if (call := self._take()) is not None:
                     return call
                 self.over = self.over or not (self._line or self._is_kept())
@@ -288,6 +289,7 @@ class Lease(Turns):
                 self._resting = True
             self.pool.hold(worker)
             self._wake.acquire()
+            worker.connections.cleans_up()  # it may close generators, or end
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""

@@ -6,21 +6,38 @@ where the speed is. While the line of waiting calls is long, outcomes are also h
 to gather: what their callers do next could not start sooner. The worker that finds the line short
 ends the hold.
 
-Guarantees: what was posted before the loop closed is delivered once, on the loop's thread, in
-order; one bad item never stops the rest of its batch. What comes after the loop closed is dropped:
-nobody is left to have it.
+It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
+call: whoever began to wait first is the first whose time is up.
+
+Guarantees:
+
+* what was posted before the loop closed is delivered once, on the loop's thread, in order; one bad
+  item never stops the rest of its batch. What comes after the loop closed is dropped: nobody is
+  left to have it;
+* however many are delivered or overdue at one time, the loop turns after BATCH of them;
+* nothing is known of a call that has its outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 #: Seconds that an outcome may be held while enough calls wait to keep every worker busy.
 HOLD = 0.005
+#: Items in one turn of the loop, at the most: with what their tasks do then, some 10 ms.
+BATCH = 256
+
+#: Seconds between two looks at what is to wait no longer.
+GLANCE = 0.1
+
+#: What is called with those whose time is up.
+Expire = Callable[[list[Any]], object]
 
 _thread = threading.local()
 
@@ -35,12 +52,13 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_held", "_items", "_stalled", "_waking", "loop", "timers")
+    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        #: One timer for each pool in which calls of this loop wait. Used on the loop's thread only.
-        self.timers: dict[Any, asyncio.TimerHandle] = {}
+        # By the seconds that they may wait, and what comes then: who waits, and until when, in that
+        # order. There is a timer for each. Used on the loop's thread only.
+        self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
@@ -68,7 +86,9 @@ class Mailbox:
 
     def _deliver(self) -> None:
         self._waking = self._held = False
-        while self._items:
+        left = BATCH
+        while self._items and left:
+            left -= 1
             item = self._items.popleft()
             try:
                 item.deliver()
@@ -76,32 +96,65 @@ class Mailbox:
                 self.loop.call_exception_handler(
                     {"message": f"could not deliver {item!r}", "exception": error}
                 )
-        stalled, self._stalled = self._stalled, None
-        if stalled is not None:
+        if self._items and not self._waking:  # first the loop does what came of these
+            self._waking = True
+            self.loop.call_soon(self._deliver)
+        elif self._stalled is not None:
             # Workers have enough to do without what these outcomes bring: let them gather.
+            stalled, self._stalled = self._stalled, None
             self._waking = self._held = True
-            self.loop.call_later(HOLD, self._look, stalled)
+            self.loop.call_later(HOLD, self._gathered, stalled)
 
-    def _look(self, stalled: Callable[[], None]) -> None:
+    def _gathered(self, stalled: Callable[[], None]) -> None:
         if self._held:
             if not self._items:
                 stalled()
             self._deliver()
 
-    def at(self, key: Any, seconds: float, callback: Callable[..., object], *args: Any) -> None:
-        """Call *callback* in *seconds*, unless a timer for *key* runs. On the loop's thread."""
-        if key not in self.timers:
-            self.timers[key] = self.loop.call_later(seconds, self._timed, key, callback, args)
+    def watch(self, item: Any, seconds: float, expire: Expire) -> OrderedDict[Any, float]:
+        """Have *expire* called with *item*, among others, in *seconds*. On the loop's thread.
 
-    def drop(self, key: Any) -> None:
-        """Forget the timer for *key*. On the loop's thread."""
-        timer = self.timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        :returns: what to take *item* out of when it waits no longer.
+        """
+        waiting = self._waiting.get((seconds, expire))
+        if waiting is None:
+            waiting = OrderedDict()
+            if not self.loop.is_closed():
+                self._waiting[seconds, expire] = waiting
+                self.loop.call_later(seconds, self._ring, seconds, expire)
+        waiting[item] = time.monotonic() + seconds
+        waiting.move_to_end(item)
+        return waiting
 
-    def _timed(self, key: Any, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        del self.timers[key]
-        callback(*args)
+    def bound(self, item: Any, seconds: float) -> None:
+        """Have ``item.expire()`` called in *seconds*, and then until it returns True. On the loop.
+
+        It ends what waits in vain, and returns whether there is nothing left to do.
+        """
+        if item not in self._waiting.get((seconds, self._look), ()):
+            self.watch(item, seconds, self._look)
+
+    def _look(self, items: list[Any]) -> None:
+        for item in items:
+            if not item.expire():
+                self.watch(item, GLANCE, self._look)
+
+    def _ring(self, seconds: float, expire: Expire) -> None:
+        waiting, left = self._waiting[seconds, expire], 0.0
+        overdue: list[Any] = []
+        with suppress(KeyError):  # a coroutine, freed on another thread, took the last one out
+            while waiting and left <= 0 and len(overdue) < BATCH:
+                item, deadline = waiting.popitem(last=False)
+                left = deadline - time.monotonic()
+                overdue.append(item)
+        if left > 0:
+            waiting[overdue.pop()] = deadline
+            waiting.move_to_end(item, last=False)
+        if waiting:
+            self.loop.call_later(max(left, 0.0), self._ring, seconds, expire)
+        else:
+            del self._waiting[seconds, expire]
+        expire(overdue)
 
 
 def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:

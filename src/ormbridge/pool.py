@@ -17,6 +17,7 @@ else's code. It is re-entrant, so that a signal handler may ask for stats() whil
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from dataclasses import replace
 
 from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
+from .mailbox import GLANCE
 from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
@@ -31,8 +33,6 @@ from .worker import Leaseholder, Worker
 
 class Pool:
     """A bounded pool of workers."""
-
-    over = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -53,10 +53,9 @@ class Pool:
     def take(self, lease: Leaseholder, wait: bool = True) -> bool:
         """Put *lease* in line, and hand a free worker to whoever is first there.
 
-        :returns: whether the lease has a worker. Without *wait*, a lease that has none is not in
-            line.
+        :returns: whether the lease has a worker, or its error: the system may refuse to start the
+            first thread. Without *wait*, a lease that has neither is not in line.
         :raises PoolClosed: if the interpreter is exiting.
-        :raises RuntimeError: if the system refuses to start the first thread.
         """
         lease.asked = now = time.monotonic()
         with self._lock:
@@ -71,7 +70,7 @@ class Pool:
                 self._queued += 1
             elif waits:
                 del self._waiting[lease]
-        return (worker is None or self._wake(worker)) and not waits
+        return (worker is None or self._wake(worker, None if wait else lease)) and not waits
 
     def _next_worker(self, now: float) -> Worker | None:
         """Give the first in line a worker, if there may be one more: the one to wake."""
@@ -96,23 +95,47 @@ class Pool:
         """Say whether at least as many leases wait as there may be workers."""
         return len(self._waiting) >= self.settings.max_threads
 
-    def _wake(self, worker: Worker) -> bool:
-        """Set *worker* to work. Returns False if it could not start, and its lease is in line."""
-        worker.wake.release()
-        try:
-            if worker.ident is None:
+    def _wake(self, worker: Worker | None, out: Leaseholder | None) -> bool:
+        """Set *worker* to work. Returns False if its lease got none, and waits or is *out*."""
+        first = worker
+        while worker is not None:
+            worker.wake.release()
+            if worker.ident is not None:
+                break
+            try:
                 worker.start()
-            return True
-        except RuntimeError:  # the system has no thread left: make do with those that run
-            with self._lock:
-                self._workers.discard(worker)
-                lease = worker.lease
-                if not self._workers or lease is None:
-                    raise
-                self._waiting[lease] = None
-                self._waiting.move_to_end(lease, last=False)
-                self._rouse(time.monotonic())  # where one became free meanwhile
-            return False
+            except Exception as error:  # no thread, or no memory, is left
+                refused = self._do_without(worker, out, error.with_traceback(None))
+                return refused or worker is not first
+            with self._lock:  # for those in line whose worker could not start before
+                worker = self._next_worker(time.monotonic())
+        return True
+
+    def _do_without(self, worker: Worker, out: Leaseholder | None, reason: Exception) -> bool:
+        """Make do with the other workers; where there is none, refuse who is in line.
+
+        :returns: whether there is none.
+        """
+        with self._lock:
+            self._workers.discard(worker)
+            if worker.lease is not None and not (self._workers and worker.lease is out):
+                self._waiting[worker.lease] = None
+                self._waiting.move_to_end(worker.lease, last=False)
+            if self._workers:  # another thread may be about to start one, or one became free
+                self._rouse(time.monotonic())
+                return False
+            waiting, self._waiting = list(self._waiting), OrderedDict()
+            self._timeouts += len(waiting)
+        for lease in waiting:
+            error = PoolTimeout(
+                f"no thread could be started ({reason}), and the pool has none: 0 of "
+                f"{self.settings.max_threads} workers exist. The limit of this user or container "
+                "on threads and processes is reached: raise it (ulimit -u, the pids of the "
+                "container), or lower ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS']"
+            )
+            error.__cause__ = reason
+            lease.refuse(error)
+        return True
 
     def _rouse(self, now: float) -> None:
         """Hand free workers to those in line, as far as these may run."""
@@ -192,30 +215,24 @@ class Pool:
             self._waiting.pop(lease, None)
             self._rouse(time.monotonic())
 
-    def expire(self) -> float | None:
-        """Refuse the leases that have waited too long.
+    def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
+        """Count *call*, which has waited for a worker for too long. Returns its error.
 
-        :returns: seconds until the next one has, or None where none waits.
+        :param seen: snapshots of pools, for all that time out at once.
         """
-        overdue: list[Leaseholder] = []
-        left = None
         with self._lock:
-            now = time.monotonic()
-            # First in, first out, and one time-out for all: the oldest is always at the front.
-            while self._waiting:
-                lease = next(iter(self._waiting))
-                left = lease.asked + self.settings.timeout - now
-                if left > 0:
-                    break
-                del self._waiting[lease]
-                overdue.append(lease)
-                left = None
-            self._rouse(now)
-        for lease in overdue:
-            if lease.refuse(PoolTimeout(self.stats().shortage(now - lease.asked))):
-                with self._lock:
-                    self._timeouts += 1
-        return left
+            self._timeouts += 1
+        snapshot = seen.get(self) or seen.setdefault(self, self.stats())
+        return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
+
+    def expire(self) -> bool:
+        """End what workers do in vain after their calls. Returns whether nobody waits for one."""
+        with self._lock:
+            workers = list(self._workers)
+            waits = bool(self._waiting)
+        for worker in workers:
+            worker.connections.cut()
+        return not waits
 
     def stats(self) -> PoolStats:
         """Return a snapshot. May be called from any thread."""
@@ -261,18 +278,20 @@ class Pool:
             idle, self._idle = self._idle, []
             workers = list(self._workers)
             held = [worker.lease for worker in workers if worker.lease is not None]
-        exiting = PoolClosed(
-            "the interpreter is exiting; the call was waiting for a worker and did not run"
-        )
+        exiting = "the interpreter is exiting; the call was waiting for a worker and did not run"
         for lease in waiting:
-            lease.refuse(exiting)
+            lease.refuse(PoolClosed(exiting))
         for worker in idle:
             worker.wake.release()
         if refuse:
             for lease in held:
-                lease.dismiss(exiting)
-            for worker in workers:
-                worker.join(patience)
+                lease.dismiss(PoolClosed(exiting))
+            for worker in filter(Worker.is_alive, workers):  # others may be about to start
+                left = math.inf if patience is None else patience
+                while worker.is_alive() and left > 0:
+                    worker.join(min(left, GLANCE))
+                    left -= GLANCE
+                    worker.connections.cut()
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""

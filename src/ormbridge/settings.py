@@ -2,12 +2,15 @@
 
 One dict, every key optional, psycopg_pool's words. A key or value that is not understood is an
 ``ImproperlyConfigured`` that names the key, the value and what is accepted; nothing is guessed.
+A number too large for the system is as good as the largest that it knows.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +30,10 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-_RESET_EXPECTED = "expected None or the dotted path of a callable that takes a database connection"
+_RESET_EXPECTED = "None or the dotted path of a callable that takes a database connection"
+
+# Characters of a value that a message shows.
+_LONG = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +64,11 @@ def load_settings() -> Settings:
     """
     given = getattr(django_settings, "ORMBRIDGE", {})
     if not isinstance(given, Mapping):
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE is {given!r}; expected a dict with any of {', '.join(DEFAULTS)}"
-        )
+        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(DEFAULTS)}")
     for key in given:
         if key not in DEFAULTS:
             raise ImproperlyConfigured(
-                f"settings.ORMBRIDGE has the unknown key {key!r}; accepted are "
+                f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
                 f"{', '.join(DEFAULTS)}"
             )
     values = {**DEFAULTS, **given}
@@ -80,42 +84,34 @@ def load_settings() -> Settings:
 
 def _max_threads(value: Any) -> int:
     # The setting is checked even where the variable wins: it would fail on the next machine.
+    expected = "a whole number of 1 or more"
     if value is not None and (type(value) is not int or value < 1):
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['MAX_THREADS'] is {value!r}; expected a whole number of 1 or "
-            "more, or None for CPUs * 5"
-        )
+        raise _refused(_setting("MAX_THREADS"), value, f"{expected}, or None for CPUs * 5")
     variable = os.environ.get("ASGI_THREADS")
     if variable is not None:
         # isdecimal alone would let other scripts' digits pass; int() alone "1_0" and " 5 ".
-        if not (variable.isascii() and variable.isdecimal() and int(variable) >= 1):
-            raise ImproperlyConfigured(
-                f"the environment variable ASGI_THREADS is {variable!r}; expected a whole number "
-                "of 1 or more"
-            )
-        return int(variable)
-    return value if value is not None else (os.cpu_count() or 1) * 5
+        digits = variable.lstrip("0")
+        if not (digits.isascii() and digits.isdecimal()):
+            raise _refused("the environment variable ASGI_THREADS", variable, expected)
+        value = int(digits[:20])  # Python refuses to read thousands; 20 are above sys.maxsize
+    return min(value or (os.cpu_count() or 1) * 5, sys.maxsize)
 
 
 def _seconds(key: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE[{key!r}] is {value!r}; expected seconds, a number above 0"
-        )
-    return float(value)
+        raise _refused(_setting(key), value, "seconds, a number above 0")
+    return float(min(value, threading.TIMEOUT_MAX))  # about 292 years; no lock waits longer
 
 
 def _choice(key: str, value: Any, *accepted: str) -> str:
-    if value not in accepted:
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE[{key!r}] is {value!r}; expected {' or '.join(map(repr, accepted))}"
-        )
+    if not isinstance(value, str) or value not in accepted:
+        raise _refused(_setting(key), value, " or ".join(map(repr, accepted)))
     return str(value)
 
 
 def _reset(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise ImproperlyConfigured(f"settings.ORMBRIDGE['RESET'] is {value!r}; {_RESET_EXPECTED}")
+        raise _refused(_setting("RESET"), value, _RESET_EXPECTED)
     return value
 
 
@@ -130,12 +126,26 @@ def import_reset(path: str | None) -> Callable[[Any], object] | None:
         return None
     try:
         reset = import_string(path)
-    except ImportError as error:
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['RESET'] is {path!r}; {_RESET_EXPECTED} ({error})"
-        ) from error
+    except Exception as error:  # a path may be wrong in many ways, and a module raise anything
+        raise _refused(_setting("RESET"), path, f"{_RESET_EXPECTED} ({error})") from error
     if not callable(reset):
-        raise ImproperlyConfigured(
-            f"settings.ORMBRIDGE['RESET'] is {path!r}, which is {reset!r}; {_RESET_EXPECTED}"
-        )
+        value = f"{_shown(path)}, which is {_shown(reset)}"
+        raise ImproperlyConfigured(f"{_setting('RESET')} is {value}; expected {_RESET_EXPECTED}")
     return reset  # type: ignore[no-any-return]
+
+
+def _setting(key: str) -> str:
+    return f"settings.ORMBRIDGE[{key!r}]"
+
+
+def _refused(name: str, value: Any, expected: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"{name} is {_shown(value)}; expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """Return *value* as a message shows it: in part if it is long, and whatever its repr does."""
+    try:
+        shown = repr(value)
+    except Exception:  # that of an int fails above 4,300 digits
+        shown = object.__repr__(value)
+    return shown if len(shown) <= _LONG else f"{shown[:_LONG]}…"

@@ -22,11 +22,13 @@ from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .chunks import read_chunks
+from .connections import ThreadConnections
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
 from .lease import Lease
 from .mailbox import Mailbox, mailbox_of
+from .worker import Worker
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]
@@ -78,7 +80,7 @@ class Source:
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
         # The rest is set when the first chunk is asked for.
-        self._mailbox: Mailbox | None = None
+        self.mailbox: Any = None
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
         self._frame: CurrentThreadExecutor | None = None
@@ -87,6 +89,8 @@ class Source:
         self._place: Any = None
         # What to do when nobody needs the rows any more.
         self._leave: list[Callable[[], object]] = []
+        # The last fetch, until then.
+        self._call: Call | None = None
 
     # On the loop's thread
 
@@ -107,10 +111,11 @@ class Source:
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
         call.iteration = anchor, self.close
+        self._call = call
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            if self._mailbox is None:
+            if self.mailbox is None:
                 self._open(call.mailbox, refuse)
             self._send(call)
         except Exception as error:  # its turn is after the rows in hand
@@ -119,7 +124,7 @@ class Source:
 
     def _open(self, mailbox: Mailbox, refuse: weakref.ref[Callable[[str], None]]) -> None:
         """Find out to what the stream belongs."""
-        self._mailbox = mailbox
+        self.mailbox = mailbox
         self.closed = mailbox.loop.create_future()
         block = current_block.get()
         while block is not None:
@@ -157,7 +162,7 @@ class Source:
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
-        mailbox = self._mailbox
+        mailbox = self.mailbox
         return mailbox is not None and mailbox.loop is not asyncio.get_running_loop()
 
     def has_moved(self) -> bool:
@@ -170,16 +175,27 @@ class Source:
         # This takes locks, which a thread that collects may be in the middle of: later.
         if self._leave:
             try:
-                cast(Mailbox, self._mailbox).loop.call_soon_threadsafe(self.let_go)
+                self.mailbox.loop.call_soon_threadsafe(self.let_go)
             except RuntimeError:  # the loop is closed
                 self.let_go()
 
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
         leave, self._leave = self._leave, []
+        call, self._call = self._call, None
+        # What is read ahead is not needed. To cancel its statement would abort a transaction.
+        if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
+            call.stop()
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
+        if isinstance(self.thread, Worker) and not self.closed.done():
+            self.mailbox.bound(self, ThreadConnections.BOUND)
+
+    def expire(self) -> bool:
+        """Wait no longer for PostgreSQL to close the cursor. Returns whether it is closed."""
+        cast(Worker, self.thread).connections.cut()
+        return self.closed.done()
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
@@ -217,7 +233,7 @@ class Source:
         self._end()
 
     def _end(self) -> None:
-        cast(Mailbox, self._mailbox).post(self)
+        self.mailbox.post(self)
 
     def _lost(self) -> str:
         return (

@@ -26,11 +26,13 @@ import asyncio
 import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from django.db.models.query import QuerySet, RawQuerySet
 
 from .call import Call
+from .connections import ThreadConnections
 from .errors import LeaseClosed
 from .source import Anchor, Chunk, Source, heed
 
@@ -154,17 +156,24 @@ class Rows(AsyncIterator[_Row]):
         return await self._first_of_next_chunk()
 
     async def aclose(self) -> None:
-        """Close the cursor, and wait until it is closed. What runs on its thread ends first."""
+        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
+
+        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
+        transaction a fetch that is slower than that goes on.
+        """
         call = self._call
+        runs = call is not None and not call.cancel()
         self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
         if self._source.is_of_another_loop():
             return
         # Not the futures themselves, which would be cancelled with this task.
-        if call is not None and not call.cancel() and (future := call.await_again()) is not None:
-            future.add_done_callback(heed)
-            await asyncio.wait([future])
-        if self._source.thread is not None:
-            await asyncio.wait([self._source.closed])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ThreadConnections.BOUND + 1):
+                if runs and (future := cast(Call, call).await_again()) is not None:
+                    future.add_done_callback(heed)
+                    await asyncio.wait([future])
+                if self._source.thread is not None:
+                    await asyncio.wait([self._source.closed])
 
     async def _first_of_next_chunk(self) -> _Row:
         while self._over is None:

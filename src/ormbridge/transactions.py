@@ -67,7 +67,7 @@ class Atomic(BlockManager):
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(future, call.cancel)
+            cancelled = await _outlast(future, call, call.cancel)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -99,7 +99,10 @@ class Atomic(BlockManager):
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
-            cancelled = await _outlast(future)
+            if exc_type is not None:
+                call.stopping = issubclass(exc_type, (asyncio.CancelledError, TimeoutError))
+                call.bound()
+            cancelled = await _outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -281,10 +284,13 @@ def _make_call(
 
 
 async def _outlast(
-    future: asyncio.Future[Any], give_up: Callable[[], bool] = lambda: False
+    future: asyncio.Future[Any],
+    call: Call | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
+    :param call: whose it is: once the task is cancelled, it is not waited for without a bound.
     :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
     """
     cancelled = None
@@ -295,6 +301,9 @@ async def _outlast(
             cancelled = error
             if give_up():
                 break
+            if call is not None:
+                call.stopping = True
+                call.bound()
     return cancelled
 
 

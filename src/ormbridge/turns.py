@@ -13,45 +13,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
 from .blocks import Block
 from .call import Call
-from .errors import BridgeError, PoolTimeout
+from .errors import PoolTimeout
 from .settings import Settings
+from .stats import PoolStats
 
 
 class Turns:
     """Calls in line for one thread."""
 
     over = False
+    #: The thread that runs them; a lease has it from its first call on.
+    thread: threading.Thread
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # Re-entrant: freeing a generator may come in between.
         self._lock = threading.RLock()
         # Guarded by _lock.
-        self._line: deque[Call] = deque()
+        self._line: OrderedDict[Call, None] = OrderedDict()
         self._blocks: list[Block] = []  # the innermost is at the end
 
     def put(self, call: Call) -> bool:
         """Put *call* in line. Returns False, and does nothing, if the line takes no more calls."""
         raise NotImplementedError
 
-    def thread_name(self) -> str:
-        """Return the name of the thread that runs the calls."""
-        raise NotImplementedError
-
     def _take(self) -> Call | None:
         """Return the first call in line whose turn it is. The lock is held."""
-        if not self._blocks:
-            return self._line.popleft() if self._line else None
-        for place, call in enumerate(self._line):
-            if self._is_turn_of(call):
-                del self._line[place]
+        for call in self._line:
+            if not self._blocks or self._is_turn_of(call):
+                del self._line[call]
                 return call
         return None
 
@@ -76,9 +73,9 @@ class Turns:
             self._blocks = [each for each in self._blocks if each not in (block, *outlived)]
             stragglers = [call for call in self._line if call.block in outlived]
             for call in stragglers:
-                self._line.remove(call)
+                del self._line[call]
         for call in stragglers:
-            self._refuse(call, cast(Block, call.block).lost())
+            call.refuse(cast(Block, call.block).lost())
 
     def undo(self, blocks: list[Block], why: str) -> None:
         """Roll *blocks*, the outermost first, back. Runs on the line's thread."""
@@ -97,53 +94,38 @@ class Turns:
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line."""
         with self._lock:
-            if call in self._line:
-                self._line.remove(call)
+            self._line.pop(call, None)
 
-    def expire(self) -> float | None:
-        """Refuse the calls that have waited too long for their turn.
-
-        :returns: seconds until the next one has, or None where none waits.
-        """
-        overdue: list[Call] = []
-        left = None
-        look = False
+    def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
+        """Return the error of *call*, which has waited for its turn for too long."""
         with self._lock:
-            now = time.monotonic()
+            within = f", inside {self._blocks[-1]}" if self._blocks else ""
+        return PoolTimeout(
+            f"{call} waited {time.monotonic() - call.asked:.1f} s for its turn on "
+            f"{self.thread.name}, which has {self}{within}. Calls of one lease run one at a time, "
+            "and those of an open block go first: shorten them, do not wait in a block for what "
+            "runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
+        )
+
+    def hurry(self, call: Call) -> None:
+        """Have *call*, which closes a block and has waited too long, roll back what it waits for.
+
+        Runs on its loop's thread.
+        """
+        block = cast(Block, call.closes)
+        with self._lock:
             innermost = self._blocks[-1] if self._blocks else None
-            for call in list(self._line):
-                if (remaining := call.asked + self.settings.timeout - now) > 0:
-                    left = remaining
-                    break
-                if call.closes is None:
-                    self._line.remove(call)
-                    overdue.append(call)
-                elif innermost not in (None, call.closes) and call.closes.overdue is None:
-                    call.closes.overdue = PoolTimeout(
-                        f"{call.closes} waited {now - call.asked:.1f} s for {innermost} to end "
-                        "inside it; both were rolled back. Await what you start in a block"
-                    )
-                    look = True
-                elif call.closes.overdue is None:  # a block may still open inside it
-                    left = self.settings.timeout
-        if look:
-            self.look()
-        for call in overdue:
-            within = f", inside {innermost}" if innermost is not None else ""
-            self._refuse(
-                call,
-                PoolTimeout(
-                    f"{call} waited {now - call.asked:.1f} s for its turn on "
-                    f"{self.thread_name()}, which has {self}{within}. Calls of one lease run one "
-                    "at a time, and those of an open block go first: shorten them, do not wait in "
-                    "a block for what runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
-                ),
+            if call not in self._line or block.overdue is not None:
+                return
+            if innermost in (None, block):  # a block may still open inside it
+                call.watch(self.settings)
+                return
+            block.overdue = PoolTimeout(
+                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
+                "inside it; both were rolled back. Await what you start in a block"
             )
-        return left
+        self.look()
 
     def look(self) -> None:
         """Have the thread look whether it is the turn of a call in line."""
         raise NotImplementedError
-
-    def _refuse(self, call: Call, error: BridgeError) -> None:
-        call.refuse(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from channels.routing import ProtocolTypeRouter
 from django.core.checks import run_checks
+from django.core.handlers.asgi import ASGIHandler
 
 from ormbridge import BridgeMiddleware
 from tests.guide.examples import example_source
@@ -17,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
 
 
 def test_warnings(recorded):
-    """``manage.py check`` shows the seven warnings, each with its id and a hint."""
+    """``manage.py check`` shows the ten warnings, each with its id and a hint."""
     result = run_python(example_source("checks_warnings"))
     assert (result.returncode, result.stdout) == (0, "")
     recorded("checks_warnings", result.stderr)
@@ -34,7 +35,7 @@ def test_page_shows_each_message():
     """Each warning has its section, which begins with what ``manage.py check`` prints of it."""
     printed = run_python(example_source("checks_warnings")).stderr
     messages = re.findall(r"^(.*\(ormbridge\.(W\d+)\).*)\n\t(HINT: .*)$", printed, re.MULTILINE)
-    assert sorted(name for _, name, _ in messages) == [f"W00{number}" for number in range(1, 8)]
+    assert sorted(name for _, name, _ in messages) == [f"W{number:03}" for number in range(1, 11)]
     page = PAGE.read_text(encoding="utf-8")
     for message, name, hint in messages:
         section = page.partition(f"(ormbridge-{name.lower()})=\n\n## {name}: ")[2]
@@ -45,7 +46,7 @@ def test_page_shows_each_message():
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_channels_router(settings, connection_settings, monkeypatch, wrapped):
     """A Channels application is looked through: what matters is around its "http"."""
-    inner = BridgeMiddleware(application) if wrapped else application
+    inner = BridgeMiddleware(ASGIHandler()) if wrapped else ASGIHandler()
     module = types.ModuleType("project.asgi")
     module.application = ProtocolTypeRouter({"http": inner, "websocket": application})
     monkeypatch.setitem(sys.modules, module.__name__, module)

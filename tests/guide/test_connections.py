@@ -20,6 +20,7 @@ from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from tests.gate import GUARD
+from tests.guide.conftest import run_python
 from tests.guide.examples import example_source
 from tests.guide.http import get
 from tests.settings import CHOICE, DATABASES
@@ -192,6 +193,12 @@ if CHOICE in KILL:  # SQLite has no server that could close a connection
 # The room on the server.
 
 if CHOICE == "postgresql":
+    SERVER = {
+        "PGHOST": DATABASES["default"]["HOST"],
+        "PGPORT": DATABASES["default"]["PORT"],
+        "PGUSER": DATABASES["default"]["USER"],
+        "PGPASSWORD": DATABASES["default"]["PASSWORD"],
+    }
 
     def test_default_max_connections():
         """PostgreSQL takes 100 connections by default, and keeps 3 of them for superusers."""
@@ -260,6 +267,13 @@ if INITDB is not None:  # the tests' own server is nobody's to fill up
         output = run_script(source, PGHOST=small_server, PGUSER="postgres")
         recorded("connections_too_many", output.replace(small_server, "/var/run/postgresql"))
 
+    def test_enough_room_for_clients(run_script):
+        """On a server that has room for them all, the example says so."""
+        output = run_script(example_source("connections_too_many"), **SERVER)
+        assert output == (
+            "10 connected, 0 did not\nThis server has room for all of them: try more threads.\n"
+        )
+
     def test_reserved_slots(run_script, small_server):
         """Who is no superuser cannot have the last three connections."""
         script = """
@@ -284,12 +298,6 @@ if INITDB is not None:  # the tests' own server is nobody's to fill up
 # psycopg's pool.
 
 if CHOICE == "postgresql":
-    SERVER = {
-        "PGHOST": DATABASES["default"]["HOST"],
-        "PGPORT": DATABASES["default"]["PORT"],
-        "PGUSER": DATABASES["default"]["USER"],
-        "PGPASSWORD": DATABASES["default"]["PASSWORD"],
-    }
 
     def test_psycopg_pool(run_script, recorded):
         """With as many connections in psycopg's pool as there are workers, all calls run."""
@@ -300,6 +308,24 @@ if CHOICE == "postgresql":
         """With fewer connections than workers, a call gives up in psycopg's pool."""
         output = run_script(example_source("connections_pool_too_small"), **SERVER)
         recorded("connections_pool_too_small", output)
+
+    @pytest.mark.parametrize(
+        ("before", "environment", "expected"),
+        [
+            (
+                "import sys; sys.modules['psycopg_pool'] = None\n",
+                SERVER,
+                "Error loading psycopg_pool",
+            ),
+            ("", {**SERVER, "PGPORT": "1"}, "couldn't get a connection"),
+        ],
+        ids=["without-the-pool", "without-a-server"],
+    )
+    def test_psycopg_pool_that_cannot_connect(tmp_path, before, environment, expected):
+        """Where nobody can have a connection, the example ends with the reason."""
+        source = before + example_source("connections_pool_too_small")
+        finished = run_python(tmp_path, source, stderr=subprocess.STDOUT, **SERVER | environment)
+        assert (finished.returncode, expected in finished.stdout) == (1, True), finished.stdout
 
     def test_defaults_of_psycopg_pool():
         """psycopg's pool has 4 connections by default; who wants one waits 30 seconds."""

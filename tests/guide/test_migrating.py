@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
@@ -11,9 +12,10 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 
 import ormbridge
-from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, stats
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, say
+from tests.settings import CHOICE, DATABASES
 
 # The examples, in the order of the page.
 
@@ -22,6 +24,30 @@ def test_asgi_threads(run_script, recorded):
     """Whatever ``ASGI_THREADS`` says, calls of ``channels.db`` share one thread."""
     output = run_script(example_source("migrating_asgi_threads"), ASGI_THREADS="10")
     recorded("migrating_asgi_threads", output)
+
+
+if CHOICE == "postgresql":  # nothing is cancelled elsewhere
+
+    @pytest.mark.parametrize("way", ["before", "after", "atomic", "shield"])
+    def test_cancelled_half_way(run_script, recorded, way):
+        """Cancelled between two writes, ``channels.db`` makes both, and the bridge one.
+
+        In a transaction the bridge makes none; shielded, both.
+        """
+        server = {
+            f"PG{key}": DATABASES["default"][key] for key in ("HOST", "PORT", "USER", "PASSWORD")
+        }
+        name = f"migrating_cancel_{way}"
+        recorded(name, run_script(example_source(name), **server))
+
+
+def test_cancelled_half_way_differs_in_the_import():
+    """The programs with ``channels.db`` and with the bridge differ in the import alone."""
+    before, after = (
+        set(example_source(f"migrating_cancel_{way}").splitlines()) for way in ("before", "after")
+    )
+    assert before - after == {"from channels.db import database_sync_to_async  # <--"}
+    assert after - before == {"from ormbridge import database_sync_to_async  # <--"}
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
@@ -154,6 +180,43 @@ async def test_context_inside_the_middleware_changes_nothing():
     assert {await say(socket) for socket in sockets} == {"ormbridge-worker-1"}
     assert stats().holders == ()
     await disconnect(*sockets)
+
+
+async def threads_of_calls():
+    """Return where each kind of call runs: the first words of the names of the threads."""
+
+    def name():
+        return threading.current_thread().name.rpartition("_")[0] or "worker"
+
+    calls = {
+        "sync_to_async": sync_to_async(name),
+        "channels.db": channels_db.database_sync_to_async(name),
+        "bridge": database_sync_to_async(name),
+    }
+    threads = {kind: await call() for kind, call in calls.items()}
+    async with pinned():
+        threads["block"] = await sync_to_async(name)()
+    return threads
+
+
+@pytest.mark.parametrize("line", [False, True])
+async def test_context_with_an_executor(line):
+    """With an executor of its own, a context keeps asgiref's calls there, the line or not.
+
+    Calls of the bridge and of its blocks run on workers.
+    """
+    found = []
+
+    async def application(scope, receive, send):
+        async with ThreadSensitiveContext(executor=executor):
+            found.append(await threads_of_calls())
+
+    with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
+        wrapped = BridgeMiddleware(application) if line else application
+        await wrapped({"type": "websocket", "path": "/"}, None, None)
+    assert found == [
+        {"sync_to_async": "own", "channels.db": "own", "bridge": "worker", "block": "worker"}
+    ]
 
 
 async def test_each_context_opens_a_connection(ada):

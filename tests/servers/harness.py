@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -30,6 +31,10 @@ COMMANDS = {
     "uvicorn-uvloop": "uvicorn --no-access-log --loop uvloop --host 127.0.0.1 --port {port}",
     "hypercorn": "hypercorn --bind 127.0.0.1:{port}",
     "granian": "granian --interface asgi --host 127.0.0.1 --port {port}",
+    "gunicorn": "gunicorn --no-control-socket -k asgi -b 127.0.0.1:{port}",
+    "gunicorn-uvicorn": (
+        "gunicorn --no-control-socket -k uvicorn.workers.UvicornWorker -b 127.0.0.1:{port}"
+    ),
 }
 
 
@@ -86,12 +91,24 @@ async def until(condition: Callable[[], Any], guard: float = GUARD) -> None:
 class Server:
     """A server in a process of its own; as a context manager, from its first answer to its end.
 
-    With *bridge* the application is wrapped in BridgeMiddleware; *settings* are `ORMBRIDGE`.
+    With *bridge* the application is wrapped in BridgeMiddleware; *options* are added to the
+    command, *variables* to the environment; *settings* are `ORMBRIDGE`.
     ``name`` is what PostgreSQL shows as the name of the application.
     """
 
-    def __init__(self, kind: str, database: str, *, bridge: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        kind: str,
+        database: str,
+        *,
+        bridge: bool,
+        options: str = "",
+        variables: Mapping[str, str] = MappingProxyType({}),
+        **settings: Any,
+    ) -> None:
         self.kind = kind
+        self.options = options
+        self.variables = variables
         self.database = database
         self.bridge = bridge
         self.settings = settings
@@ -106,6 +123,7 @@ class Server:
                 sys.executable,
                 "-m",
                 *COMMANDS[self.kind].format(port=self.port).split(),
+                *self.options.split(),
                 APPLICATION,
             ],
             env=environment(
@@ -113,6 +131,7 @@ class Server:
                 SERVERS_BRIDGE=str(int(self.bridge)),
                 SERVERS_NAME=self.name,
                 SERVERS_ORMBRIDGE=json.dumps(self.settings),
+                **self.variables,
             ),
             cwd=ROOT,
             text=True,

@@ -1,6 +1,7 @@
 """Behind PgBouncer a statement is cancelled too, and its connection is not trusted any more."""
 
 import asyncio
+import contextvars
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection, connections
 
-from ormbridge import atomic, database_sync_to_async, stats
+from ormbridge import atomic, database_sync_to_async, pinned, stats
 from tests.gate import GUARD
 from tests.servers.harness import address, until
 
@@ -74,7 +75,7 @@ def pgbouncer(request, database, django_db_setup, django_db_blocker, tmp_path, m
         monkeypatch.setitem(settings, "PORT", str(port))
         monkeypatch.setitem(settings, "DISABLE_SERVER_SIDE_CURSORS", True)
         with django_db_blocker.unblock():
-            yield
+            yield request.param
     finally:
         process.terminate()
         process.communicate(timeout=GUARD)
@@ -132,3 +133,53 @@ async def test_stopped_transaction_is_rolled_back_first(pgbouncer, pool_settings
     assert await asyncio.wait_for(database_sync_to_async(raw)(), GUARD) is not before
     assert not outside.has_group("rolled back")
     assert stats().discarded == 1
+
+
+@database_sync_to_async
+def ask(statement):
+    """Return the one value that *statement* finds."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()[0]
+
+
+GET = "SELECT current_setting('app.user', true)"
+
+
+async def elsewhere(coroutine):
+    """Run *coroutine* as somebody who shares nothing with the caller, such as another request."""
+    return await asyncio.create_task(coroutine, context=contextvars.Context())
+
+
+async def test_state_of_the_session_belongs_to_nobody(pgbouncer):
+    """Where PgBouncer pools transactions, two who have pinned a connection each share a session."""
+
+    async def other():
+        async with pinned():
+            before = await ask(GET)
+            await ask("SELECT set_config('app.user', 'bob', false)")
+            return before
+
+    async with pinned():
+        await ask("SELECT set_config('app.user', 'ada', false)")
+        seen_by_other = await elsewhere(other())
+        seen = await ask(GET)
+    expected = {"session": (None, "ada"), "transaction": ("ada", "bob")}[pgbouncer]
+    assert (seen_by_other, seen) == expected
+
+
+async def test_set_local_holds_in_its_block(pgbouncer):
+    """What is set for a transaction holds to its end, and nobody else sees it."""
+
+    async def other():
+        async with atomic():
+            before = await ask(GET)
+            await ask("SELECT set_config('app.user', 'bob', true)")
+            return before, await ask(GET)
+
+    async with atomic():
+        await ask("SELECT set_config('app.user', 'ada', true)")
+        seen_by_other = await elsewhere(other())
+        seen = await ask(GET)
+    assert (seen_by_other, seen) == ((None, "bob"), "ada")
+    assert not await ask(GET)

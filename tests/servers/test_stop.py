@@ -11,21 +11,32 @@ from tests.gate import GUARD
 from tests.servers.client import CutError, get
 from tests.servers.harness import COMMANDS, Server, until
 
-CUTS = {"daphne"}
-"""The servers that cut off the requests that run; the others wait for them."""
+CUTS = {("daphne", signal.SIGTERM), ("daphne", signal.SIGINT), ("gunicorn", signal.SIGINT)}
+"""The servers that cut off the requests that run, and by which signal; else they wait for them."""
 
 NO_LIFESPAN = {"daphne"}
 """The servers that do not speak the lifespan protocol."""
 
-WAITS_FOR_SOCKETS = {"hypercorn"}
-"""The servers that do not close open sockets themselves. Hypercorn gives up after its
-`graceful_timeout`; from Python 3.12 on never: https://github.com/pgjones/hypercorn/issues/308"""
+WAITS_FOR_SOCKETS = {"gunicorn", "hypercorn"}
+"""The servers that do not close open sockets themselves, and stop waiting for them after their
+`graceful_timeout`; Hypercorn never from Python 3.12 on: https://github.com/pgjones/hypercorn/issues/308"""
 
 # uvicorn ends by the signal that stopped it.
 EXIT_CODES = {
     ("uvicorn-asyncio", signal.SIGTERM): -signal.SIGTERM,
     ("uvicorn-uvloop", signal.SIGTERM): -signal.SIGTERM,
 }
+
+BY_UVICORN = {"uvicorn-asyncio", "uvicorn-uvloop", "gunicorn-uvicorn"}
+"""The servers whose process ends by the signal itself, as soon as no request is open."""
+
+GRACEFUL_TIMEOUTS = {
+    "uvicorn-asyncio": "--timeout-graceful-shutdown 1",
+    "granian": "--workers-kill-timeout 1",
+    "gunicorn": "--graceful-timeout 1",
+    "gunicorn-uvicorn": "--graceful-timeout 1",
+}
+"""The options that end a server after some seconds whatever runs."""
 
 
 async def outcome(request):
@@ -65,13 +76,72 @@ async def test_stop_by_signal(database, outside, kind, number, bridge):
             outcomes = await asyncio.wait_for(asyncio.gather(*requests), GUARD)
             exit_code = await server.stopped()
         output = server.output()
-    assert outcomes == ["begun"] + ["cut" if kind in CUTS else "inserted"] * 3, output
+    cuts = (kind, number) in CUTS
+    assert outcomes == ["begun"] + ["cut" if cuts else "inserted"] * 3, output
     assert exit_code == EXIT_CODES.get((kind, number), 0), output
     assert "Traceback" not in output, output
     # Each of the calls that ran was two statements; the second one came after the signal. The task
     # no server waits for. A call that was cut off while it waited for a worker never runs.
-    late = kind not in CUTS or not bridge
+    late = not cuts or not bridge
     assert [outside.has_group(name) for name in names] == [True, True, True, late]
     await until(lambda: outside.sessions(server) == 0)
     told = [line for line in output.splitlines() if line.startswith("lifespan")]
-    assert told == ([] if kind in NO_LIFESPAN else ["lifespan.startup", "lifespan.shutdown"])
+    lifespan = ["lifespan.startup"] if cuts else ["lifespan.startup", "lifespan.shutdown"]
+    assert told == ([] if kind in NO_LIFESPAN else lifespan)
+    killed = kind in BY_UVICORN and (number == signal.SIGTERM or kind == "gunicorn-uvicorn")
+    assert ("\natexit\n" in output) is not killed, output
+
+
+@pytest.mark.parametrize("bridge", [True, False], ids=["with-the-line", "without"])
+@pytest.mark.parametrize("kind", GRACEFUL_TIMEOUTS)
+async def test_graceful_timeout(database, outside, kind, bridge):
+    """Where the time to stop is limited, the process ends in the middle of a call."""
+    name = f"{kind}-limited-{bridge}"
+    options = GRACEFUL_TIMEOUTS[kind]
+    with Server(kind, database, bridge=bridge, options=options, MAX_THREADS=3) as server:
+        with outside.holding():
+            request = asyncio.ensure_future(outcome(get(server.port, f"/sync/insert/{name}")))
+            await until(lambda: outside.waiting() == 1)
+            server.process.send_signal(signal.SIGTERM)
+            await server.stopped()
+        assert await asyncio.wait_for(request, GUARD) == "cut"
+        await until(lambda: outside.sessions(server) == 0)
+        assert not outside.has_group(name)
+        assert "\natexit\n" not in server.output()
+
+
+async def leave_a_task_behind(server, outside, name):
+    """Have a request answered whose task makes a call that waits for the lock."""
+    assert await get(server.port, f"/background/{name}") == (200, "begun")
+    await until(lambda: outside.waiting() == 1)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+async def test_call_of_a_task(database, outside, kind):
+    """A call of no request finishes, but not under uvicorn: there the process ends at once."""
+    name = f"{kind}-task"
+    with Server(kind, database, bridge=True, MAX_THREADS=3) as server:
+        with outside.holding():
+            await leave_a_task_behind(server, outside, name)
+            if kind in BY_UVICORN:
+                server.process.send_signal(signal.SIGTERM)
+                await server.stopped()
+            else:
+                await server.told(signal.SIGTERM)
+        await server.stopped()
+        await until(lambda: outside.sessions(server) == 0)
+        assert outside.has_group(name) is (kind not in BY_UVICORN)
+
+
+@pytest.mark.parametrize("kind", sorted(BY_UVICORN))
+async def test_lifespan_that_waits_for_tasks(database, outside, kind):
+    """Who awaits the tasks as the lifespan ends has uvicorn wait for them."""
+    name = f"{kind}-awaited"
+    variables = {"SERVERS_TASKS": "1"}
+    with Server(kind, database, bridge=True, variables=variables, MAX_THREADS=3) as server:
+        with outside.holding():
+            await leave_a_task_behind(server, outside, name)
+            server.process.send_signal(signal.SIGTERM)
+            await until(lambda: "lifespan.shutdown\n" in server.output())
+        await server.stopped()
+        assert outside.has_group(f"{name}, done")

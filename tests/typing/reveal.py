@@ -7,7 +7,7 @@ one.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar, reveal_type
+from typing import Any, Generic, TypeVar, overload, reveal_type
 
 from django.contrib.auth.models import User
 
@@ -22,6 +22,14 @@ def get_name(user: int, *, upper: bool = False) -> str:
 
 def first(rows: Sequence[T]) -> T:
     return rows[0]
+
+
+@overload
+def find(key: int) -> int: ...
+@overload
+def find(key: str, upper: bool) -> str: ...
+def find(key: Any, upper: bool = False) -> Any:
+    return key
 
 
 @database_sync_to_async
@@ -78,7 +86,7 @@ class Store(Generic[T]):
 
 async def inline_form() -> None:
     bridged = database_sync_to_async(get_name)
-    reveal_type(bridged)  # reveals: DatabaseSyncToAsync[[user: int, *, upper: bool = ...], str]
+    reveal_type(bridged)  # reveals: (user: int, *, upper: bool = ...) -> Coroutine[Any, Any, str]
     await reveal_type(bridged(1))  # reveals: Coroutine[Any, Any, str]
     reveal_type(await bridged(1, upper=True))  # reveals: str
     await bridged("1")  # refused
@@ -107,8 +115,18 @@ async def inline_form_of_generics() -> None:
     reveal_type(await database_sync_to_async(first)([1]))  # reveals: int
 
 
+async def inline_form_of_overloads() -> None:
+    bridged = database_sync_to_async(find)
+    reveal_type(await bridged(1))  # reveals: int
+    reveal_type(await bridged("1", True))  # reveals: str
+    reveal_type(await database_sync_to_async(find, thread_sensitive=True)(1))  # reveals: int
+    await bridged("1")  # refused
+    await bridged(1, True)  # refused
+    reveal_type(await database_sync_to_async(lambda: find("1", True))())  # reveals: str
+
+
 async def decorator_form() -> None:
-    reveal_type(decorated)  # reveals: DatabaseSyncToAsync[[user: int, *, upper: bool = ...], str]
+    reveal_type(decorated)  # reveals: (user: int, *, upper: bool = ...) -> Coroutine[Any, Any, str]
     reveal_type(await decorated(1, upper=True))  # reveals: str
     await reveal_type(nothing())  # reveals: Coroutine[Any, Any, None]
     await decorated("1")  # refused
@@ -118,7 +136,7 @@ async def decorator_form() -> None:
 async def decorator_form_of_methods() -> None:
     reader = Reader()
     reveal_type(reader.method)  # reveals: (user: int) -> Coroutine[Any, Any, str]
-    reveal_type(Reader.method)  # reveals: DatabaseSyncToAsync[[self: Reader, user: int], str]
+    reveal_type(Reader.method)  # reveals: (self: Reader, user: int) -> Coroutine[Any, Any, str]
     reveal_type(await reader.method(1))  # reveals: str
     reveal_type(await Reader.method(reader, 1))  # reveals: str
     await reader.method("1")  # refused
@@ -130,7 +148,6 @@ async def decorator_form_of_static_methods() -> None:
     reveal_type(await Reader.static(1))  # reveals: str
     reveal_type(await Reader().static(1))  # reveals: str
     reveal_type(await Reader.static_inside(1))  # reveals: str
-    reveal_type(await Reader().static_inside(1))  # reveals: str
     reveal_type(await Reader().static_alone())  # reveals: str
     await Reader.static("1")  # refused
     await Reader().static("1")  # refused

@@ -1,5 +1,10 @@
-"""What the servers serve. ``SERVERS_BRIDGE=1`` adds the one line."""
+"""What the servers serve. ``SERVERS_BRIDGE=1`` adds the one line.
 
+With ``SERVERS_TASKS=1`` the server waits for the tasks that views left behind, before it stops.
+"""
+
+import asyncio
+import atexit
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +16,11 @@ from ormbridge import BridgeMiddleware
 
 http = get_asgi_application()
 
-from tests.servers.project.urls import websockets  # noqa: E402 - Django must be set up first
+# Django must be set up first.
+from tests.servers.project.urls import websockets  # noqa: E402
+from tests.servers.project.views import tasks  # noqa: E402
+
+atexit.register(print, "atexit", flush=True)
 
 App = Callable[..., Awaitable[None]]
 
@@ -25,6 +34,8 @@ async def lifespan(
     while True:
         event = (await receive())["type"]
         print(event, flush=True)  # noqa: T201 - the harness reads it
+        if event == "lifespan.shutdown" and os.environ.get("SERVERS_TASKS") == "1":
+            await asyncio.gather(*tasks)
         await send({"type": f"{event}.complete"})
         if event == "lifespan.shutdown":
             return
