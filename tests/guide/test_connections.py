@@ -507,7 +507,7 @@ async def test_reset_clears_thread_and_object(place, serve, pool_settings, recor
 async def test_djangos_object_ends_with_its_connection(
     age, reset, pool_settings, connection_settings
 ):
-    """With the connection closed, by its age or by RESET, all that was on Django's object is gone."""
+    """Where the connection is closed, by its age or by RESET, what was on Django's object goes."""
     pool_settings(MAX_THREADS=1, RESET=reset)
     connection_settings(CONN_MAX_AGE=age)
 
