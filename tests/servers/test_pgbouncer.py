@@ -19,6 +19,9 @@ from tests.gate import GUARD
 from tests.guide.conftest import run_python
 from tests.guide.examples import example_source
 from tests.servers.harness import ROOT, address, until
+from tests.tenants.runs import new_database, scenarios
+
+RESET_TENANT = "examples.connections_reset_tenants.reset_tenant"
 
 CONFIGURATION = """
 [databases]
@@ -163,6 +166,15 @@ def test_reset_clears_what_another_has_set(one_for_all, tmp_path):
     environment = {**one_for_all, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     output = run_example("connections_pgbouncer_before", tmp_path, changes, **environment)
     assert output == "0 of 20 reports see their own tenant\n"
+
+
+def test_tenants_are_safe_in_transactions_only(one_for_all):
+    """In transaction mode django-tenants finds its tenant in atomic(), and anybody's outside."""
+    with new_database() as name:
+        # What its server session is left with is of the last one, whatever RESET says.
+        seen = scenarios(name, "behind a pooler", environment=one_for_all, RESET=RESET_TENANT)
+    assert seen["inside"] == {"own": 144}
+    assert seen["outside"]["foreign"] > 0
 
 
 def raw():
