@@ -3,7 +3,7 @@
 from channels.routing import URLRouter
 from django.urls import path
 
-from tests.servers.project import consumers, views
+from tests.servers.project import consumers, state, views
 
 urlpatterns = [
     path("alive", views.alive),
@@ -21,6 +21,8 @@ urlpatterns = [
     path("background/<str:name>", views.background),
     path("database/error", views.database_error),
     path("events", views.events),
+    path("state/async/<str:tenant>/<int:queries>", state.async_view),
+    path("state/sync/<str:tenant>/<int:queries>", state.sync_view),
 ]
 
 websockets = URLRouter(
