@@ -138,9 +138,11 @@ async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
         seen.append(sql)
         return execute(sql, params, many, context)
 
+    entered = []
+
     def enter():
-        wrapper = connection.execute_wrapper(count)
-        wrapper.__enter__()
+        entered.append(connection.execute_wrapper(count))
+        entered[-1].__enter__()
 
     def query():
         with connection.cursor() as cursor:
