@@ -13,7 +13,6 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from ormbridge import database_sync_to_async, process
-from ormbridge.call import watch
 from ormbridge.mailbox import mailbox_of
 from tests.gate import GUARD
 
@@ -58,11 +57,12 @@ def set_timeout(seconds: float) -> None:
     For a test in which some call must be out of time: it sets this when all that must be in time
     is done, and sets GUARD again before what comes after. On the thread of the event loop.
     """
-    object.__setattr__(process.default_pool().settings, "timeout", seconds)
-    mailbox = mailbox_of(asyncio.get_running_loop())
-    for line in list(mailbox.timers):
-        mailbox.drop(line)
-        watch(mailbox, line)
+    settings = process.default_pool().settings
+    object.__setattr__(settings, "timeout", seconds)
+    for waiting in list(mailbox_of(asyncio.get_running_loop())._waiting.values()):
+        for call in list(waiting):
+            del waiting[call]
+            call.watch(settings)
 
 
 @contextmanager
