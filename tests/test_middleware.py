@@ -130,6 +130,35 @@ async def test_http_lease_call(serve, pool_settings):
 
 
 @pytest.mark.django_db(transaction=True)
+async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
+    """What a request sets on its connection is there in its next call, but for HTTP_LEASE "call"."""
+    seen = []
+
+    def count(execute, sql, params, many, context):
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    def enter():
+        wrapper = connection.execute_wrapper(count)
+        wrapper.__enter__()
+
+    def query():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    async def view(request):
+        await sync_to_async(enter)()
+        await sync_to_async(query)()
+        return HttpResponse()
+
+    for lease, expected in (("request", ["SELECT 1"]), ("call", [])):
+        pool_settings(MAX_THREADS=1, HTTP_LEASE=lease)
+        assert await get(serve(view)) == "200"
+        assert seen == expected
+        seen.clear()
+
+
+@pytest.mark.django_db(transaction=True)
 async def test_connections_persist(serve, connection_settings, pool_settings):
     """A thousand requests open no more connections than there may be workers."""
     pool_settings(MAX_THREADS=3)

@@ -1,13 +1,9 @@
 """django-tenants under the line: nobody sees the tables of another one's tenant."""
 
-import importlib
-import json
-import os
-
 import pytest
 
-from tests import settings as test_settings
-from tests.processes import run_python
+from tests.settings import CHOICE
+from tests.tenants.runs import new_database, scenarios
 
 RESET = "examples.connections_reset_tenants.reset_tenant"
 #: What each kind of user sees, each time that it looks.
@@ -27,33 +23,13 @@ EXPECTED = {
     "tasks that outlive their request": {"public": 72},
     "calls outside of the middleware": {"public": 12},
 }
-if test_settings.CHOICE == "postgresql":  # django-tenants knows no other
+if CHOICE == "postgresql":  # django-tenants knows no other
 
     @pytest.fixture(scope="module")
     def database():
-        """Make a database with eight tenants, and drop it in the end."""
-        psycopg = importlib.import_module("psycopg")
-        default = test_settings.postgresql()
-        server = {name.lower(): default[name] for name in ("HOST", "PORT", "USER", "PASSWORD")}
-        name = f"ormbridge_tenants_{os.getpid()}"
-        with psycopg.connect(**server, dbname="postgres", autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name}")
-            try:
-                scenarios(name, "prepare")
-                yield name
-            finally:
-                admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-    def scenarios(database, *arguments, middleware=False, age=60, limit=False, **ormbridge):
-        """Run the scenarios in a process of their own; return what users saw."""
-        run = {"database": database, "middleware": middleware, "age": age, "limit": limit}
-        finished = run_python(
-            f"from tests.tenants import scenarios; scenarios.main(*{arguments})",
-            DJANGO_SETTINGS_MODULE="tests.tenants.settings",
-            TENANTS=json.dumps({**run, "ormbridge": {"MAX_THREADS": 4, **ormbridge}}),
-        )
-        assert finished.returncode == 0, finished.stderr
-        return json.loads(finished.stdout) if finished.stdout else None
+        """Return the name of a database with eight tenants."""
+        with new_database() as name:
+            yield name
 
     def without_a_choice(seen):
         """Leave out the calls that ask for any worker: they may get the request's."""

@@ -665,17 +665,18 @@ def test_everything_is_put_back(transactional_db):
     """After the test asgiref, the connections and the pool are as they were."""
     before = SyncToAsync.thread_sensitive_context
     contexts = len(SyncToAsync.context_to_thread_executor)
+    connection.ensure_connection()
+    patched = set(vars(connections["default"]))
     with transaction.atomic(), one_transaction("a test") as left:
         assert asyncio.run(database_sync_to_async(User.objects.count)()) == 0
         assert asyncio.run(on_a_loop_of_its_own()) == []
     assert left == []
     assert SyncToAsync.thread_sensitive_context is before
     assert len(SyncToAsync.context_to_thread_executor) == contexts
-    assert "ensure_connection" not in vars(connections["default"])
+    assert set(vars(connections["default"])) == patched
     assert "__getitem__" not in vars(type(connections))
     assert current_context() is None
     assert not connection.allow_thread_sharing
-    assert "close_if_unusable_or_obsolete" not in vars(connections["default"])
     own = connections["default"].connection
     assert asyncio.run(database_sync_to_async(lambda: connection.connection)()) is not own
     assert asyncio.run(asyncio.to_thread(_count_and_close)) == 0

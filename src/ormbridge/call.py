@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import Glances, stop
+from .canceller import glances, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
@@ -69,6 +69,7 @@ class Call:
         "function",
         "future",
         "generator",
+        "glances",
         "iteration",
         "line",
         "mailbox",
@@ -113,6 +114,8 @@ class Call:
         self.stopping = False
         #: Whether its thread is done with it, its clean-up included, or never begins.
         self.ended = False
+        #: What ends that it is looked at.
+        self.glances: Callable[[], None] | None = None
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -185,9 +188,28 @@ class Call:
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        if not stop(self):
-            with suppress(RuntimeError):  # the loop is closed
-                Glances(self.mailbox.loop, self.give_up)
+        stop(self)
+
+    def bound(self, given_up: bool = True) -> None:
+        """Have it wait no longer for PostgreSQL than BOUND seconds from now on.
+
+        For what is not stopped, or by no thread: the beginning and the end of a block.
+
+        :param given_up: whether that holds for what runs before it, too.
+        """
+        self.stopping = self.stopping or given_up
+        with suppress(RuntimeError):  # the loop is closed
+            self.glances = self.glances or glances(self.mailbox.loop, self._cut)
+
+    def _cut(self) -> bool:
+        own, worker = self.connections, getattr(self.line, "worker", None)
+        if own is None and self.stopping and worker is not None:
+            own = worker.connections
+        if own is not None:
+            own.cut(self)
+        if self.closes is None and self.future is not None and not self.future.done():
+            self.future.set_result(None)  # a beginning: it may be that it has no connection yet
+        return not self.ended
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -199,6 +221,8 @@ class Call:
         """Step 6: hand the outcome to the caller."""
         if self.watched is not None:
             self.watched.pop(self, None)
+        if self.glances is not None:
+            self.glances()
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -227,8 +251,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            connections.call_begins(self)
             self.connections = connections
+            connections.call_begins(self)
         try:
             if prepare is not None:
                 prepare()
@@ -269,20 +293,6 @@ class Call:
         self._error = error
         self.finish()
         return True
-
-    def give_up(self) -> bool:
-        """Wait no longer for PostgreSQL, or for its connection. Returns whether it has not ended.
-
-        For a call that has started, or the end of a block, which cannot be cancelled.
-        """
-        own, worker = self.connections, getattr(self.line, "worker", None)
-        if own is None and self.stopping and worker is not None:
-            own = worker.connections  # nor for what runs before it
-        if own is not None:
-            own.cut(self)
-        if self.closes is None and self.future is not None and not self.future.done():
-            self.future.set_result(None)  # a connection is being made, or another database waits
-        return not self.ended
 
     def dismiss(self, error: Exception) -> None:
         """Do nothing: a call that runs, runs to its end."""

@@ -81,40 +81,39 @@ class Stoppable(Protocol):
     #: Whether its worker is done with it.
     ended: bool
 
+    def bound(self) -> None:
+        """Have it wait no longer for PostgreSQL than BOUND seconds; the event loop sees to that."""
+        ...
 
-def stop(call: Stoppable) -> bool:
-    """Stop *call*, which runs and whose outcome nobody awaits. Returns at once.
 
-    :returns: False if there is no thread to do it.
-    """
+def stop(call: Stoppable) -> None:
+    """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
     if call.awaits is None or call.stopping or call.ended or not _any_database_can():
-        return True
+        return
     call.stopping = True
     try:
         # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
         threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
-        return True
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
-        return False
+        call.bound()
 
 
-class Glances:
-    """Looks, from an event loop, whether somebody waits for PostgreSQL in vain: needs no thread."""
+def glances(loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> Callable[[], None]:
+    """Call *look* from *loop* when BOUND seconds have passed, and as long as it returns True.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> None:
-        """Call *look* when BOUND seconds have passed, and as long as it returns True."""
-        self._loop = loop
-        self._look = look
-        self._next = loop.call_later(ThreadConnections.BOUND, self._glance)
+    For what waits for PostgreSQL in vain, and has no thread that sees to it.
 
-    def _glance(self) -> None:
-        if self._look():
-            self._next = self._loop.call_later(LONGEST_PAUSE, self._glance)
+    :returns: what ends that.
+    """
 
-    def cancel(self) -> None:
-        """Look no more."""
-        self._next.cancel()
+    def glance() -> None:
+        nonlocal timer
+        if look():
+            timer = loop.call_later(LONGEST_PAUSE, glance)
+
+    timer = loop.call_later(ThreadConnections.BOUND, glance)
+    return lambda: timer.cancel()
 
 
 def _any_database_can() -> bool:

@@ -224,13 +224,12 @@ class ThreadConnections:
     def call_begins(self, call: object) -> None:
         """Note that *call* begins, which may take as long as it likes."""
         self.running, self.deadline = call, math.inf
-        self.catch_up()
+        self.catch_up()  # with who breaks what is overdue
 
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
         self.running = None
         self.cleans_up()
-        self.catch_up()
         if self.stopped:
             self._settle()
 
@@ -243,6 +242,7 @@ class ThreadConnections:
     def cleans_up(self) -> None:
         """Note that the thread begins something that is no call."""
         self.deadline = time.monotonic() + self.BOUND
+        self.catch_up()
 
     def cut(self, call: Any = None) -> None:
         """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.

@@ -17,7 +17,6 @@ else's code. It is re-entrant, so that a signal handler may ask for stats() whil
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -224,9 +223,8 @@ class Pool:
         """
         with self._lock:
             self._timeouts += 1
-            workers = list(self._workers)
-        for worker in workers if self not in seen else ():
-            worker.connections.cut()
+            for worker in self._workers if self not in seen else ():
+                worker.connections.cut()
         snapshot = seen.get(self) or seen.setdefault(self, self.stats())
         return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
 
@@ -282,12 +280,11 @@ class Pool:
         if refuse:
             for lease in held:
                 lease.dismiss(PoolClosed(exiting))
-            for worker in workers:
-                left = math.inf if patience is None else patience
-                while worker.is_alive() and left > 0:  # others may be about to start
-                    worker.join(min(left, _GLANCE))
+            for worker in filter(Worker.is_alive, workers):  # others may be about to start
+                worker.join(_GLANCE if patience is None else patience)
+                while patience is None and worker.is_alive():
                     worker.connections.cut()
-                    left -= _GLANCE
+                    worker.join(_GLANCE)
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""

@@ -21,7 +21,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
-from .canceller import Glances
+from .canceller import glances
 from .chunks import read_chunks
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
@@ -91,7 +91,7 @@ class Source:
         self._leave: list[Callable[[], object]] = []
         # The last fetch, until then.
         self._call: Call | None = None
-        self._glances: Glances | None = None
+        self._glances: Callable[[], None] | None = None
 
     # On the loop's thread
 
@@ -192,7 +192,7 @@ class Source:
             each()
         if isinstance(self.thread, Worker) and not (self._glances or self.closed.done()):
             with suppress(RuntimeError):  # the loop is closed
-                self._glances = Glances(cast(Mailbox, self._mailbox).loop, self._give_up)
+                self._glances = glances(cast(Mailbox, self._mailbox).loop, self._give_up)
 
     def _give_up(self) -> bool:
         cast(Worker, self.thread).connections.cut()
@@ -201,7 +201,7 @@ class Source:
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
         if self._glances is not None:
-            self._glances.cancel()
+            self._glances()
         if not self.closed.done():
             self.closed.set_result(None)
 

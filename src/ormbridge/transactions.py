@@ -33,7 +33,6 @@ from django.db import transaction
 from .blocks import Block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
-from .canceller import Glances
 from .connections import keep_open
 from .context import LeaseContext
 from .errors import BridgeError, LeaseClosed, TransactionAborted
@@ -46,9 +45,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 logger = logging.getLogger("ormbridge")
-
-# How a block is left that was cancelled, or by a timeout inside it.
-_GIVEN_UP = (asyncio.CancelledError, TimeoutError)
 
 
 class Atomic(BlockManager):
@@ -103,8 +99,9 @@ class Atomic(BlockManager):
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
-            call.stopping = exc_type is not None and issubclass(exc_type, _GIVEN_UP)
-            cancelled = await _outlast(future, call, bounded=exc_type is not None)
+            if exc_type is not None:
+                call.bound(issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
+            cancelled = await _outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -289,30 +286,22 @@ async def _outlast(
     future: asyncio.Future[Any],
     call: Call | None = None,
     give_up: Callable[[], bool] = lambda: False,
-    bounded: bool = False,
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
     :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
     :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
-    :param bounded: whether these seconds begin at once.
     """
-    cancelled = glances = None
-    try:
-        while not future.done():
-            if call is not None and glances is None and (bounded or cancelled is not None):
-                glances = Glances(asyncio.get_running_loop(), call.give_up)
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError as error:
-                cancelled = error
-                if give_up():
-                    break
-                if call is not None:
-                    call.stopping = True
-    finally:
-        if glances is not None:
-            glances.cancel()
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if give_up():
+                break
+            if call is not None:
+                call.bound()
     return cancelled
 
 

@@ -375,6 +375,39 @@ if CHOICE == "postgresql":
         )
 
 
+if CHOICE == "mariadb":
+    PYMYSQL = """
+import asyncio
+import django
+import pymysql
+from django.conf import settings
+
+pymysql.install_as_MySQLdb()
+settings.configure(DATABASES={{"default": {}}}, ORMBRIDGE={{"MAX_THREADS": 3}})
+django.setup()
+from django.db import connection
+from ormbridge import atomic, database_sync_to_async
+
+def ask():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 42")
+        return type(connection.connection).__module__, cursor.fetchone()[0]
+
+async def main():
+    print(set(await asyncio.gather(*[database_sync_to_async(ask)() for _ in range(9)])))
+    async with atomic():
+        print(await database_sync_to_async(ask)())
+
+asyncio.run(main())
+"""
+
+    def test_pymysql(run_script):
+        """With PyMySQL in the place of mysqlclient calls and blocks run as well."""
+        default = {**DATABASES["default"], "NAME": "mysql"}
+        output = run_script(PYMYSQL.format(default))
+        assert output == "{('pymysql.connections', 42)}\n('pymysql.connections', 42)\n"
+
+
 # What a session remembers.
 
 RESET_IN_A_POOL = """
@@ -507,7 +540,7 @@ async def test_reset_clears_thread_and_object(place, serve, pool_settings, recor
 async def test_djangos_object_ends_with_its_connection(
     age, reset, pool_settings, connection_settings
 ):
-    """With the connection closed, by its age or by RESET, all that was on Django's object is gone."""
+    """Where the connection is closed, by its age or by RESET, what was on Django's object goes."""
     pool_settings(MAX_THREADS=1, RESET=reset)
     connection_settings(CONN_MAX_AGE=age)
 

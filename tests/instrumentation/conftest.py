@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,9 +49,10 @@ def age(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run(database: str) -> Callable[..., Any]:
-    """Run a script in a process of its own; return what it prints, which is JSON."""
+    """Run a script of several parts in a process of its own; return what it prints, JSON."""
 
-    def run(source: str, **environment: str) -> Any:
+    def run(*parts: str, **environment: str) -> Any:
+        source = "".join(map(textwrap.dedent, parts))
         done = run_python(source, INSTRUMENTATION_DATABASE=database, **environment)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -121,15 +121,15 @@ async def while_full(app: Any, where: str) -> str:
 async def ask_all(app: Any) -> list[str]:
     """Make REQUESTS at once, every other one to a synchronous view; return their paths."""
     paths = [f"/{('async', 'sync')[number % 2]}/request-{number}-" for number in range(REQUESTS)]
-    answers = await asyncio.gather(*[get(app, path) for path in paths])
-    for path, answer in zip(paths, answers, strict=True):
-        assert answer.startswith(f"200 <body>{path.rpartition('/')[2]}"), answer
+    answers = await asyncio.gather(*[get(app, each) for each in paths])
+    for asked, answer in zip(paths, answers, strict=True):
+        assert answer.startswith(f"200 <body>{asked.rpartition('/')[2]}"), answer
     return paths
 
 
 def made(paths: list[str]) -> dict[str, list[str]]:
     """Return the queries that the requests to *paths* make, for each."""
-    return {path: [sql(part, path.rpartition("/")[2]) for part in (1, 2, 3)] for path in paths}
+    return {each: [sql(part, each.rpartition("/")[2]) for part in (1, 2, 3)] for each in paths}
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -48,7 +48,8 @@ def test_view_without_queries_takes_no_worker(run, options):
     async def main():
         answer = await get(app, "/ping")
         (transaction,) = [event for event in events if event.get("type") == "transaction"]
-        signals = [span["description"] for span in transaction["spans"] if "django.db" in span["description"]]
+        spans = [span["description"] for span in transaction["spans"]]
+        signals = [span for span in spans if "django.db" in span]
         print(json.dumps([answer, stats().threads, signals]))
     asyncio.run(main())
     """
@@ -58,7 +59,7 @@ def test_view_without_queries_takes_no_worker(run, options):
         "django.db.close_old_connections",
     ]
     expected = [] if "signals_spans=False" in options else spans
-    assert run(SET_UP % options + unindented(script)) == ["200 pong", 0, expected]
+    assert run(SET_UP % options, script) == ["200 pong", 0, expected]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -67,7 +68,7 @@ def test_health_check_is_answered_while_the_pool_is_full(run, options):
     script = """
     print(json.dumps(asyncio.run(while_full(app, "/ping"))))
     """
-    assert run(SET_UP % options + unindented(script)) == "200 pong"
+    assert run(SET_UP % options, script) == "200 pong"
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -80,11 +81,11 @@ def test_queries_are_those_of_their_request(run, options, age):
 
     async def main():
         paths = await ask_all(app)
-        found = {event["request"]["url"].partition("localhost")[2]: queries(event) for event in events}
-        print(json.dumps([found, made(paths)]))
+        urls = [event["request"]["url"].partition("localhost")[2] for event in events]
+        print(json.dumps([dict(zip(urls, map(queries, events))), made(paths)]))
     asyncio.run(main())
     """
-    found, made = run(SET_UP % options + unindented(script), CONN_MAX_AGE=age)
+    found, made = run(SET_UP % options, script, CONN_MAX_AGE=age)
     assert found == made
 
 
@@ -107,13 +108,9 @@ def test_what_a_worker_logs_is_of_no_other_request(run):
         logged = lambda: [event for event in events if "logentry" in event]
         await until(logged)
         (event,) = logged()
-        print(json.dumps([event["logentry"]["message"], event.get("transaction"), event.get("request")]))
+        message = event["logentry"]["message"]
+        print(json.dumps([message, event.get("transaction"), event.get("request")]))
     asyncio.run(main())
     """
     expected = ["connection %r discarded: %s", None, None]
-    assert run(SET_UP % "" + unindented(script)) == expected
-
-
-def unindented(script):
-    """Return *script* without the indentation that it has in a test."""
-    return "\n".join(line.removeprefix("    ") for line in script.splitlines())
+    assert run(SET_UP % "", script) == expected

@@ -16,8 +16,8 @@ from django.db import OperationalError, connection
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
+from ormbridge import atomic, pinned, release
 from ormbridge import database_sync_to_async as bridge
-from ormbridge import pinned, release
 from tests.tenants.models import Owner, owner
 
 tasks: list["asyncio.Task[list[str]]"] = []
@@ -43,6 +43,13 @@ def nested_view(request: HttpRequest, tenant: str) -> JsonResponse:
         return list(await asyncio.gather(*[sync_to_async(owner)() for _ in range(3)]))
 
     return JsonResponse(async_to_sync(ask)(), safe=False)
+
+
+async def transaction_view(request: HttpRequest, tenant: str) -> JsonResponse:
+    """Ask in a transaction."""
+    await sync_to_async(set_tenant)(tenant)
+    async with atomic():
+        return JsonResponse([await sync_to_async(owner)() for _ in range(3)], safe=False)
 
 
 async def async_view(request: HttpRequest, tenant: str) -> JsonResponse:
