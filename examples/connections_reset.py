@@ -15,6 +15,8 @@ CLEAR = sql.SQL("""
 
 
 def reset_session(connection):
+    if connection.connection is None:  # it is not open, so there is no session
+        return
     statements = CLEAR.format(
         time_zone=sql.Literal(connection.timezone_name),
         role=sql.Literal(connection.settings_dict["OPTIONS"].get("assume_role") or "none"),

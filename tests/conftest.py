@@ -97,8 +97,8 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give each test a pool of its own, and end the threads of it."""
     monkeypatch.delenv("ASGI_THREADS", raising=False)
     yield
-    pool, process._pool = process._pool, None
-    if pool is not None:
+    process._pool = None
+    for pool in process.live_pools():  # new settings may have replaced one
         pool.close(refuse=True)
 
 

@@ -13,7 +13,12 @@ from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ormbridge import aclose_old_connections, database_sync_to_async, pinned, stats
-from ormbridge.connections import SWEEP, ThreadConnections, transaction_open
+from ormbridge.connections import (
+    SWEEP,
+    ThreadConnections,
+    connections_of_thread,
+    transaction_open,
+)
 from tests.gate import GUARD, Gate
 from tests.settings import CHOICE
 
@@ -357,7 +362,7 @@ async def test_state_of_djangos_object_ends_with_the_lease(pool_settings, connec
 
 
 async def test_state_without_a_connection_ends_with_the_lease(pool_settings):
-    """Django's object lives no longer than its connection, and with it goes what anybody put there."""
+    """Django's object lives no longer than its connection, and all that was put there goes too."""
     pool_settings(MAX_THREADS=1)
 
     def leave():
@@ -368,6 +373,82 @@ async def test_state_without_a_connection_ends_with_the_lease(pool_settings):
     assert await database_sync_to_async(leave)() is None
     assert not await database_sync_to_async(lambda: hasattr(connection, "tenant"))()
     assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
+local = threading.local()
+
+
+def reset_of_the_thread(held):
+    local.__dict__.clear()
+
+
+def reset_that_throws_away(held):
+    local.__dict__.clear()
+    held.close()
+    del connections[held.alias]
+
+
+def leave_on_the_thread():
+    local.tenant = "blue"
+
+
+def leave_a_transaction_open():
+    leave_on_the_thread()
+    transaction.atomic().__enter__()
+    raw()
+
+
+def throw_away():
+    leave_on_the_thread()
+    reset_that_throws_away(connection)
+    leave_on_the_thread()
+
+
+@pytest.fixture
+def one_alias(monkeypatch):
+    """Have one database only: RESET for another one would clear the thread, too."""
+    monkeypatch.delitem(connections.settings, "other")
+
+
+@pytest.mark.parametrize("reset", ["reset_of_the_thread", "reset_that_throws_away"])
+@pytest.mark.parametrize("leave", [leave_on_the_thread, leave_a_transaction_open, throw_away])
+async def test_reset_runs_whatever_became_of_the_connection(pool_settings, one_alias, reset, leave):
+    """RESET runs also where the connection, or Django's object for it, was thrown away before."""
+    pool_settings(MAX_THREADS=1, RESET=f"tests.test_connections.{reset}")
+    for _ in range(2):
+        await database_sync_to_async(leave)()
+        assert await database_sync_to_async(lambda: vars(local))() == {}
+
+
+async def test_state_of_a_new_object_ends_with_the_lease(pool_settings, caplog):
+    """What is put on Django's new object, after a connection was discarded, is gone, too."""
+    pool_settings(MAX_THREADS=1)
+
+    def leave():
+        connection.force_debug_cursor = True
+        return connection.connection
+
+    await database_sync_to_async(leave_a_transaction_open)()
+    assert await database_sync_to_async(leave)() is None
+    assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
+async def test_object_outlives_its_connection_within_a_lease(pool_settings, caplog):
+    """Where a stopped statement costs the connection, the lease goes on with Django's object."""
+    pool_settings(MAX_THREADS=1)
+
+    def stopped():
+        connection.ensure_connection()
+        connection.tenant = "blue"
+        own = connections_of_thread()
+        own.stopped[connections["default"]] = "a test says so"
+        return connection.connection
+
+    async with pinned():
+        before = await database_sync_to_async(stopped)()
+        assert await database_sync_to_async(raw)() is not before
+        assert await database_sync_to_async(lambda: connection.tenant)() == "blue"
+    assert caplog.messages == ["connection 'default' discarded: a test says so"]
 
 
 async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):

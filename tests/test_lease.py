@@ -21,6 +21,7 @@ from ormbridge import (
     stream,
 )
 from ormbridge.context import LeaseContext
+from ormbridge.lease import Lease
 from ormbridge.mailbox import BATCH
 from ormbridge.process import default_pool, end_pools
 from ormbridge.worker import Worker
@@ -58,6 +59,40 @@ async def test_call_in_line_at_release_holds_again(gate):
         return [holder[1] for holder in stats().holders]
 
     assert await get(answering(work)) == "200 ['GET /, idle']"
+
+
+order = []
+
+
+def note_reset(held):
+    if held.alias == "default":
+        order.append("reset")
+
+
+async def test_call_after_release_is_never_served_by_the_lease_before(pool_settings):
+    """What comes after release() meets a worker that was reset, however soon it comes."""
+    pool_settings(MAX_THREADS=1, RESET=f"{__name__}.note_reset")
+    order.clear()
+    may_rest = threading.Event()
+    next_call = Lease._next
+
+    def slow_to_rest(lease, wait):
+        if wait and lease.calls == 1:  # its outcome is handed over
+            may_rest.wait(GUARD)
+        return next_call(lease, wait)
+
+    async def work():
+        await sync_to_async(order.append)("call")
+        await release()
+        second = asyncio.create_task(sync_to_async(order.append)("call"))
+        await asyncio.sleep(0)
+        may_rest.set()
+        await second
+
+    with mock.patch.object(Lease, "_next", slow_to_rest):
+        await get(answering(work))
+        await until(lambda: stats().idle == stats().threads)
+    assert order == ["call", "reset"] * 2
 
 
 async def test_second_call_of_a_lease_that_waits_times_out(gate, pool_settings):

@@ -195,7 +195,6 @@ def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.T
     """
     if child is None or not _is_of_method(child.func):
         return None
-    job = getattr(getattr(job, "__self__", None), "fn", job)  # of the work item of a dead frame
     return next((each for each in job.args if type(each) is list), None)
 
 

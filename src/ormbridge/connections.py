@@ -88,7 +88,8 @@ class ThreadConnections:
         """Collect the connections that the calling thread opens from now on."""
         _thread.connections = self
         # That of asgiref's Local, which has no way to ask whether anything is there.
-        storage: Any = getattr(connections._connections, "_storage", None)
+        held: Any = connections
+        storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
         self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
@@ -184,6 +185,8 @@ class ThreadConnections:
     ) -> None:
         if transaction_open(connection):
             self._discard(connection, "the call left a transaction open; it was rolled back")
+            if reset is not None:
+                self._reset_closed(reset)  # the thread
             return
         if reset is not None:
             reset(connection)
@@ -289,8 +292,11 @@ class ThreadConnections:
                     step()
         connection.connection = None
         self.stopped.pop(connection, None)
-        # The wrapper may still believe in its atomic blocks: the next lease gets a new one.
-        if connection.alias in connections and connections[connection.alias] is connection:
+        # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
+        # gets a new one, and so does this one where it may still believe in its atomic blocks.
+        stays = self.leased and not connection.in_atomic_block
+        is_own = connection.alias in connections and connections[connection.alias] is connection
+        if is_own and not stays:
             del connections[connection.alias]
         with suppress(Exception):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)

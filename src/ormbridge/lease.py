@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 import weakref
@@ -39,6 +40,9 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
+
+
+logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):
@@ -65,12 +69,14 @@ class Lease(Turns):
         # All of the following is guarded by _lock.
         self._held = held
         self._pins: set[Block] = set()  # open pinned() blocks
+        self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False
         #: Whether one was open after the last call.
         self.transaction = False
         self._generators = SuspendedGenerators(self)
         self._resting = False
+        self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
         self._running: Call | None = None
@@ -184,7 +190,7 @@ class Lease(Turns):
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
         with self._lock:
             # The next call finds it over, and asks for a worker of its own.
-            self.over = self.over or (self._resting and not self._line and not self._is_kept())
+            self.over = self.over or (self._idle and not self._line and not self._is_kept())
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -211,8 +217,10 @@ class Lease(Turns):
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
         with self._lock:
+            for block in self.open_blocks():
+                logger.warning("%s was not left: its worker is given back", block)
             self._generators.abandon(all_of_them=True)
-            self._blocks.clear()
+            self._abandoned, self._blocks = self._blocks, []
             self._pins.clear()
             self.release(end=True)
 
@@ -269,6 +277,7 @@ class Lease(Turns):
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
+        self.undo(self._abandoned, "it was not left")
         connections.leased = False
         self.context.forget(self)  # no cycle is left
         return succeeded
@@ -281,7 +290,9 @@ class Lease(Turns):
             self._generators.close_unused()
             with self._lock:
                 self.transaction = transaction
-                if (call := self._take()) is not None:
+                call = self._take()
+                self._idle = call is None
+                if call is not None:
                     return call
                 self.over = self.over or not (self._line or self._is_kept())
                 if self.over or not wait:

@@ -1,11 +1,14 @@
 """The page ``guide/connections``: its examples, and the claims it makes."""
 
 import asyncio
+import datetime as dt
+import importlib
 import os
 import shutil
 import subprocess
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from tests.guide.examples import example_source
 from tests.guide.http import get
 from tests.settings import CHOICE, DATABASES
 from tests.test_call import until
+from tests.test_connections import resets
 from tests.timeline import Timeline
 
 # Nothing here writes a row: with no app available there is no table to empty after each test.
@@ -352,6 +356,11 @@ if CHOICE == "postgresql":
         last = run_script(source, **SERVER).splitlines()[-1]
         assert last == "3 3"
 
+    def test_thread_that_ends_keeps_its_place_in_psycopg_pool(run_script, recorded):
+        """A thread that is no worker takes its connection with it, unless it closes it."""
+        output = run_script(example_source("connections_to_thread"), **SERVER)
+        recorded("connections_to_thread", output)
+
     def test_others_share_psycopg_pool(run_script):
         """Threads that are no workers take their connections from the same pool of psycopg."""
         source = example_source("connections_pool_too_small").replace(
@@ -364,6 +373,39 @@ if CHOICE == "postgresql":
         assert run_script(source, **SERVER) == run_script(
             example_source("connections_pool_too_small"), **SERVER
         )
+
+
+if CHOICE == "mariadb":
+    PYMYSQL = """
+import asyncio
+import django
+import pymysql
+from django.conf import settings
+
+pymysql.install_as_MySQLdb()
+settings.configure(DATABASES={{"default": {}}}, ORMBRIDGE={{"MAX_THREADS": 3}})
+django.setup()
+from django.db import connection
+from ormbridge import atomic, database_sync_to_async
+
+def ask():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 42")
+        return type(connection.connection).__module__, cursor.fetchone()[0]
+
+async def main():
+    print(set(await asyncio.gather(*[database_sync_to_async(ask)() for _ in range(9)])))
+    async with atomic():
+        print(await database_sync_to_async(ask)())
+
+asyncio.run(main())
+"""
+
+    def test_pymysql(run_script):
+        """With PyMySQL in the place of mysqlclient calls and blocks run as well."""
+        default = {**DATABASES["default"], "NAME": "mysql"}
+        output = run_script(PYMYSQL.format(default))
+        assert output == "{('pymysql.connections', 42)}\n('pymysql.connections', 42)\n"
 
 
 # What a session remembers.
@@ -471,6 +513,90 @@ async def test_reset_clears_session_state(state, name, pool_settings):
     assert stats().discarded == 0
 
 
+async def ask_twice(application):
+    """Return the answers to a request for a tenant, and to one for no tenant after it."""
+    answers = []
+    for address in ("/blue/", "/"):
+        answers.append(f"GET {address:6} {await get(application, address)}")
+        await no_worker_is_leased()  # or a busy machine would lend the next one another
+    return "\n".join(answers)
+
+
+@pytest.mark.parametrize("place", ["thread", "object"])
+async def test_reset_clears_thread_and_object(place, serve, pool_settings, recorded):
+    """What a request leaves on its thread, or Django's object, is there without RESET alone."""
+    name = f"connections_reset_{place}"
+    # Not a copy of it: RESET has to clear what the views use.
+    application = serve(importlib.import_module(f"examples.{name}"))
+    pool_settings(MAX_THREADS=1)
+    without = await ask_twice(application)
+    pool_settings(MAX_THREADS=1, RESET=f"examples.{name}.reset_{place}")
+    recorded(name, f"without RESET:\n{without}\n\nwith RESET:\n{await ask_twice(application)}")
+
+
+@pytest.mark.parametrize(
+    ("age", "reset"), [(0, None), (60, "examples.connections_reset_by_closing.reset_session")]
+)
+async def test_djangos_object_ends_with_its_connection(
+    age, reset, pool_settings, connection_settings
+):
+    """Where the connection is closed, by its age or by RESET, what was on Django's object goes."""
+    pool_settings(MAX_THREADS=1, RESET=reset)
+    connection_settings(CONN_MAX_AGE=age)
+
+    def leave():
+        connection.tenant = "blue"
+        ask("SELECT 42")
+        return hasattr(connection, "tenant")
+
+    assert await database_sync_to_async(leave)()
+    assert not await database_sync_to_async(lambda: hasattr(connection, "tenant"))()
+
+
+seen_by_reset = []
+
+
+def reset_that_asks_first(connection):
+    ask_on(connection)
+    seen_by_reset.append("the thread is cleared")
+
+
+def reset_that_asks_last(connection):
+    seen_by_reset.append("the thread is cleared")
+    ask_on(connection)
+
+
+def ask_on(connection):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 42")
+
+
+async def test_statement_on_a_connection_that_is_not_open_ends_reset(pool_settings, monkeypatch):
+    """What comes after the first statement of RESET is not done where no connection is open."""
+    monkeypatch.delitem(connections.settings, "other")
+    pool_settings(MAX_THREADS=1, RESET=f"{__name__}.reset_that_asks_first")
+    seen_by_reset.clear()
+    await database_sync_to_async(len)("")
+    assert seen_by_reset == []
+    pool_settings(MAX_THREADS=1, RESET=f"{__name__}.reset_that_asks_last")
+    await database_sync_to_async(len)("")
+    assert seen_by_reset == ["the thread is cleared"]
+
+
+async def test_no_reset_on_threads_that_are_no_workers(pool_settings):
+    """RESET does not run on threads of asyncio, of an executor, or of asgiref."""
+    pool_settings(RESET="tests.test_connections.reset")
+    resets.clear()
+    await asyncio.to_thread(len, "")
+    await sync_to_async(len, thread_sensitive=False)("")
+    await sync_to_async(len)("")
+    await database_sync_to_async(len, thread_sensitive=True)("")
+    with ThreadPoolExecutor(1) as executor:
+        await database_sync_to_async(len, thread_sensitive=False, executor=executor)("")
+    assert resets == []
+    assert stats().threads == 0
+
+
 async def test_reset_by_closing(pool_settings, recorded):
     """A RESET that closes the connection costs a new one for each lease."""
     pool_settings(MAX_THREADS=1, RESET="examples.connections_reset_by_closing.reset_session")
@@ -482,14 +608,6 @@ async def test_reset_by_closing(pool_settings, recorded):
 
 
 if CHOICE == "postgresql":
-
-    async def ask_twice(application):
-        """Return the answers to a request for a tenant, and to one for no tenant after it."""
-        answers = []
-        for address in ("/blue/", "/"):
-            answers.append(f"GET {address:6} {await get(application, address)}")
-            await no_worker_is_leased()  # or a busy machine would lend the next one another
-        return "\n".join(answers)
 
     async def test_tenant_leaks(serve, load_example, pool_settings, recorded):
         """Without RESET a request sees the tables of another request's tenant."""
@@ -516,6 +634,22 @@ if CHOICE == "postgresql":
         names = [f"tenant_{number}" for number in range(20)]
         answers = await asyncio.gather(*[get(application, f"/{name}/") for name in names])
         assert answers == [f"200 {name}" for name in names]
+
+    async def test_time_zone_of_a_session(pool_settings):
+        """After SET TIME ZONE others read another hour, labelled UTC; with RESET they do not."""
+        noon = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
+        read = []
+
+        def now_and_here():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT %s::timestamptz", [noon])
+                return cursor.fetchone()[0].isoformat()
+
+        for reset in [None, RESET]:
+            pool_settings(MAX_THREADS=1, RESET=reset)
+            await database_sync_to_async(ask)("SET TIME ZONE 'Asia/Tokyo'")
+            read.append(await database_sync_to_async(now_and_here)())
+        assert read == ["2030-01-01T21:00:00+00:00", "2030-01-01T12:00:00+00:00"]
 
     async def test_reset_keeps_the_connection(pool_settings):
         """The example's RESET does not cost a new connection."""

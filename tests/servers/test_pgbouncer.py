@@ -1,6 +1,7 @@
 """Behind PgBouncer a statement is cancelled too, and its connection is not trusted any more."""
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import shutil
@@ -15,7 +16,12 @@ from django.db import connection, connections
 
 from ormbridge import atomic, database_sync_to_async, pinned, stats
 from tests.gate import GUARD
-from tests.servers.harness import address, until
+from tests.guide.conftest import run_python
+from tests.guide.examples import example_source
+from tests.servers.harness import ROOT, address, until
+from tests.tenants.runs import new_database, scenarios
+
+RESET_TENANT = "examples.connections_reset_tenants.reset_tenant"
 
 CONFIGURATION = """
 [databases]
@@ -28,13 +34,14 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {users}
 pool_mode = {mode}
+default_pool_size = {size}
 ignore_startup_parameters = extra_float_digits, options
 """
 
 
-@pytest.fixture(params=["session", "transaction"])
-def pgbouncer(request, database, django_db_setup, django_db_blocker, tmp_path, monkeypatch):
-    """Have Django's connections go through PgBouncer, and leave the rows there as they are."""
+@contextlib.contextmanager
+def running(mode, size, database, tmp_path):
+    """Run PgBouncer, with *size* connections to the server, and yield its port."""
     program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
     assert program, "PgBouncer is missing: apt-get install pgbouncer"
     with socket.socket() as probe:
@@ -50,7 +57,8 @@ def pgbouncer(request, database, django_db_setup, django_db_blocker, tmp_path, m
             port=server["port"],
             listen=port,
             users=users,
-            mode=request.param,
+            mode=mode,
+            size=size,
         )
     )
     command = [program, str(path)]
@@ -70,15 +78,103 @@ def pgbouncer(request, database, django_db_setup, django_db_blocker, tmp_path, m
         else:
             process.kill()
             raise AssertionError(process.communicate()[0].decode())
-        settings = connections.settings["default"]
-        monkeypatch.setitem(settings, "HOST", "127.0.0.1")
-        monkeypatch.setitem(settings, "PORT", str(port))
-        monkeypatch.setitem(settings, "DISABLE_SERVER_SIDE_CURSORS", True)
-        with django_db_blocker.unblock():
-            yield request.param
+        yield str(port)
     finally:
         process.terminate()
         process.communicate(timeout=GUARD)
+
+
+@pytest.fixture(params=["session", "transaction"])
+def pgbouncer(request, database, django_db_setup, django_db_blocker, tmp_path, monkeypatch):
+    """Have Django's connections go through PgBouncer, and leave the rows there as they are."""
+    with running(request.param, 20, database, tmp_path) as port:
+        settings = connections.settings["default"]
+        monkeypatch.setitem(settings, "HOST", "127.0.0.1")
+        monkeypatch.setitem(settings, "PORT", port)
+        monkeypatch.setitem(settings, "DISABLE_SERVER_SIDE_CURSORS", True)
+        with django_db_blocker.unblock():
+            yield request.param
+
+
+@pytest.fixture
+def one_for_all(database, tmp_path):
+    """Return how to reach a PgBouncer whose clients share one connection, in transaction mode."""
+    with running("transaction", 1, database, tmp_path) as port:
+        server = address(database)
+        yield {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": port,
+            "PGUSER": server["user"],
+            "PGPASSWORD": server["password"],
+        }
+
+
+def run_example(name, tmp_path, changes=(), **environment):
+    """Run an example as a script; return what it prints."""
+    source = example_source(name)
+    for before, after in changes:
+        assert before in source
+        source = source.replace(before, after)
+    finished = run_python(tmp_path, source, stderr=subprocess.STDOUT, **environment)
+    assert finished.returncode == 0, finished.stdout
+    return finished.stdout
+
+
+def test_what_set_sets_is_of_the_last_one(one_for_all, tmp_path, recorded):
+    """In transaction mode clients share what SET sets, in pinned() too: the last one's."""
+    output = run_example("connections_pgbouncer_before", tmp_path, **one_for_all)
+    recorded("connections_pgbouncer_before", output)
+
+
+def test_what_set_local_sets_is_of_its_transaction(one_for_all, tmp_path, recorded):
+    """In transaction mode everybody in an atomic() sees what they set with SET LOCAL."""
+    output = run_example("connections_pgbouncer_after", tmp_path, **one_for_all)
+    recorded("connections_pgbouncer_after", output)
+
+
+def test_set_local_ends_with_its_transaction(one_for_all, tmp_path):
+    """Outside of a transaction SET LOCAL is forgotten at once."""
+    changes = [("'app.tenant')", "'app.tenant', true)"), ("async with atomic():", "if True:")]
+    output = run_example("connections_pgbouncer_after", tmp_path, changes, **one_for_all)
+    assert output == "0 of 20 reports see their own tenant\n"
+
+
+NEIGHBOUR = """
+async def neighbour():
+    # Not in the block: a call of its own, after which RESET runs on another worker.
+    await asyncio.create_task(get_tenant(), context=contextvars.Context())
+    while stats().idle == 0:
+        await asyncio.sleep(0)
+
+
+async def report"""
+
+
+def test_reset_clears_what_another_has_set(one_for_all, tmp_path):
+    """In transaction mode RESET of one client clears a session that another one uses."""
+    changes = [
+        ("import asyncio", "import asyncio\nimport contextvars"),
+        ("'app.tenant')", "'app.tenant', true)"),
+        ("import database", "import stats, database"),
+        (
+            '"MAX_THREADS": 20',
+            '"MAX_THREADS": 21, "RESET": "examples.connections_reset.reset_session"',
+        ),
+        ("async def report", NEIGHBOUR),
+        ("it.wait()", "it.wait()\n        await neighbour()"),
+    ]
+    environment = {**one_for_all, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    output = run_example("connections_pgbouncer_before", tmp_path, changes, **environment)
+    assert output == "0 of 20 reports see their own tenant\n"
+
+
+def test_tenants_are_safe_in_transactions_only(one_for_all):
+    """In transaction mode django-tenants finds its tenant in atomic(), and anybody's outside."""
+    with new_database() as name:
+        # What its server session is left with is of the last one, whatever RESET says.
+        seen = scenarios(name, "behind a pooler", environment=one_for_all, RESET=RESET_TENANT)
+    assert seen["inside"] == {"own": 144}
+    assert seen["outside"]["foreign"] > 0
 
 
 def raw():

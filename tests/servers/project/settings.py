@@ -2,7 +2,7 @@
 
 The harness says the rest through the environment: ``SERVERS_DATABASE`` is the name of the
 database, ``SERVERS_NAME`` what PostgreSQL shows as the name of the application, and
-``SERVERS_ORMBRIDGE`` the setting ``ORMBRIDGE`` as JSON.
+``SERVERS_ORMBRIDGE`` and ``SERVERS_CONN_MAX_AGE`` those settings as JSON.
 """
 
 import json
@@ -15,7 +15,7 @@ DATABASES = {
         **tests.postgresql(),
         "NAME": os.environ["SERVERS_DATABASE"],
         "OPTIONS": {"application_name": os.environ.get("SERVERS_NAME", "")},
-        "CONN_MAX_AGE": 60,
+        "CONN_MAX_AGE": json.loads(os.environ.get("SERVERS_CONN_MAX_AGE", "60")),
     }
 }
 ORMBRIDGE = json.loads(os.environ.get("SERVERS_ORMBRIDGE", "{}"))

@@ -3,7 +3,7 @@
 from channels.routing import URLRouter
 from django.urls import path
 
-from tests.servers.project import consumers, views
+from tests.servers.project import consumers, state, views
 
 urlpatterns = [
     path("alive", views.alive),
@@ -15,12 +15,16 @@ urlpatterns = [
     path("sync/wait", views.sync_wait),
     path("async/insert/<str:name>", views.async_insert),
     path("sync/insert/<str:name>", views.sync_insert),
+    path("export", views.export),
+    path("export/progress", views.export_progress),
     path("async/raise", views.async_raise),
     path("sync/raise", views.sync_raise),
     path("stream/raise", views.stream_raise),
     path("background/<str:name>", views.background),
     path("database/error", views.database_error),
     path("events", views.events),
+    path("state/async/<str:tenant>/<int:queries>", state.async_view),
+    path("state/sync/<str:tenant>/<int:queries>", state.sync_view),
 ]
 
 websockets = URLRouter(
