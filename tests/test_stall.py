@@ -14,7 +14,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
-from django.db import OperationalError, connection, connections
+from django.db import connection, connections
 from django.http import HttpResponse
 from django.urls import path
 
@@ -36,7 +36,6 @@ from ormbridge.source import Source
 from tests.blocks import ended, first
 from tests.gate import GUARD
 from tests.guide.http import request
-from tests.network import Network
 from tests.processes import ROOT
 from tests.settings import CHOICE
 from tests.test_call import until
@@ -44,21 +43,6 @@ from tests.test_canceller import Outside, cancelled, cancellers, in_context, pid
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 postgresql = pytest.mark.skipif(CHOICE != "postgresql", reason="only PostgreSQL is given up")
-mariadb = pytest.mark.skipif(CHOICE != "mariadb", reason="a setting of MariaDB's drivers")
-
-
-@pytest.fixture
-def network(transactional_db, pool_settings):
-    """Have one worker, and put a network that can stall between it and the server."""
-    pool_settings(MAX_THREADS=1)
-    server = connections.settings["default"]
-    network = Network((server["HOST"], int(server["PORT"])))
-    with pytest.MonkeyPatch.context() as patch:
-        for alias in ("default", "other"):
-            patch.setitem(connections.settings[alias], "PORT", str(network.port))
-        yield network
-    network.close()
-    connections.close_all()
 
 
 @pytest.fixture
@@ -693,27 +677,3 @@ async def test_worker_that_cleans_up_as_the_process_ends(network, stalled_reset)
     closing = asyncio.create_task(asyncio.to_thread(pool.close, refuse=True))
     await ended(closing)
     assert pool.stats().threads == 0
-
-
-# Other databases
-
-
-@mariadb
-async def test_mariadb(network, connection_settings):
-    """On MariaDB ``read_timeout`` frees the worker."""
-    connection_settings(OPTIONS={"charset": "utf8mb4", "read_timeout": 1, "connect_timeout": 2})
-    await database_sync_to_async(connection_id)()
-    network.stall()
-    with pytest.raises(OperationalError, match=r"2013|2006"):
-        await asyncio.wait_for(count(), GUARD)
-    await until(lambda: stats().idle == stats().threads)
-    with pytest.raises(OperationalError, match=r"2013|2003|2002"):
-        await asyncio.wait_for(count(), GUARD)
-    network.go_on()
-    assert await count() == 0
-
-
-def connection_id():
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT CONNECTION_ID()")
-        return cursor.fetchone()[0]
