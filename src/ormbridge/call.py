@@ -251,8 +251,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            self.connections = connections
-            connections.call_begins(self)
+            connections.running, self.connections = self, connections
+            connections.catch_up()
         try:
             if prepare is not None:
                 prepare()

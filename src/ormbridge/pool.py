@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 
+from .connections import ThreadConnections
 from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
 from .settings import Settings, import_reset
@@ -29,7 +30,7 @@ from .stats import PoolStats
 from .worker import Leaseholder, Worker
 
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
-_GLANCE = 0.5
+_GLANCE = 0.1
 
 
 class Pool:
@@ -280,11 +281,12 @@ class Pool:
         if refuse:
             for lease in held:
                 lease.dismiss(PoolClosed(exiting))
+            deadline = time.monotonic() + ThreadConnections.BOUND
             for worker in filter(Worker.is_alive, workers):  # others may be about to start
-                worker.join(_GLANCE if patience is None else patience)
                 while patience is None and worker.is_alive():
+                    worker.join(max(deadline - time.monotonic(), _GLANCE))
                     worker.connections.cut()
-                    worker.join(_GLANCE)
+                worker.join(patience)
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""
