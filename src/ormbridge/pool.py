@@ -5,6 +5,9 @@ Guarantees:
 * there are never more workers than the bound, and none is started while one is free;
 * a free worker goes to the lease that has waited longest; of several free workers the one used last
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
+* where the system refuses to start a thread, leases wait for the other workers; where there is no
+  other, all in line are refused at once, each with an error of its own, and the next one tries
+  again;
 * a lease that gave up (cancelled, timed out, refused) never takes a worker; one that has a worker
   keeps it until its thread is done, whatever became of the awaiting task;
 * at interpreter exit running leases finish, waiting ones are refused, and every worker closes its
