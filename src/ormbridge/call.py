@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -26,15 +25,13 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from .blocks import Block, current_block
 from .canceller import glances, stop
 from .connections import ThreadConnections, refresh_own_thread
-from .errors import PoolTimeout
+from .errors import PoolTimeout, logger
 from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
 from .settings import Settings
 from .stats import PoolStats
 from .worker import Worker
-
-logger = logging.getLogger("ormbridge")
 
 
 class Line(Protocol):

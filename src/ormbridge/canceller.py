@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import socket
 import struct
 import sys
@@ -47,9 +46,8 @@ from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
 from .connections import ThreadConnections, connections_of_thread, is_active, socket_of
+from .errors import logger
 from .threadless import CHUNKS
-
-logger = logging.getLogger("ormbridge")
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005

@@ -19,7 +19,6 @@ nothing here.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
@@ -34,10 +33,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from .errors import BridgeError
+from .errors import BridgeError, logger
 from .witness import Witness, attend, transaction_status, witness_of
-
-logger = logging.getLogger("ormbridge")
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0

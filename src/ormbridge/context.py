@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from asgiref.sync import SyncToAsync
 from .blocks import Block
 from .call import Call, CallFuture
 from .canceller import awaited_by
-from .errors import BridgeError, LeaseClosed, PoolTimeout
+from .errors import BridgeError, LeaseClosed, PoolTimeout, logger
 from .frames import Ground, live_frame
 from .generators import find_generator, owner_of
 from .lease import Lease
@@ -37,8 +36,6 @@ from .pool import Pool
 from .process import default_pool
 from .threadless import answer, child_of, needs_thread
 from .worker import Worker
-
-logger = logging.getLogger("ormbridge")
 
 #: The context of all calls of the process while a test has one (testing.py). For lookups it stands
 #: in for asgiref's.

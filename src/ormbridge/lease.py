@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import threading
 import time
 import weakref
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .blocks import Block
 from .call import Call
 from .connections import ThreadConnections
-from .errors import BridgeError, PoolTimeout
+from .errors import BridgeError, PoolTimeout, logger
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
 from .stats import PoolStats
@@ -40,9 +39,6 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
-
-
-logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):

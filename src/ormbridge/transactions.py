@@ -23,7 +23,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -36,7 +35,7 @@ from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
 from .context import LeaseContext
-from .errors import BridgeError, LeaseClosed, TransactionAborted
+from .errors import BridgeError, LeaseClosed, TransactionAborted, logger
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
 from .turns import Turns
@@ -44,8 +43,6 @@ from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-logger = logging.getLogger("ormbridge")
 
 
 class Atomic(BlockManager):

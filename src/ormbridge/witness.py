@@ -16,7 +16,6 @@ but for one variable after a lock wait of MariaDB or MySQL.
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from collections.abc import Callable
@@ -29,9 +28,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
-from .errors import BridgeError
-
-logger = logging.getLogger("ormbridge")
+from .errors import BridgeError, logger
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
