@@ -53,28 +53,9 @@ class Call:
     """One call of a synchronous function, made from an event loop."""
 
     __slots__ = (
-        "_claim",
-        "_error",
-        "_result",
-        "asked",
-        "awaits",
-        "block",
-        "calls",
-        "closes",
-        "connections",
-        "ended",
-        "function",
-        "future",
-        "generator",
-        "glances",
-        "iteration",
-        "line",
-        "mailbox",
-        "name",
-        "stays_out",
-        "stopping",
-        "task",
-        "watched",
+        *("_claim", "_error", "_result", "asked", "awaits", "block", "calls", "closes"),
+        *("connections", "ended", "function", "future", "generator", "glances", "iteration"),
+        *("line", "mailbox", "name", "stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(

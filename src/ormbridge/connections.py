@@ -47,17 +47,6 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = (
-        "discarded",
-        "due",
-        "finishing",
-        "leased",
-        "opened",
-        "running",
-        "stopped",
-        "wrappers",
-    )
-
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
 
@@ -173,9 +162,7 @@ class ThreadConnections:
                 self._discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None
         if closed:
-            self.opened = [
-                connection for connection in self.opened if connection.connection is not None
-            ]
+            self.opened = [each for each in self.opened if each.connection is not None]
 
     def _hand_back(
         self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync
 
-from .blocks import Block
+from .blocks import Block, outwards
 from .call import Call, CallFuture
 from .canceller import awaited_by
 from .errors import BridgeError, LeaseClosed, PoolTimeout, logger
@@ -265,10 +265,9 @@ def place(call: Call, anywhere: bool = False) -> None:
 
 def calling_context(block: Block | None) -> LeaseContext | None:
     """Return the context for calls of the running code, which is in *block*; None: it has none."""
-    while block is not None:
-        if block.context is not None:
-            return block.context
-        block = block.parent
+    for each in outwards(block):
+        if each.context is not None:
+            return each.context
     context = current_context()
     if context is None and (context := stream_context.get()) is not None and context.ended:
         context = None
@@ -292,6 +291,4 @@ def refuse_inside(block: Block | None, caller: object) -> None:
 
 def _lease_of(block: Block | None) -> Lease | None:
     """Return the lease that has *block*, or the next one around it."""
-    while block is not None and not isinstance(block.line, Lease):
-        block = block.parent
-    return block.line if block is not None else None  # type: ignore[return-value]
+    return next((each.line for each in outwards(block) if isinstance(each.line, Lease)), None)

@@ -39,8 +39,6 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.We
 class _Suspended:
     """One of them, and whether anybody still iterates on it."""
 
-    __slots__ = ("anchor", "close", "task", "unused")
-
     def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
         self.task = task
         # A generator that nobody but the user's code knows closes itself as it is collected.

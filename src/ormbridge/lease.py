@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from .blocks import Block
+from .blocks import Block, outwards
 from .call import Call
 from .connections import ThreadConnections
 from .errors import BridgeError, PoolTimeout, logger
@@ -95,7 +95,11 @@ class Lease(Turns):
                 return False
             self._held = self._held or hold
             if call.block is not None and not call.stays_out:
-                self._pin(call.block)
+                # With its first call, a pinned() block keeps the lease.
+                for block in outwards(call.block):
+                    if block.line is None and not (block.exclusive or block.closing):
+                        block.line = self
+                        self._pins.add(block)
             call.asked = time.monotonic()
             call.line = self
             self._line[call] = None
@@ -104,14 +108,6 @@ class Lease(Turns):
             if not roused and (self.worker or len(self._line) > 1):
                 call.watch(self.settings)
         return True
-
-    def _pin(self, block: Block | None) -> None:
-        # With its first call, a pinned() block keeps the lease.
-        while block is not None:
-            if block.line is None and not (block.exclusive or block.closing):
-                block.line = self
-                self._pins.add(block)
-            block = block.parent
 
     def unpin(self, block: Block) -> None:
         """Let go of *block*, a ``pinned()`` that ends."""

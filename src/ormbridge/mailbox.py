@@ -49,8 +49,6 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # By the seconds that they may wait: who waits, and until when, in that order. There is a

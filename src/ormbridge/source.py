@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .blocks import current_block
+from .blocks import current_block, outwards
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .chunks import read_chunks
@@ -34,8 +34,6 @@ Chunk = tuple[list[Any], bool]
 
 class Anchor:
     """What the rows' iterator alone has, so that it is collected at the latest when that is."""
-
-    __slots__ = ("__weakref__", "_source")
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -124,12 +122,10 @@ class Source:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
-        block = current_block.get()
-        while block is not None:
+        for block in outwards(current_block.get()):
             end = functools.partial(_end_with_block, refuse, self.name, block.name)
             block.streams.add(end)
             self._leave.append(functools.partial(block.streams.discard, end))
-            block = block.parent
         self._frame = live_frame(mailbox.loop)
         if self._frame is not None:
             items = items_of(self._frame)

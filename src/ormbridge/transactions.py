@@ -30,7 +30,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asgiref.sync import async_to_sync
 from django.db import transaction
 
-from .blocks import Block
+from .blocks import outwards
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
@@ -197,10 +197,10 @@ class _Transaction:
 
     def _prepare_callbacks(self) -> None:
         # Django calls what was given to on_commit(), and drops what that returns.
-        connection = transaction.get_connection(self._using)
+        connection, around = transaction.get_connection(self._using), self._block.parent
         if len(connection.atomic_blocks) == 1:
             prepare = self._collect
-        elif self._entered.frame is not None and not _is_inside_atomic(self._block):
+        elif self._entered.frame and not any(each.exclusive for each in outwards(around)):
             prepare = _await_here  # a synchronous atomic() around this one will commit
         else:
             return
@@ -258,13 +258,6 @@ def _await_here(func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
 
 async def _wait_for(outcome: Awaitable[Any]) -> None:
     await outcome
-
-
-def _is_inside_atomic(block: Block) -> bool:
-    around = block.parent
-    while around is not None and not around.exclusive:
-        around = around.parent
-    return around is not None
 
 
 def _make_call(

@@ -42,8 +42,6 @@ _MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contex
 class Witness:
     """Sees the statements of one connection, and how its blocks end."""
 
-    __slots__ = ("_caller", "_own", "blocks", "error", "gone", "statement")
-
     def __init__(
         self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
     ) -> None:
