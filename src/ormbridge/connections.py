@@ -19,7 +19,6 @@ nothing here.
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import threading
@@ -100,9 +99,8 @@ class ThreadConnections:
         """
         self._find()
         self._each(_close_if_unusable_or_obsolete)
-        ages = (connection.close_at for connection in self.opened)
-        self.due = min((age for age in ages if age is not None), default=math.inf)
-        self.due = min(self.due, now + SWEEP)
+        ages = [each.close_at for each in self.opened if each.close_at is not None]
+        self.due = min([now + SWEEP, *ages])
 
     def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.

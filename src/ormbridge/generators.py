@@ -162,10 +162,10 @@ def current_task() -> _Task:
     return weakref.ref(task) if task is not None else None
 
 
-def lives_on(task: _Task) -> bool:
-    """Say whether *task* still runs, and is not the running one, with which the context ends."""
-    running = task() if task is not None else None
-    return running is not None and not running.done() and task != current_task()
+def lives_on(task: _Task) -> asyncio.Task[Any] | None:
+    """Return *task* if it still runs, and is not the running one, with which the context ends."""
+    running = task() if task is not None and task != current_task() else None
+    return None if running is None or running.done() else running
 
 
 def owner_of(generator: Generator[Any, Any, Any] | None, context: LeaseContext) -> Lease | None:

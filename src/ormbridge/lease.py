@@ -140,16 +140,14 @@ class Lease(Turns):
 
         A task that lives on may end the transaction that it has open; with the task, that ends too.
         """
-        task = self._task() if self._task is not None else None
-        if task is None or not lives_on(self._task):
-            self.release(end=True)
-            return
-        self.release()
-        forget = functools.partial(_end_lease, weakref.ref(self))
-        try:
-            task.get_loop().call_soon_threadsafe(task.add_done_callback, forget)
-        except RuntimeError:  # the loop is closed
-            self.release(end=True)
+        task = lives_on(self._task)
+        self.release(end=task is None)
+        if task is not None:
+            end = functools.partial(_end_lease, weakref.ref(self))
+            try:
+                task.get_loop().call_soon_threadsafe(task.add_done_callback, end)
+            except RuntimeError:  # the loop is closed
+                self.release(end=True)
 
     def _is_kept(self) -> bool:
         left_open = self.transaction and not self.ended

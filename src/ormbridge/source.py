@@ -101,7 +101,7 @@ class Source:
         """
         loop = asyncio.get_running_loop()
         # The lease looks for the generator among the arguments.
-        child = functools.partial(_next_chunk, self, self._chunks, anchor)
+        child = functools.partial(self.next_chunk, anchor, self._chunks)
         awaits: list[asyncio.Task[Any]] = []
         job = _bridge.job(loop, awaits, contextvars.copy_context(), child)
         call = Call(job, self.name, mailbox_of(loop))
@@ -191,7 +191,7 @@ class Source:
 
     # On the thread of the cursor
 
-    def next_chunk(self, anchor: weakref.ref[Anchor]) -> Chunk:
+    def next_chunk(self, anchor: weakref.ref[Anchor], chunks: Generator[Any, Any, Any]) -> Chunk:
         """Return the next chunk.
 
         :raises LeaseClosed: if the cursor was closed before.
@@ -203,7 +203,7 @@ class Source:
         if anchor() is None:
             self.close()
         try:
-            return next(self._chunks), False
+            return next(chunks), False
         except StopIteration as end:
             self._end()
             if end.value is None:
@@ -229,13 +229,7 @@ class Source:
         )
 
 
-def _next_chunk(
-    source: Source, chunks: Generator[Any, Any, Any], anchor: weakref.ref[Anchor]
-) -> Chunk:
-    return source.next_chunk(anchor)
-
-
-_bridge = DatabaseSyncToAsync(_next_chunk)
+_bridge = DatabaseSyncToAsync(Source.next_chunk)
 
 
 def heed(future: asyncio.Future[Any]) -> None:

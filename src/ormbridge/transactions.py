@@ -148,9 +148,7 @@ class _Transaction:
             return
         connection = transaction.get_connection(self._using)
         # Not where the connection is a worker's, or a block around this one has done it.
-        kept = keep_open(connection) if self._entered.frame is not None else None
-        new = attend(connection)
-        self._restores = [*([kept] if kept else []), *([new.leave] if new else [])]
+        self._restores = [each for each in (keep_open(connection), attend(connection)) if each]
         self._witness = cast(Witness, witness_of(connection))
         self._witness.blocks += 1
         self._block.undo = functools.partial(self._exit, RuntimeError)

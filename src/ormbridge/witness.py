@@ -141,11 +141,13 @@ class Witness:
         del connection.set_rollback
 
 
-def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witness | None:
+def attend(
+    connection: Any, caller: Callable[[], object] | None = None
+) -> Callable[[], object] | None:
     """Have a witness see what *connection* does.
 
     :param caller: returns what runs on its thread. Then a block that is lost is logged.
-    :returns: the witness, or None if there was one before.
+    :returns: what takes that back, or None if there was one before.
     """
     if witness_of(connection) is not None:
         return None
@@ -154,7 +156,7 @@ def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witne
     connection.set_rollback = witness.set_rollback
     for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
         setattr(connection, how, partial(witness.end, how))
-    return witness
+    return witness.leave
 
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
