@@ -131,7 +131,7 @@ async def test_http_lease_call(serve, pool_settings):
 
 @pytest.mark.django_db(transaction=True)
 async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
-    """What a request sets on its connection is there in its next call, not under HTTP_LEASE call."""
+    """What a request leaves on its connection is there in its next call, but not with "call"."""
     seen = []
 
     def count(execute, sql, params, many, context):
