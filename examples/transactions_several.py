@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import django
@@ -31,7 +32,9 @@ async def move(name):
 async def main():
     for name in ["ada", "bob"]:
         await User.objects.acreate(username=name)
-    await asyncio.gather(move("ada"), move("bob"), return_exceptions=True)
+    await move("ada")
+    with suppress(ValueError):
+        await move("bob")
     for alias in ["default", "archive"]:
         print(f"{alias}:", [user.username async for user in User.objects.using(alias).all()])
 

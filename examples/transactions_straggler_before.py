@@ -31,8 +31,8 @@ async def pay():
     raise ValueError("card declined")
 
 
-async def invite():
-    await asyncio.sleep(0.05)
+async def invite(rolled_back):
+    await rolled_back.wait()
     try:
         await User.objects.acreate(username="guest")
     except RuntimeError as error:
@@ -40,13 +40,15 @@ async def invite():
 
 
 async def main():
+    rolled_back = asyncio.Event()
     try:
         async with AsyncAtomic():
             await User.objects.acreate(username="ada")
-            guest = asyncio.create_task(invite())
+            guest = asyncio.create_task(invite(rolled_back))
             await asyncio.gather(pay(), guest)
     except ValueError:
         print("rolled back")
+        rolled_back.set()
     await guest
     print("in the database:", [user.username async for user in User.objects.all()])
 

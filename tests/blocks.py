@@ -13,6 +13,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from ormbridge import database_sync_to_async, process
+from ormbridge.mailbox import mailbox_of
 from tests.gate import GUARD
 
 # Outside of a block Django's own a-methods would connect on a thread that no pool closes.
@@ -48,6 +49,20 @@ async def ended(task: Awaitable[Any]) -> None:
     """Wait until *task* has ended, however it does; the guard against hanging."""
     done, _ = await asyncio.wait([asyncio.ensure_future(task)], timeout=GUARD)
     assert done, f"{task} has not ended within {GUARD} s"
+
+
+def set_timeout(seconds: float) -> None:
+    """Have calls wait for *seconds* at most, from now on and those that wait already.
+
+    For a test in which some call must be out of time: it sets this when all that must be in time
+    is done, and sets GUARD again before what comes after. On the thread of the event loop.
+    """
+    settings = process.default_pool().settings
+    object.__setattr__(settings, "timeout", seconds)
+    for waiting in list(mailbox_of(asyncio.get_running_loop())._waiting.values()):
+        for call in list(waiting):
+            del waiting[call]
+            call.watch(settings)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tests.gate import GUARD, Gate
 
 # The `recorded` fixture and --record; what the tests of that plugin run pytest with; and the plugin
 # of the package, also where what is installed is older than this.
-pytest_plugins = ["tests.recording", "pytester", "pytest_ormbridge"]
+pytest_plugins = ["tests.recording", "tests.network", "pytester", "pytest_ormbridge"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,8 +97,8 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give each test a pool of its own, and end the threads of it."""
     monkeypatch.delenv("ASGI_THREADS", raising=False)
     yield
-    pool, process._pool = process._pool, None
-    if pool is not None:
+    process._pool = None
+    for pool in process.live_pools():  # new settings may have replaced one
         pool.close(refuse=True)
 
 

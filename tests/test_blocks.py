@@ -38,6 +38,7 @@ from tests.blocks import (
     ended,
     first,
     in_atomic_block,
+    set_timeout,
     thread_name,
     turns,
     usernames,
@@ -538,6 +539,7 @@ async def test_neighbour_that_waits_too_long_learns_what_for(visit):
     async def work():
         task = asyncio.create_task(block())
         await inside.wait()
+        set_timeout(0.01)
         for call in (create(username="bridge"), User.objects.acreate(username="native")):
             with pytest.raises(PoolTimeout) as caught:
                 await call
@@ -554,7 +556,7 @@ async def test_neighbour_that_waits_too_long_learns_what_for(visit):
         await task
 
     inside, leave = asyncio.Event(), asyncio.Event()
-    await visit("http", {"TIMEOUT": 0.01}, work)
+    await visit("http", {}, work)
     assert await usernames() == ["ann"]
 
 
@@ -569,13 +571,14 @@ async def test_decorated_block_is_named_after_its_function(visit):
     async def work():
         task = asyncio.create_task(transfer())
         await inside.wait()
+        set_timeout(0.01)
         with pytest.raises(PoolTimeout, match=r"inside atomic\(\) around tests\..*\.transfer"):
             await usernames()
         leave.set()
         await task
 
     inside, leave = asyncio.Event(), asyncio.Event()
-    await visit("http", {"TIMEOUT": 0.01}, work)
+    await visit("http", {}, work)
 
 
 async def test_cancelled_neighbour_never_runs(visit):
@@ -918,14 +921,16 @@ async def test_pinned_goes_on_after_calls_that_waited_in_vain(visit, gate, scope
         holder = elsewhere(database_sync_to_async(gate)())
         await gate.entered()
         async with pinned():
+            set_timeout(0.01)
             for _ in range(2):
                 with pytest.raises(PoolTimeout):
                     await database_sync_to_async(thread_name)()
+            set_timeout(GUARD)
             gate.open.set()
             await holder
             return {await database_sync_to_async(thread_name)() for _ in range(3)}
 
-    assert await visit(scope, {"MAX_THREADS": 1, "TIMEOUT": 0.01}, work) == {"ormbridge-worker-1"}
+    assert await visit(scope, {"MAX_THREADS": 1}, work) == {"ormbridge-worker-1"}
 
 
 async def test_pinned_goes_on_after_a_first_call_that_was_cancelled(gate, pool_settings):
@@ -1040,12 +1045,13 @@ async def test_inner_block_makes_no_calls_once_the_outer_one_ends():
     assert await usernames() == ["outer"]
 
 
-async def test_end_waits_for_inner_blocks_at_most_timeout(pool_settings):
+async def test_end_waits_for_inner_blocks_at_most_timeout():
     """After TIMEOUT both blocks are rolled back; each says so, with the place of the inner one."""
-    pool_settings(TIMEOUT=0.05)
     leave = asyncio.Event()
     outer, inner = await two_blocks(leave.wait)
+    set_timeout(0.01)
     await ended(outer)
+    set_timeout(GUARD)
     assert isinstance(outer.exception(), PoolTimeout)
     assert re.search(
         r"atomic\(\) at test_blocks\.py:\d+ in two_blocks\.<locals>\.outer waited \d\.\d s for "
@@ -1061,9 +1067,8 @@ async def test_end_waits_for_inner_blocks_at_most_timeout(pool_settings):
     assert await usernames() == []
 
 
-async def test_block_that_waits_to_close_is_rolled_back_after_timeout(pool_settings):
+async def test_block_that_waits_to_close_is_rolled_back_after_timeout():
     """A block in between, which waits for its inner one too, hears that it was rolled back."""
-    pool_settings(TIMEOUT=0.2)
     inside, leave_middle, leave_inner = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def inner():
@@ -1085,8 +1090,11 @@ async def test_block_that_waits_to_close_is_rolled_back_after_timeout(pool_setti
     await inside.wait()
     await turns()
     leave_middle.set()
+    await turns()
+    set_timeout(0.01)
     await ended(tasks[0])
     await ended(tasks[1])
+    set_timeout(GUARD)
     assert isinstance(tasks[0].exception(), PoolTimeout)
     assert isinstance(tasks[1].exception(), LeaseClosed)
     leave_inner.set()
@@ -1103,7 +1111,9 @@ async def test_inner_block_of_a_request_is_rolled_back_after_timeout(visit):
     async def work():
         leave = asyncio.Event()
         outer, inner = await two_blocks(leave.wait)
+        set_timeout(0.01)
         await ended(outer)
+        set_timeout(GUARD)
         await User.objects.acreate(username="after")
         assert not await sync_to_async(in_atomic_block)()
         leave.set()
@@ -1113,13 +1123,12 @@ async def test_inner_block_of_a_request_is_rolled_back_after_timeout(visit):
             await User.objects.acreate(username="again")
         return isinstance(outer.exception(), PoolTimeout)
 
-    assert await visit("http", {"TIMEOUT": 0.05}, work)
+    assert await visit("http", {}, work)
     assert await usernames() == ["after", "again"]
 
 
-async def test_end_past_its_time_as_an_inner_block_begins(gate, pool_settings):
+async def test_end_past_its_time_as_an_inner_block_begins(gate):
     """An end whose time is up while an inner block still begins does not wait for that for ever."""
-    pool_settings(TIMEOUT=0.05)
 
     async def inner():
         async with atomic():
@@ -1130,6 +1139,7 @@ async def test_end_past_its_time_as_an_inner_block_begins(gate, pool_settings):
             with first(transaction.Atomic, "__enter__", gate):
                 tasks.append(asyncio.create_task(inner()))
                 await gate.entered()
+            set_timeout(0.01)
 
     def hurry(line, call):
         original(line, call)
@@ -1151,9 +1161,8 @@ async def test_end_past_its_time_as_an_inner_block_begins(gate, pool_settings):
     assert isinstance(tasks[0].exception(), LeaseClosed)
 
 
-async def test_overdue_inner_block_that_fails_by_itself(pool_settings):
+async def test_overdue_inner_block_that_fails_by_itself():
     """What an inner block raises goes on, also if it was rolled back before."""
-    pool_settings(TIMEOUT=0.05)
     leave = asyncio.Event()
 
     async def fail():
@@ -1161,7 +1170,9 @@ async def test_overdue_inner_block_that_fails_by_itself(pool_settings):
         raise LookupError
 
     outer, inner = await two_blocks(fail)
+    set_timeout(0.01)
     await ended(outer)
+    set_timeout(GUARD)
     leave.set()
     await ended(inner)
     assert isinstance(inner.exception(), LookupError)
@@ -1279,9 +1290,8 @@ def test_neighbour_under_a_frame_waits():
     assert sorted(User.objects.values_list("username", flat=True)) == ["bridge", "native"]
 
 
-def test_neighbour_under_a_frame_that_waits_too_long(pool_settings):
+def test_neighbour_under_a_frame_that_waits_too_long():
     """It gets PoolTimeout after TIMEOUT, which names the frame's thread and the block."""
-    pool_settings(TIMEOUT=0.01)
 
     async def block():
         async with atomic():
@@ -1292,13 +1302,15 @@ def test_neighbour_under_a_frame_that_waits_too_long(pool_settings):
     async def work():
         task = asyncio.create_task(block())
         await inside.wait()
+        set_timeout(0.01)
         for call in (create(username="bridge"), User.objects.acreate(username="native")):
             with pytest.raises(
                 PoolTimeout,
-                match=rf"for its turn on {main_thread()}, which has a synchronous frame, idle, "
+                match=rf"for its turn on {main_thread()}, which has a synchronous frame, .*, "
                 r"inside atomic\(\) at test_blocks\.py:\d+ in test_neighbour_under",
             ):
                 await call
+        set_timeout(GUARD)
         leave.set()
         await task
 
@@ -1488,14 +1500,15 @@ def test_loop_of_a_frame_that_ends_with_a_block_open():
     assert User.objects.count() == 0
 
 
-def test_inner_block_under_a_frame_is_rolled_back_after_timeout(pool_settings):
+def test_inner_block_under_a_frame_is_rolled_back_after_timeout():
     """Under a frame, too, an outer block waits for an inner one, at most TIMEOUT seconds."""
-    pool_settings(TIMEOUT=0.05)
 
     async def work():
         leave = asyncio.Event()
         outer, inner = await two_blocks(leave.wait)
+        set_timeout(0.01)
         await ended(outer)
+        set_timeout(GUARD)
         assert isinstance(outer.exception(), PoolTimeout)
         assert await usernames() == []
         assert not await database_sync_to_async(in_atomic_block)()
@@ -1829,10 +1842,14 @@ atexit.register(end)
 """
 
 
+# All that is printed of a block that nobody left.
+LEFT = re.compile(r"(?P<block>.*) was not left: its worker is given back.*\n")
+
+
 def test_interpreter_exit_rolls_an_open_block_back():
     """A block that is open as the interpreter exits is rolled back, and the process ends."""
     result = run(EXIT.replace("BLOCK", "atomic"))
-    assert "discarded: the call left a transaction open; it was rolled back" in result.stderr
+    assert LEFT.fullmatch(result.stderr)["block"] == "atomic() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 0
@@ -1841,7 +1858,7 @@ def test_interpreter_exit_rolls_an_open_block_back():
 def test_interpreter_exit_with_pinned():
     """A pinned() that is open as the interpreter exits loses its worker, and the process ends."""
     result = run(EXIT.replace("BLOCK", "pinned"))
-    assert result.stderr == ""
+    assert LEFT.fullmatch(result.stderr)["block"] == "pinned() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 1
@@ -1919,3 +1936,31 @@ except KeyboardInterrupt:
     assert result.stdout.splitlines() == ["interrupted"]
     assert result.returncode == 0
     assert User.objects.count() == 0
+
+
+BY_HAND = """
+import sys
+from django.contrib.auth.models import User
+from ormbridge import atomic, pinned, stats
+
+async def main():
+    block = BLOCK()
+    await block.__aenter__()
+    CALL
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("call", ["await User.objects.acreate(username='ann')", ""])
+@pytest.mark.parametrize("block", ["atomic", "pinned"])
+def test_block_entered_by_hand_and_never_left(transactional_db, block, call):
+    """A program that never leaves a block ends as it likes; one line names the block."""
+    result = run(BY_HAND.replace("BLOCK", block).replace("CALL", call))
+    if block == "pinned" and not call:  # it has never had a worker
+        assert result.stderr == ""
+    else:
+        assert LEFT.fullmatch(result.stderr)["block"] == f"{block}() at <string>:18 in main"
+    assert result.returncode == 3
+    assert User.objects.count() == (1 if block == "pinned" and call else 0)

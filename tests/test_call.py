@@ -91,9 +91,10 @@ async def test_error_after_cancellation_is_logged(gate, caplog):
 
 async def test_wait_for_gives_up_in_time(gate):
     """asyncio.wait_for returns when its time is up; the function runs on."""
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(database_sync_to_async(gate)(), 0.01)
+    running = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(running, 0.01)
     assert len(stats().holders) == 1
     gate.open.set()
 

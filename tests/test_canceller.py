@@ -246,7 +246,9 @@ async def test_elsewhere_the_thread_runs_on(gate, one_worker, monkeypatch):
     """
     sent = []
     if CHOICE == "postgresql":
-        monkeypatch.setattr(canceller_module, "_cancel_statement", sent.append)
+        monkeypatch.setattr(
+            canceller_module, "_cancel_statement", lambda raw, timeout: sent.append(raw)
+        )
 
     done = []
 
@@ -358,8 +360,8 @@ def looks(monkeypatch):
     looked = threading.Semaphore(0)
     look = canceller_module._cancel_statements
 
-    def count_and_look(call, own):
-        look(call, own)
+    def count_and_look(call, own, timeout):
+        look(call, own, timeout)
         looked.release()
 
     async def looks(number):
@@ -533,10 +535,10 @@ def late(monkeypatch):
 
     send = canceller_module._cancel_statement
 
-    def wait_and_send(raw):
+    def wait_and_send(raw, timeout):
         Late.came.set()
         assert Late.go.wait(GUARD)
-        send(raw)
+        send(raw, timeout)
         Late.sent.set()
 
     monkeypatch.setattr(canceller_module, "_cancel_statement", wait_and_send)
@@ -622,12 +624,14 @@ async def test_late_request_does_not_hit_the_next_user_of_a_pooled_connection(
 async def test_request_is_not_sent_to_a_worker_with_another_call(outside, one_worker, monkeypatch):
     """A canceller that comes when its call has ended sends nothing, whatever runs by then."""
     sent = []
-    monkeypatch.setattr(canceller_module, "_cancel_statement", sent.append)
+    monkeypatch.setattr(
+        canceller_module, "_cancel_statement", lambda raw, timeout: sent.append(raw)
+    )
     call = FinishedCall()
     following = asyncio.create_task(database_sync_to_async(User.objects.count)())
     await outside.sees(1)
     (worker,) = default_pool()._workers
-    canceller_module._cancel_statements(call, worker.connections)
+    canceller_module._cancel_statements(call, worker.connections, GUARD)
     assert sent == []
     outside.let_go()
     assert await following == 0
@@ -642,13 +646,14 @@ async def test_call_is_stopped_by_one_thread():
     call.stop()
     call.stop()
     assert len(cancellers()) == 1
-    call.calls = 1
+    call.finish()
 
 
 class FinishedCall:
     """A call that has run."""
 
     awaits = ()
+    calls = 1
 
 
 class Halt:
@@ -676,7 +681,9 @@ class Slow(Halt, Watched):
 async def test_canceller_looks_who_runs_when_it_has_the_lock(outside, one_worker, monkeypatch):
     """If the next call begins before the canceller has the lock, nothing is sent."""
     sent = []
-    monkeypatch.setattr(canceller_module, "_cancel_statement", sent.append)
+    monkeypatch.setattr(
+        canceller_module, "_cancel_statement", lambda raw, timeout: sent.append(raw)
+    )
     await database_sync_to_async(pid)()
     (worker,) = default_pool()._workers
     lock = worker.connections.finishing = Slow()
@@ -708,7 +715,9 @@ class Opened(Halt, list):
 async def test_connection_that_the_next_call_opens(outside, one_worker, monkeypatch, gate):
     """A call without a connection ends at any time; what the next one opens is left alone."""
     sent = []
-    monkeypatch.setattr(canceller_module, "_cancel_statement", sent.append)
+    monkeypatch.setattr(
+        canceller_module, "_cancel_statement", lambda raw, timeout: sent.append(raw)
+    )
     call = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
     (worker,) = default_pool()._workers
@@ -728,7 +737,7 @@ async def test_connection_that_the_next_call_opens(outside, one_worker, monkeypa
 # What is left behind
 
 
-def fails(raw):
+def fails(raw, timeout):
     raise OSError("no way to the server")
 
 
@@ -739,9 +748,9 @@ async def test_connection_is_discarded_if_its_statement_cannot_be_cancelled(
     """If the request fails, the connection goes when the call has ended: it may still arrive."""
     attempts = []
 
-    def send(raw):
+    def send(raw, timeout):
         attempts.append(raw)
-        fails(raw)
+        fails(raw, timeout)
 
     monkeypatch.setattr(canceller_module, "_cancel_statement", send)
     before = await database_sync_to_async(pid)()
@@ -970,9 +979,9 @@ async def test_storm(nobody_else, pool_settings, monkeypatch, seed):
     sent = []
     send = canceller_module._cancel_statement
 
-    def count_and_send(raw):
+    def count_and_send(raw, timeout):
         sent.append(raw)
-        send(raw)
+        send(raw, timeout)
 
     monkeypatch.setattr(canceller_module, "_cancel_statement", count_and_send)
     await database_sync_to_async(User.objects.create)(username="known")

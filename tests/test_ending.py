@@ -58,7 +58,7 @@ def test_free_before_drop(transactional_db, monkeypatch, keep):
         creation.destroy_test_db("name", keepdb=keep)
     assert seen.connection is None
     assert named == (["somebody"] if CHOICE == "postgresql" and not keep else [])
-    destroy.assert_called_once_with("name", 1, keepdb=keep)
+    destroy.assert_called_once_with("name", keepdb=keep)
 
 
 if CHOICE == "postgresql":  # the other databases are dropped whoever is connected

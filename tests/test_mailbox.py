@@ -51,14 +51,17 @@ async def test_outcomes_gather_while_the_line_is_long():
     """While the line is long, outcomes wake the loop no more; a timer takes them."""
     loop = asyncio.get_running_loop()
     mailbox, delivered = Mailbox(loop), []
-    mailbox.post(Item(delivered, 0), stalled=list)
-    await asyncio.sleep(0)
+    with mock.patch.object(loop, "call_later") as timer:  # it rings when the test has it ring
+        mailbox.post(Item(delivered, 0), stalled=list)
+        await asyncio.sleep(0)
     with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
         for number in (1, 2, 3):
             mailbox.post(Item(delivered, number), stalled=list)
             await asyncio.sleep(0)
         assert delivered == [0]
-        await until(lambda: delivered == [0, 1, 2, 3])
+        _, ring, *args = timer.call_args.args
+        ring(*args)
+        assert delivered == [0, 1, 2, 3]
     assert woken.call_count == 0
 
 

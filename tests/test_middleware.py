@@ -1,6 +1,7 @@
 """BridgeMiddleware: an HTTP request holds one worker from its first call to its end."""
 
 import asyncio
+import re
 import threading
 from unittest import mock
 
@@ -23,6 +24,7 @@ from ormbridge import (
     stats,
 )
 from ormbridge.context import current_context
+from tests.blocks import set_timeout
 from tests.gate import GUARD
 from tests.guide.http import get, request
 from tests.test_call import until
@@ -125,6 +127,37 @@ async def test_http_lease_call(serve, pool_settings):
 
     await get(serve(view))
     assert leased == [0]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
+    """What a request sets on its connection is there in its next call, but for HTTP_LEASE "call"."""
+    seen = []
+
+    def count(execute, sql, params, many, context):
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    entered = []
+
+    def enter():
+        entered.append(connection.execute_wrapper(count))
+        entered[-1].__enter__()
+
+    def query():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    async def view(request):
+        await sync_to_async(enter)()
+        await sync_to_async(query)()
+        return HttpResponse()
+
+    for lease, expected in (("request", ["SELECT 1"]), ("call", [])):
+        pool_settings(MAX_THREADS=1, HTTP_LEASE=lease)
+        assert await get(serve(view)) == "200"
+        assert seen == expected
+        seen.clear()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -466,15 +499,16 @@ async def test_exhausted_pool_is_a_503(serve, gate, pool_settings, caplog):
 async def test_pool_timeout_names_the_request_that_holds(serve, pool_settings):
     """A PoolTimeout names the request that holds the worker, and that it is idle."""
     pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
-    go_on = asyncio.Event()
+    idle, go_on = asyncio.Event(), asyncio.Event()
 
     async def view(request):
         await sync_to_async(thread_name)()
+        idle.set()
         await go_on.wait()
         return HttpResponse()
 
     client = asyncio.create_task(get(serve(view)))
-    await until(lambda: stats().holders)
+    await idle.wait()
     with pytest.raises(PoolTimeout, match="held longest: ormbridge-worker-1 by GET /, idle for"):
         await database_sync_to_async(thread_name)()
     go_on.set()
@@ -491,7 +525,7 @@ async def test_application_that_raises_pool_timeout_is_a_503(gate, pool_settings
     holder = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
     assert await get(BridgeMiddleware(application)) == "503 Service Unavailable"
-    assert caplog.messages[0].startswith("GET /: waited 0.0 s for a worker: 1 of 1 leased")
+    assert re.match(r"GET /: waited \d+\.\d s for a worker: 1 of 1 leased", caplog.messages[0])
     gate.open.set()
     await holder
 
@@ -631,7 +665,7 @@ async def test_transaction_ends_with_the_task_that_outlived_its_request(serve):
 
 async def test_error_reaches_the_task_that_outlives_its_request(serve, gate, pool_settings):
     """Below a dead frame, what the function raises and a PoolTimeout both reach the caller."""
-    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+    pool_settings(MAX_THREADS=1)
     go_on = asyncio.Event()
     tasks = []
 
@@ -644,6 +678,7 @@ async def test_error_reaches_the_task_that_outlives_its_request(serve, gate, poo
             await sync_to_async(fail)()
         holder = asyncio.create_task(database_sync_to_async(gate)())
         await gate.entered()
+        set_timeout(1e-3)
         with pytest.raises(PoolTimeout):
             await sync_to_async(fail)()
         gate.open.set()

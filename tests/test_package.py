@@ -15,6 +15,7 @@ MODULES = sorted(SOURCE.glob("*.py"))
 ORDER = [
     "__init__",
     "testing",
+    "queries",
     "ending",
     "leaks",
     "checks",

@@ -140,6 +140,127 @@ def test_leak($fixtures):
 """
 
 
+BACKENDS = """
+import asyncio
+import pytest
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+@pytest.mark.anyio
+async def test_is_on_asyncio(anyio_backend):
+    asyncio.get_running_loop()
+"""
+
+
+@pytest.mark.parametrize(("mode", "green"), [("strict", 1), ("auto", 2)])
+def test_backends_of_anyio(tmp_path, mode, green):
+    """In pytest-asyncio's auto mode, anyio's tests on trio are run on asyncio, and are green."""
+    project = Project(tmp_path, mode=mode)
+    project.write(test_backends=BACKENDS)
+    assert f"{green} passed in" in project.pytest("--tb=no").stdout.replace("1 failed, ", "")
+
+
+BOTH = """
+import pytest
+
+@pytest.fixture$autouse
+def brought($brought):
+    pass
+
+$mark
+${kind}def test_both($fixtures):
+    raise AssertionError("this test must not run")
+"""
+
+
+@pytest.mark.parametrize("kind", ["", "async "])
+@pytest.mark.parametrize(
+    ("brought", "fixtures", "autouse"),
+    [
+        ("", "async_db, async_transactional_db", False),
+        ("", "async_transactional_db, async_db", False),
+        ("", "db, async_db, transactional_db, async_transactional_db", False),
+        ("", "async_transactional_db, transactional_db, async_db, db", False),
+        ("async_db", "async_transactional_db", True),
+        ("async_transactional_db", "async_db", True),
+        ("async_db", "async_transactional_db, brought", False),
+    ],
+)
+def test_both_fixtures_are_refused(tmp_path, kind, brought, fixtures, autouse):
+    """A test with both fixtures is an error that names both, whoever brings them in."""
+    project = Project(tmp_path)
+    source = Template(BOTH).substitute(
+        autouse="(autouse=True)" if autouse else "",
+        brought=brought,
+        mark="@pytest.mark.asyncio" if kind else "",
+        kind=kind,
+        fixtures=fixtures,
+    )
+    project.write(test_both=source, test_next=SYNC)
+    output = project.pytest("--tb=short").stdout
+    assert "1 passed, 1 error in" in output
+    assert "the test uses both async_db, which rolls back" in output
+    assert "and async_transactional_db, which lets each call commit: use one of them" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("first", ["async_db", "async_transactional_db"])
+def test_both_fixtures_are_refused_where_one_is_asked_for_by_name(tmp_path, first):
+    """Also where the test itself asks for the second one."""
+    second = {"async_db": "async_transactional_db"}.get(first, "async_db")
+    project = Project(tmp_path)
+    project.write(
+        test_both=f"def test_both(request, {first}):\n    request.getfixturevalue({second!r})\n",
+        test_sync=SYNC,
+    )
+    output = project.pytest("--tb=short").stdout
+    assert "1 failed, 1 passed in" in output
+    assert "the test uses both async_db, which rolls back" in output
+
+
+@pytest.mark.parametrize("database", CHOICES)
+def test_synchronous_test_that_starts_a_loop(tmp_path, database):
+    """A command that calls ``asyncio.run`` sees the rows of a test with ``db``, and leaves none."""
+    project = Project(tmp_path, database)
+    project.write(test_loop=LOOP, test_sync=SYNC)
+    assert "7 passed in" in project.pytest("--reuse-db").stdout
+    assert "7 passed in" in project.pytest("-n", "2").stdout
+
+
+LOOP = """
+import asyncio
+import pytest
+from django.contrib.auth.models import User
+from django.test import TestCase
+from ormbridge import atomic
+
+def command():
+    async def work():
+        async with atomic():
+            await User.objects.acreate(username="new")
+        return await User.objects.acount()
+    return asyncio.run(work())
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_fixture(db, run, no_database_leaks):
+    User.objects.create(username="old")
+    assert command() == 2
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("run", [1, 2])
+def test_mark(run):
+    User.objects.create(username="old")
+    assert command() == 2
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_async_db(async_db, run):
+    User.objects.create(username="old")
+    assert command() == 2
+"""
+
+
 def test_leak_fails_the_test(tmp_path):
     """What no_database_leaks finds is an error of the test, and disturbs nothing else."""
     project = Project(tmp_path)

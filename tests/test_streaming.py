@@ -36,6 +36,7 @@ from ormbridge.call import Call, _expire
 from ormbridge.context import place
 from ormbridge.mailbox import mailbox_of
 from ormbridge.process import default_pool
+from tests.blocks import set_timeout
 from tests.gate import GUARD
 from tests.guide.http import connect, disconnect, get, request, say
 from tests.settings import CHOICE
@@ -168,14 +169,14 @@ async def test_slices_groups_and_nothing(watch):
 
 async def test_at_most_two_chunks_are_alive(watch):
     """However many rows there are, two chunks of them are alive at the most."""
-    alive = weakref.WeakSet()
-    most = []
+    alive, made, most = weakref.WeakSet(), [], []
     fetched = watch.rows()
 
     class Counted(fetched._iterable_class):
         def __iter__(self):
             for row in super().__iter__():
                 alive.add(row)
+                made.append(None)
                 yield row
 
     fetched._iterable_class = Counted
@@ -183,7 +184,7 @@ async def test_at_most_two_chunks_are_alive(watch):
     async for _row in stream(fetched, 2):
         seen += 1
         # Once the next chunk is there, or all are.
-        await until(lambda: len(watch.fetched) >= min(2 * ((seen + 1) // 2) + 2, ROWS))  # noqa: B023
+        await until(lambda: len(made) >= min(2 * ((seen + 1) // 2) + 2, ROWS))  # noqa: B023
         most.append(len(alive))
     assert most == [4, 4, 4, 4, 4, 4, 4, 4, 2, 2]
 
@@ -425,7 +426,7 @@ def test_loop_ends_before_the_stream(watch, pool_settings):
         return iterator
 
     iterator = asyncio.run(start())
-    worker = next(thread for thread in threading.enumerate() if thread.name == watch.opened[0])
+    (worker,) = default_pool()._workers
     del iterator
     default_pool().close(refuse=True)
     assert not worker.is_alive()
@@ -990,7 +991,7 @@ async def test_in_a_socket(watch):
 
 async def test_block_in_the_body_needs_no_second_worker(watch, pool_settings):
     """Not even in a socket where the stream of another task took the worker."""
-    pool_settings(MAX_THREADS=1, TIMEOUT=0.5)
+    pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
 
     async def first():
         async for _ in stream(watch.rows(), 2):
@@ -1082,6 +1083,7 @@ async def test_fetch_that_waits_too_long(watch, gate, pool_settings):
     with pytest.raises(PoolTimeout, match="for a worker: 1 of 1 leased"):
         async for _ in stream(watch.rows()):
             pass
+    set_timeout(GUARD)
     gate.open.set()
     await running
     async for _ in stream(watch.rows(), 2):

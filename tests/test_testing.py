@@ -10,14 +10,17 @@ from channels.consumer import SyncConsumer
 from channels.db import database_sync_to_async as channels_database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import User
+from django.core.management import BaseCommand, call_command
 from django.db import IntegrityError, connection, connections, transaction
 from django.http import HttpResponse
-from django.test import AsyncClient
+from django.test import AsyncClient, TestCase
+from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 from ormbridge import (
     BridgeError,
     BridgeMiddleware,
+    PoolTimeout,
     atomic,
     database_sync_to_async,
     pinned,
@@ -26,7 +29,7 @@ from ormbridge import (
 )
 from ormbridge.context import current_context
 from ormbridge.frames import on_ground
-from ormbridge.testing import many_transactions, one_transaction
+from ormbridge.testing import capture_on_commit_callbacks, many_transactions, one_transaction
 from ormbridge.worker import Worker
 from tests.gate import GUARD
 from tests.guide.http import connect, disconnect, get, say
@@ -259,6 +262,241 @@ async def test_task_that_outlives_its_request(async_db, bob, settings):
     assert await tasks[0] == ["bob"]
 
 
+# Event loops that synchronous code starts by itself.
+
+
+async def make(name):
+    await User.objects.acreate(username=name)
+
+
+async def make_in_atomic():
+    async with atomic():
+        await make("outer")
+        async with atomic():
+            await database_sync_to_async(User.objects.create)(username="inner")
+    return await User.objects.acount()
+
+
+async def make_in_pinned():
+    async with pinned():
+        await database_sync_to_async(User.objects.create)(username="pinned")
+        return await User.objects.acount()
+
+
+async def make_and_fail():
+    try:
+        async with atomic():
+            await make("bad")
+            raise ValueError("of the block")
+    except ValueError:
+        return await User.objects.acount()
+
+
+async def at_once():
+    return await asyncio.gather(*(database_sync_to_async(names)() for _ in range(3)))
+
+
+WORK = {
+    "a-methods": ([make, make], [None, None]),
+    "atomic": ([make_in_atomic], [3]),
+    "pinned": ([make_in_pinned], [2]),
+    "a block that fails": ([make_and_fail], [1]),
+    "stream": ([streaming], [["bob"]]),
+    "calls at once": ([at_once], [[["bob"]] * 3]),
+    "one after the other": ([make_in_atomic, make_in_pinned, iterating], [3, 4, None]),
+}
+
+
+class Command(BaseCommand):
+    """A management command that starts an event loop for each part of its work."""
+
+    stealth_options = ("work",)
+
+    def handle(self, *args, work, **options):
+        coroutines = [
+            each(f"made by {number}") if each is make else each()
+            for number, each in enumerate(WORK[work][0])
+        ]
+        self.results = [asyncio.run(each) for each in coroutines]
+
+
+def run_command(work):
+    command = Command()
+    call_command(command, work=work)
+    expected = WORK[work][1]
+    return [
+        result if wanted is not None else None
+        for result, wanted in zip(command.results, expected, strict=True)
+    ] == expected
+
+
+HOW = {
+    "bridge": database_sync_to_async(run_command),
+    "bridge, thread_sensitive=False": database_sync_to_async(run_command, thread_sensitive=False),
+    "sync_to_async": sync_to_async(run_command),
+    "another thread": lambda work: asyncio.to_thread(run_command, work),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_command_in_a_synchronous_test(async_db, bob, work):
+    """A management command with ``asyncio.run`` works in the transaction of the test."""
+    assert run_command(work)
+    assert connection.in_atomic_block
+    assert "bob" in names()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("work", WORK)
+async def test_command_in_an_async_test(async_db, bob, work, how):
+    """So does one that an async test calls, from a worker and from another thread."""
+    assert await HOW[how](work)
+    assert "bob" in await database_sync_to_async(names)()
+
+
+def test_loops_on_workers_of_loops(async_db, bob):
+    """A loop on a worker that serves a loop on a worker finds a third one, and no fourth."""
+
+    def deeper(depth):
+        if depth:
+            return asyncio.run(database_sync_to_async(deeper)(depth - 1))
+        return names(), stats().threads
+
+    assert deeper(3) == deeper(3) == (["bob"], 3)
+
+
+async def test_loop_on_the_worker_of_a_block(async_db):
+    """Where a call in a block starts a loop, that is outside of the block, and says so."""
+    async with atomic():
+        with pytest.raises(PoolTimeout, match="elsewhere it would not be in that block"):
+            await database_sync_to_async(lambda: asyncio.run(make("ann")))()
+
+
+def test_block_left_open_on_a_loop_of_its_own(transactional_db):
+    """A block that is still open there is named, too, and rolled back."""
+
+    async def leave_open():
+        await atomic().__aenter__()
+        await make("left")
+
+    with transaction.atomic():
+        with one_transaction("a test") as left:
+            asyncio.run(database_sync_to_async(lambda: asyncio.run(leave_open()))())
+        assert left[0].startswith("atomic() at test_testing.py:")
+        transaction.set_rollback(True)
+    assert User.objects.count() == 0
+
+
+# pytest-django's own fixture, in a synchronous test.
+
+
+@pytest.fixture
+def ann(db):
+    """Make a user from an event loop that a synchronous fixture starts."""
+    asyncio.run(make("ann"))
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+@pytest.mark.parametrize("way", WAYS)
+def test_loop_of_a_synchronous_test(db, ann, bob, way, run):
+    """With ``db``, what a loop of the test and of its fixtures does is in the transaction."""
+    assert asyncio.run(WAYS[way]()) == ["ann", "bob"]
+    asyncio.run(make("eve"))
+    assert names() == ["ann", "bob", "eve"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_loop_of_a_synchronous_test_with_the_mark(run):
+    """The mark is as good as the fixture."""
+    asyncio.run(make("ann"))
+    assert names() == ["ann"]
+
+
+def test_threads_of_a_synchronous_test_have_their_connections(db, bob):
+    """With ``db`` a thread may open a connection, as without the plugin."""
+    assert asyncio.run(asyncio.to_thread(_count_and_close)) == 0
+
+
+async def test_async_test_with_db_is_left_alone(db):
+    """An async test with ``db`` calls as without the plugin."""
+    assert current_context() is None
+
+
+def test_both_fixtures_asked_for_in_a_synchronous_test(db, bob, request):
+    """``async_db`` may be asked for later, by name."""
+    request.getfixturevalue("async_db")
+    assert asyncio.run(iterating()) == ["bob"]
+    assert names() == ["bob"]
+
+
+# Counting queries, with Django's own means.
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_queries_are_counted_around_awaits(bob, eve, way, django_assert_num_queries):
+    """What counts queries in a synchronous test counts them around awaits, whoever asks."""
+    for _ in range(2):
+        with django_assert_num_queries(1) as queries, CaptureQueriesContext(connections["default"]):
+            assert await WAYS[way]() == ["bob", "eve"]
+        assert "auth_user" in queries[0]["sql"]
+
+
+async def test_queries_in_blocks_are_counted(async_db, django_assert_num_queries):
+    """The savepoint of a block counts: its beginning, and its end."""
+    with django_assert_num_queries(3) as queries:
+        async with atomic():
+            await make("ann")
+    assert [each["sql"].partition(" ")[0] for each in queries] == ["SAVEPOINT", "INSERT", "RELEASE"]
+
+
+def test_queries_of_a_loop_are_counted(async_db, django_assert_num_queries):
+    """In a synchronous test those before a loop, and of the loop."""
+    with django_assert_num_queries(2):
+        assert names() == []
+        assert asyncio.run(database_sync_to_async(names)()) == []
+
+
+async def test_connection_on_the_loop_is_that_of_the_test(async_db):
+    """Code on the event loop finds the test's connection, and may not use it there."""
+    own = await database_sync_to_async(lambda: connections["default"])()
+    assert connections["default"] is own
+    assert connection.in_atomic_block
+    with pytest.raises(Exception, match="You cannot call this from an async context"):
+        User.objects.count()
+
+
+# Cancellation.
+
+
+async def test_cancelled_call_runs_on(async_db, gate, caplog):
+    """A call whose task is cancelled runs to its end, and the log says why it is not stopped."""
+    task = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.open.set()
+    assert await User.objects.acount() == 0
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "tests.gate.Gate was cancelled, and runs to its end: the transaction of the test"
+    )
+
+
+async def test_cancelled_call_that_has_not_begun_is_not_logged(async_db, gate, caplog):
+    """A call that was cancelled in line never begins, and there is nothing to say."""
+    first = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    second = asyncio.create_task(database_sync_to_async(gate)())
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([second])
+    gate.open.set()
+    await first
+    assert (len(gate.threads), caplog.records) == (1, [])
+
+
 # Blocks.
 
 
@@ -372,19 +610,73 @@ async def test_on_commit_that_fails(async_db, async_capture_on_commit_callbacks,
         assert "of the callback" in caplog.text
 
 
+class OnCommitInDjangosTestCase(TestCase):
+    """An async test of Django's ``TestCase``, where the loop has a thread of its own."""
+
+    async def register(self, callback):
+        async with atomic():
+            await database_sync_to_async(transaction.on_commit)(callback)
+
+    async def test_is_captured_and_run(self):
+        """The helper collects and runs functions and coroutine functions."""
+        ran = []
+
+        async def on_loop():
+            ran.append(await User.objects.acount())
+
+        async with capture_on_commit_callbacks(execute=True) as callbacks:
+            await self.register(lambda: ran.append(User.objects.count()))
+            await self.register(on_loop)
+        assert (len(callbacks), ran) == (2, [0, 0])
+
+    async def test_djangos_own_finds_nothing(self):
+        """Django's own looks at a connection of the loop's thread, and finds none there."""
+        ran = []
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            await self.register(lambda: ran.append("ran"))
+        assert (callbacks, ran) == ([], [])
+
+    def test_djangos_own_in_a_synchronous_test(self):
+        """In a synchronous test it collects what code below ``async_to_sync`` registers."""
+        ran = []
+
+        async def on_loop():
+            ran.append(await User.objects.acount())
+
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            async_to_sync(self.register)(on_loop)
+        assert (len(callbacks), ran) == (1, [0])
+
+
+class SynchronousInDjangosTestCase(TestCase):
+    """A synchronous test of Django's ``TestCase``, to which the plugin does nothing."""
+
+    def test_loop_does_not_see_the_transaction(self):
+        """Code below ``async_to_sync`` is in the transaction, that of ``asyncio.run`` is not."""
+        User.objects.create(username="bob")
+        assert async_to_sync(database_sync_to_async(names))() == ["bob"]
+        assert asyncio.run(database_sync_to_async(names)()) == []
+
+
 # The end of a test. Without the fixtures, on whose ends a test could not look.
 
 
-def test_everything_is_put_back(db):
+def test_everything_is_put_back(transactional_db):
     """After the test asgiref, the connections and the pool are as they were."""
-    before = SyncToAsync.single_thread_executor, SyncToAsync.context_to_thread_executor
-    with one_transaction("a test") as left:
+    before = SyncToAsync.thread_sensitive_context
+    contexts = len(SyncToAsync.context_to_thread_executor)
+    connection.ensure_connection()
+    patched = set(vars(connections["default"]))
+    with transaction.atomic(), one_transaction("a test") as left:
         assert asyncio.run(database_sync_to_async(User.objects.count)()) == 0
+        assert asyncio.run(on_a_loop_of_its_own()) == []
     assert left == []
-    assert before == (SyncToAsync.single_thread_executor, SyncToAsync.context_to_thread_executor)
+    assert SyncToAsync.thread_sensitive_context is before
+    assert len(SyncToAsync.context_to_thread_executor) == contexts
+    assert set(vars(connections["default"])) == patched
+    assert "__getitem__" not in vars(type(connections))
     assert current_context() is None
     assert not connection.allow_thread_sharing
-    assert "close_if_unusable_or_obsolete" not in vars(connections["default"])
     own = connections["default"].connection
     assert asyncio.run(database_sync_to_async(lambda: connection.connection)()) is not own
     assert asyncio.run(asyncio.to_thread(_count_and_close)) == 0

@@ -18,12 +18,13 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import stop
+from .canceller import glances, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout
 from .frames import frame_thread
@@ -64,9 +65,11 @@ class Call:
         "calls",
         "closes",
         "connections",
+        "ended",
         "function",
         "future",
         "generator",
+        "glances",
         "iteration",
         "line",
         "mailbox",
@@ -109,6 +112,10 @@ class Call:
         self.connections: ThreadConnections | None = None
         #: Whether it is to be stopped.
         self.stopping = False
+        #: Whether its thread is done with it, its clean-up included, or never begins.
+        self.ended = False
+        #: What ends that it is looked at.
+        self.glances: Callable[[], None] | None = None
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -165,6 +172,7 @@ class Call:
         """Give the call up. Returns False if it has started: then its thread runs on."""
         if not self.claim():
             return False
+        self.ended = True
         if self.line is not None:
             self.line.forget(self)
         if self.watched is not None:
@@ -182,6 +190,27 @@ class Call:
         """
         stop(self)
 
+    def bound(self, given_up: bool = True) -> None:
+        """Have it wait no longer for PostgreSQL than BOUND seconds from now on.
+
+        For what is not stopped, or by no thread: the beginning and the end of a block.
+
+        :param given_up: whether that holds for what runs before it, too.
+        """
+        self.stopping = self.stopping or given_up
+        with suppress(RuntimeError):  # the loop is closed
+            self.glances = self.glances or glances(self.mailbox.loop, self._cut)
+
+    def _cut(self) -> bool:
+        own, worker = self.connections, getattr(self.line, "worker", None)
+        if own is None and self.stopping and worker is not None:
+            own = worker.connections
+        if own is not None:
+            own.cut(self)
+        if self.closes is None and self.future is not None and not self.future.done():
+            self.future.set_result(None)  # a beginning: it may be that it has no connection yet
+        return not self.ended
+
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
         if self.future is not None:
@@ -192,6 +221,8 @@ class Call:
         """Step 6: hand the outcome to the caller."""
         if self.watched is not None:
             self.watched.pop(self, None)
+        if self.glances is not None:
+            self.glances()
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -221,6 +252,7 @@ class Call:
         function, self.function = self.function, None
         if connections is not None:
             connections.running, self.connections = self, connections
+            connections.catch_up()
         try:
             if prepare is not None:
                 prepare()
@@ -249,6 +281,9 @@ class Call:
 
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
+        self.ended = True
+        if self.connections is not None:
+            self.connections.catch_up()
         self.mailbox.post(self, stalled)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:

@@ -12,10 +12,14 @@ Guarantees:
   call ends: where sending it failed, and behind a pooler such as PgBouncer;
 * a transaction whose statement was cancelled ends in a rollback, whoever swallows the error.
 
-It is best effort in one direction only: a function between two statements, or a server that does
-not answer, is not stopped. Requests are repeated until the call has ended, and so reach the
-statements that follow in the same function. What the function awaits through ``async_to_sync`` is
-cancelled as asgiref does it, and its statements are left alone.
+It is best effort in one direction only: a function between two statements is not stopped. Requests
+are repeated until the call has ended, and so reach the statements that follow in the same function.
+What the function awaits through ``async_to_sync`` is cancelled as asgiref does it, and its
+statements are left alone.
+
+A network that stalls carries no request, or no answer. So after ``BOUND`` seconds no more requests
+are sent, and the sockets of connections that still wait are shut down: the driver raises, the
+worker goes on without the server. That lasts until the worker is done with the call.
 
 Each stopped call has a thread of its own, which ends with the call: one slow request delays no
 other, and a forked child has nothing to clean up.
@@ -26,9 +30,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
+import struct
+import sys
 import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 from django.db import connections
 from django.db.models import Model, QuerySet, prefetch_related_objects
@@ -36,7 +46,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
-from .connections import ThreadConnections, is_active
+from .connections import ThreadConnections, connections_of_thread, is_active, socket_of
 from .threadless import CHUNKS
 
 logger = logging.getLogger("ormbridge")
@@ -45,8 +55,9 @@ logger = logging.getLogger("ormbridge")
 PAUSE = 0.005
 #: Seconds between two requests, at the most.
 LONGEST_PAUSE = 0.1
-#: Seconds for one request to reach the server, at the most. The worker waits for it.
-TIMEOUT = 5.0
+#: What is sent to see whether a server answers: SSLRequest, see
+#: postgresql.org/docs/current/protocol-message-formats.html
+PROBE = struct.pack("!ii", 8, 80877103)
 
 # What Django's a-methods send to a thread.
 _METHODS = {
@@ -69,18 +80,58 @@ class Stoppable(Protocol):
     awaits: list[asyncio.Task[Any]] | None
     #: 1 once it has run.
     calls: int
+    #: Whether its worker is done with it.
+    ended: bool
+
+    def bound(self) -> None:
+        """Have it wait no longer for PostgreSQL than BOUND seconds; the event loop sees to that."""
+        ...
 
 
 def stop(call: Stoppable) -> None:
     """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
-    if call.awaits is None or call.stopping or not _any_database_can():
+    if call.awaits is None or call.stopping or call.ended or not _any_database_can():
         return
     call.stopping = True
     try:
         # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
         threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
     except RuntimeError as error:  # no thread is left, or the interpreter exits
-        logger.debug("%s was cancelled, and runs on: %r", call, error)
+        logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
+        call.bound()
+
+
+@contextmanager
+def bounded() -> Generator[None, None, None]:
+    """Have the block wait no longer than BOUND seconds for PostgreSQL: nobody awaits it. Worker."""
+    own = cast(ThreadConnections, connections_of_thread())
+    # No request is sent for it, which might come to what follows.
+    block = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
+    block.bound = lambda: None
+    stop(block)
+    try:
+        yield
+    finally:
+        block.ended = True
+        own.catch_up()
+
+
+def glances(loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> Callable[[], None]:
+    """Call *look* from *loop* when BOUND seconds have passed, and as long as it returns True.
+
+    For what waits for PostgreSQL in vain, and has no thread that sees to it.
+
+    :returns: what ends that.
+    """
+    timer: asyncio.TimerHandle
+
+    def glance() -> None:
+        nonlocal timer
+        if look():
+            timer = loop.call_later(LONGEST_PAUSE, glance)
+
+    timer = loop.call_later(ThreadConnections.BOUND, glance)
+    return lambda: timer.cancel()
 
 
 def _any_database_can() -> bool:
@@ -90,19 +141,23 @@ def _any_database_can() -> bool:
 
 def _stop(call: Stoppable) -> None:
     pause = PAUSE
+    deadline = time.monotonic() + ThreadConnections.BOUND
     time.sleep(pause)
-    while not call.calls:
-        if call.connections is not None:
-            _cancel_statements(call, call.connections)
+    while not call.ended:
+        left = deadline - time.monotonic()
+        if call.connections is not None and left > 0:
+            _cancel_statements(call, call.connections, left)
+        elif call.connections is not None and not call.awaits:
+            call.connections.cut(call)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _cancel_statements(call: Stoppable, own: ThreadConnections) -> None:
+def _cancel_statements(call: Stoppable, own: ThreadConnections, timeout: float) -> None:
     with own.finishing:
         # In this order: a call that has a connection open takes the lock to end, others do not.
         opened = list(own.opened)
-        if own.running is not call or call.awaits:
+        if call.calls or call.awaits:
             return
         for connection in opened:
             raw: Any = connection.connection
@@ -111,18 +166,25 @@ def _cancel_statements(call: Stoppable, own: ThreadConnections) -> None:
             try:
                 if is_active(raw):
                     own.stopped[connection] = None
-                    _cancel_statement(raw)
+                    _cancel_statement(raw, timeout)
             except Exception as error:
                 own.stopped[connection] = f"its statement could not be cancelled ({error!r})"
 
 
-def _cancel_statement(raw: Any) -> None:
+def _cancel_statement(raw: Any, timeout: float) -> None:
     # Both return when the server has closed the connection that carried the request: then it has
     # been carried out. See PQcancelPoll and PQcancel: postgresql.org/docs/current/libpq-cancel.html
-    if hasattr(raw, "cancel_safe"):
-        raw.cancel_safe(timeout=TIMEOUT)
-    else:  # psycopg 3.1, psycopg2
-        raw.cancel()
+    if hasattr(raw, "cancel_safe") and sys.modules["psycopg"].capabilities.has_cancel_safe():
+        raw.cancel_safe(timeout=timeout)
+        return
+    # Of libpq before 17, psycopg 3.1, psycopg2: it has no limit, and most drivers stop the whole
+    # process meanwhile. So see first that the server answers.
+    with socket_of(raw) as own, socket.socket(own.family) as probe:
+        probe.settimeout(timeout / 2)  # for each of these steps
+        probe.connect(own.getpeername())
+        probe.sendall(PROBE)
+        probe.recv(1)
+    raw.cancel()
 
 
 def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.Task[Any]] | None:
@@ -133,7 +195,6 @@ def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.T
     """
     if child is None or not _is_of_method(child.func):
         return None
-    job = getattr(getattr(job, "__self__", None), "fn", job)  # of the work item of a dead frame
     return next((each for each in job.args if type(each) is list), None)
 
 

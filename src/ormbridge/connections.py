@@ -61,6 +61,9 @@ class ThreadConnections:
         "wrappers",
     )
 
+    #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
+    BOUND = 4.0
+
     def __init__(self) -> None:
         #: Django's wrappers that connected on this thread and are still open.
         self.opened: list[BaseDatabaseWrapper] = []
@@ -74,8 +77,8 @@ class ThreadConnections:
         self.leased = False
         #: The call that runs.
         self.running: object = None
-        #: Held to send a request that cancels what :attr:`running` does, to finish that, and to
-        #: close a connection: a pool may hand it on. Re-entrant: freeing an object may close one.
+        #: Held to cancel what :attr:`running` does, to finish that, and to break or close a
+        #: connection: a pool may hand it on. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
         #: Connections with a statement that was cancelled, and why they have to be discarded.
         #: Guarded by :attr:`finishing` while a call runs.
@@ -85,7 +88,8 @@ class ThreadConnections:
         """Collect the connections that the calling thread opens from now on."""
         _thread.connections = self
         # That of asgiref's Local, which has no way to ask whether anything is there.
-        storage: Any = getattr(connections._connections, "_storage", None)
+        held: Any = connections
+        storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
         self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
@@ -214,13 +218,38 @@ class ThreadConnections:
 
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
-        if not self.opened:  # so there is nothing to cancel, nor was there: see the canceller
-            self.running = None
-            return
-        with self.finishing:
-            self.running = None
+        self.running = None
+        self.catch_up()
         if self.stopped:
             self._settle()
+
+    def catch_up(self) -> None:
+        """Wait for who still cancels or breaks something for the sake of what has ended."""
+        if self.opened:  # so there was something: they look at this first, then at what has ended
+            with self.finishing:
+                pass
+
+    def cut(self, call: Any = None) -> None:
+        """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+
+        :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
+            what the thread does after a lease is meant: RESET, or the rollback of what was left.
+        """
+        if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
+            return
+        try:
+            opened = list(self.opened)
+            done = self.leased or self.running is not None if call is None else call.ended
+            for connection in () if done else opened:
+                raw: Any = connection.connection
+                with suppress(Exception):  # closed, or another database
+                    if connection.vendor == "postgresql" and is_active(raw):
+                        with socket_of(raw) as end:
+                            if is_active(raw):  # still: it is no other with the same number
+                                self.stopped[connection] = "its server gave no answer in time"
+                                end.shutdown(socket.SHUT_RDWR)
+        finally:
+            self.finishing.release()
 
     def _settle(self) -> None:
         # See to the connections with a cancelled statement: now, and as long as its transaction is
@@ -241,6 +270,9 @@ class ThreadConnections:
         if (connection := own()) is not None:
             with self.finishing:
                 _close(connection, type(connection))
+                if self.stopped.get(connection):
+                    # Or Django connects anew as the block ends, and the server may not answer.
+                    connection.closed_in_transaction = True
 
     def in_transaction(self) -> bool:
         """Say whether a connection has a transaction open."""
@@ -252,7 +284,6 @@ class ThreadConnections:
 
     def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
-        self.stopped.pop(connection, None)
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
@@ -260,6 +291,7 @@ class ThreadConnections:
                 if step is not None:
                     step()
         connection.connection = None
+        self.stopped.pop(connection, None)
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
         # gets a new one, and so does this one where it may still believe in its atomic blocks.
         stays = self.leased and not connection.in_atomic_block
@@ -286,11 +318,11 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
     ``START TRANSACTION`` sent by hand is not seen.
     """
     autocommit = connection.settings_dict["AUTOCOMMIT"]
-    if connection.in_atomic_block or connection.autocommit != autocommit:
-        return True
     raw = connection.connection
-    if raw is None:
-        return False
+    if connection.in_atomic_block or raw is None:
+        return connection.in_atomic_block
+    if connection.autocommit != autocommit:
+        return True
     if connection.vendor == "postgresql":
         # 0 is idle, 4 a broken connection, which has no transaction left.
         return transaction_status(raw) in (1, 2, 3)
@@ -305,6 +337,11 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
 def is_active(raw: Any) -> bool:
     """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
     return transaction_status(raw) == 1
+
+
+def socket_of(raw: Any) -> socket.socket:
+    """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
+    return socket.socket(fileno=os.dup(raw.fileno()))
 
 
 def connections_of_thread() -> ThreadConnections | None:
@@ -394,7 +431,7 @@ def _seen_by_server(raw: Any) -> Generator[None, None, None]:
     watch = None
     if hasattr(raw, "pgconn"):  # psycopg 3
         with suppress(Exception):  # broken or closed
-            watch = socket.socket(fileno=os.dup(raw.pgconn.socket))
+            watch = socket_of(raw)
     yield
     if watch is not None:
         with watch, suppress(OSError):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -34,10 +35,13 @@ from .lease import Lease
 from .mailbox import mailbox_of
 from .pool import Pool
 from .process import default_pool
-from .threadless import answer, child_of, ends_or_starts_request
+from .threadless import answer, child_of, needs_thread
 from .worker import Worker
 
-#: The context of all calls of the process while a test has one (testing.py).
+logger = logging.getLogger("ormbridge")
+
+#: The context of all calls of the process while a test has one (testing.py). For lookups it stands
+#: in for asgiref's.
 ambient: LeaseContext | None = None
 
 
@@ -84,15 +88,31 @@ class LeaseContext(Ground):
         """
         loop = asyncio.get_running_loop()
         child = child_of(job)
-        future: asyncio.Future[Any] | None = answer(child, loop) if child is not None else None
-        if future is None:
-            call = Call(job, child.func if child is not None else job, mailbox_of(loop))
-            call.awaits = awaited_by(job, child)
-            if call.block is not None:
-                call.block.check(call)
-            future = call.future = CallFuture(call, loop)
-            self.place(call, hold=child is None or not ends_or_starts_request(child))
+        outcome = answer(job, child, loop) if child is not None else None
+        if isinstance(outcome, asyncio.Future):
+            return outcome
+        call = Call(job, child.func if child is not None else job, mailbox_of(loop))
+        call.awaits = awaited_by(job, child)
+        if call.block is not None:
+            call.block.check(call)
+        future = call.future = CallFuture(call, loop)
+        if outcome is not None:
+            return loop.create_task(self._do_without(call, outcome))
+        self.place(call)
         return future
+
+    async def _do_without(self, call: Call, parts: list[Any]) -> Any:
+        """Run *call*, which starts or ends a request; where no worker becomes free, log it.
+
+        :param parts: what it calls. Each would have run, or each has this :exc:`PoolTimeout`.
+        """
+        try:
+            self.place(call, hold=False)
+            return await call.future  # type: ignore[misc] # it has not been delivered
+        except PoolTimeout as error:
+            missed = [getattr(each, "__qualname__", each) for each in filter(needs_thread, parts)]
+            logger.error("%s goes on without %s: %s", self.name, missed, error)
+            return [(each, error) for each in parts]
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Find a worker for *call*.
@@ -114,7 +134,7 @@ class LeaseContext(Ground):
             bound = _lease_of(call.block)
             if own in workers:
                 if not anywhere:
-                    _refuse_inside(call.block, call)
+                    refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
                 return
             if anywhere and leases and pool.take(call, wait=False):
@@ -161,7 +181,7 @@ class LeaseContext(Ground):
                 return self
             context = LeaseContext(block.name, holds=True)
             if below:
-                _refuse_inside(block.parent, block)
+                refuse_inside(block.parent, block)
             else:
                 context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
             return context
@@ -223,8 +243,6 @@ class _Withdrawn(NamedTuple):
 
 def current_context() -> LeaseContext | None:
     """Return the context whose leases the calling task uses, or None."""
-    if ambient is not None:
-        return ambient
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     executor = getattr(context, "_executor", None)
     return executor if isinstance(executor, LeaseContext) else None
@@ -260,7 +278,7 @@ def calling_context(block: Block | None) -> LeaseContext | None:
     return context
 
 
-def _refuse_inside(block: Block | None, caller: object) -> None:
+def refuse_inside(block: Block | None, caller: object) -> None:
     """Refuse *caller*, on an event loop on a worker, if that worker has *block*.
 
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.

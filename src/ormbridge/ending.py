@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from functools import partial
 from typing import Any
 
 from asgiref.sync import SyncToAsync
@@ -56,27 +57,17 @@ def free_before_drop(warn: Callable[[str], object]) -> None:
     """
     for connection in connections.all():
         creation: Any = connection.creation
-        if not isinstance(creation.destroy_test_db, _Freeing):
-            creation.destroy_test_db = _Freeing(connection, warn)
+        if getattr(creation.destroy_test_db, "func", None) is not _destroy:
+            creation.destroy_test_db = partial(_destroy, creation.destroy_test_db, connection, warn)
 
 
-class _Freeing:
-    """``destroy_test_db`` of one connection, which frees the database before."""
-
-    def __init__(self, connection: BaseDatabaseWrapper, warn: Callable[[str], object]) -> None:
-        self._connection = connection
-        self._destroy = connection.creation.destroy_test_db
-        self._warn = warn
-
-    def __call__(
-        self, old_database_name: str | None = None, verbosity: int = 1, *args: Any, **kwargs: Any
-    ) -> None:
-        close_everything()
-        keep = kwargs.get("keepdb", args[0] if args else False)
-        if not keep and self._connection.vendor == "postgresql":
-            for other in disconnect_others(self._connection):
-                self._warn(other)
-        self._destroy(old_database_name, verbosity, *args, **kwargs)
+def _destroy(destroy: Any, connection: Any, warn: Any, *args: Any, **kwargs: Any) -> None:
+    close_everything()
+    # Django's arguments: old_database_name, verbosity, keepdb, suffix.
+    if not (kwargs.get("keepdb") or any(args[2:3])) and connection.vendor == "postgresql":
+        for other in disconnect_others(connection):
+            warn(other)
+    destroy(*args, **kwargs)
 
 
 def disconnect_others(connection: BaseDatabaseWrapper) -> list[str]:

@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor, _WorkItem
@@ -54,7 +54,7 @@ class Ground(CurrentThreadExecutor):
 
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
-        run: Any = self.submit(item.run)
+        run: Any = self.submit(item.fn)
         run.add_done_callback(functools.partial(pass_on, item.future))
         item.future.add_done_callback(functools.partial(_pass_cancellation, run))
 
@@ -88,7 +88,8 @@ async def on_ground(ground: Ground) -> AsyncGenerator[None, None]:
         yield
     finally:
         # In place of context.__aexit__(), after which asgiref refuses tasks that live on.
-        SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
+        with suppress(ValueError):  # collected, and so in another context: it was never left
+            SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
         # Servers start a request in the context of the one before: keep no row of them alive.
         context.token = context._old_executor = None
         AsyncToSync.executors.current = frame

@@ -30,7 +30,6 @@ from django.db.backends.signals import connection_created
 from . import context as contexts
 from .connections import transaction_open
 from .errors import BridgeError
-from .lease import Lease
 from .pool import Pool
 from .process import live_pools
 from .worker import Leaseholder, Worker
@@ -105,16 +104,13 @@ def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
             (worker, lease)
             for pool in live_pools()
             for worker, lease in pool.leases()
-            if contexts.ambient is None or getattr(lease, "context", None) is not contexts.ambient
+            if not isinstance(getattr(lease, "context", lease), type(contexts.ambient))
         ]
-        running = any(not _is_idle(lease) for _, lease in left)
+        # A lease that runs no call does not end by itself.
+        running = any(getattr(lease, "_running", lease) is not None for _, lease in left)
         if not left or time.monotonic() - began > (patience if running else min(_GRACE, patience)):
             return left
         time.sleep(0.005)
-
-
-def _is_idle(lease: Leaseholder) -> bool:
-    return isinstance(lease, Lease) and lease._running is None  # noqa: SLF001 # for this module
 
 
 class _Watch:
@@ -122,7 +118,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._thread = threading.current_thread()
-        self._depths = _depths()
+        self._depths = depths()
         self._opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]] = []
         self._taken: dict[int, str] = {}
         # Where the function that runs on a thread of an executor was sent there.
@@ -160,7 +156,7 @@ class _Watch:
             lease.dismiss(BridgeError("the test that made the call has ended"))
         found += [
             f"a transaction on {alias!r} is still open on {self._thread.name}"
-            for alias, depth in _depths().items()
+            for alias, depth in depths().items()
             if depth > self._depths.get(alias, 0)
         ]
         of_asgiref: threading.Thread | None = None
@@ -186,7 +182,7 @@ class _Watch:
         return found
 
 
-def _depths() -> dict[str, int]:
+def depths() -> dict[str, int]:
     """Return how many transactions and savepoints are open on the calling thread."""
     return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True)}
 
@@ -197,20 +193,17 @@ def close_for_good(connection: BaseDatabaseWrapper) -> None:
         BaseDatabaseWrapper.close(connection)
 
 
-def _on_the_thread_of_asgiref() -> tuple[threading.Thread | None, list[str]]:
+def _on_the_thread_of_asgiref() -> tuple[threading.Thread, list[str]]:
     """Return the one thread that asgiref has for a process, and what is in a transaction there.
 
     :raises TimeoutError: if the thread is busy.
     """
-    executor: Any = SyncToAsync.single_thread_executor
-    if not isinstance(executor, ThreadPoolExecutor):  # a test's transaction stands in for it
-        return None, []
 
     def look() -> tuple[threading.Thread, list[str]]:
         opened = [each for each in connections.all(initialized_only=True) if each.connection]
         return threading.current_thread(), [each.alias for each in opened if transaction_open(each)]
 
-    return executor.submit(look).result(_GRACE)
+    return SyncToAsync.single_thread_executor.submit(look).result(_GRACE)
 
 
 @contextmanager

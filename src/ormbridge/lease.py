@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 import weakref
@@ -39,6 +40,9 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
+
+
+logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):
@@ -65,9 +69,11 @@ class Lease(Turns):
         # All of the following is guarded by _lock.
         self._held = held
         self._pins: set[Block] = set()  # open pinned() blocks
+        self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False
-        self._transaction = False  # one was open after the last call
+        #: Whether one was open after the last call.
+        self.transaction = False
         self._generators = SuspendedGenerators(self)
         self._resting = False
         self._idle = False  # what the last call left is known, and none has begun since
@@ -154,7 +160,7 @@ class Lease(Turns):
             self.release(end=True)
 
     def _is_kept(self) -> bool:
-        left_open = self._transaction and not self.ended
+        left_open = self.transaction and not self.ended
         return self._held or left_open or bool(self._blocks or self._pins or self._generators)
 
     def open_blocks(self) -> list[Block]:
@@ -211,8 +217,10 @@ class Lease(Turns):
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
         with self._lock:
+            for block in self.open_blocks():
+                logger.warning("%s was not left: its worker is given back", block)
             self._generators.abandon(all_of_them=True)
-            self._blocks.clear()
+            self._abandoned, self._blocks = self._blocks, []
             self._pins.clear()
             self.release(end=True)
 
@@ -269,6 +277,7 @@ class Lease(Turns):
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
+        self.undo(self._abandoned, "it was not left")
         connections.leased = False
         self.context.forget(self)  # no cycle is left
         return succeeded
@@ -280,7 +289,7 @@ class Lease(Turns):
         while True:
             self._generators.close_unused()
             with self._lock:
-                self._transaction = transaction
+                self.transaction = transaction
                 call = self._take()
                 self._idle = call is None
                 if call is not None:

@@ -63,11 +63,9 @@ class BridgeMiddleware:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application. Calls of the request or connection run on workers."""
         settings = default_pool().settings
-        held = {
-            "http": settings.http_lease == "request",
-            "websocket": settings.websocket_lease == "connection",
-            "channel": settings.websocket_lease == "connection",
-        }.get(scope["type"])
+        socket = settings.websocket_lease == "connection"
+        holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
+        held = holds.get(scope["type"])
         outer = current_context()
         nested = outer is not None and not (outer.ended or outer.answered)
         if held is None or live_frame(asyncio.get_running_loop()) is not None:

@@ -87,6 +87,8 @@ class Source:
         self._place: Any = None
         # What to do when nobody needs the rows any more.
         self._leave: list[Callable[[], object]] = []
+        # The last fetch, until then.
+        self._call: Call | None = None
 
     # On the loop's thread
 
@@ -107,6 +109,7 @@ class Source:
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
         call.iteration = anchor, self.close
+        self._call = call
         future: Any = call.future
         future.add_done_callback(heed)
         try:
@@ -177,6 +180,10 @@ class Source:
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
         leave, self._leave = self._leave, []
+        call, self._call = self._call, None
+        # What is read ahead is not needed. To cancel its statement would abort a transaction.
+        if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
+            call.stop()
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()

@@ -15,9 +15,9 @@ Guarantees:
 It rests on CPython's habit of dropping a loop's iterator the moment that the loop is left.
 
 **Cancellation.** A task that is cancelled while it waits for a chunk gives up that call as any
-other, which on PostgreSQL cancels its statement, and the stream is closed. A chunk that is read
-ahead when the loop is left is not stopped, which could abort the caller's transaction; its rows are
-dropped.
+other, which on PostgreSQL cancels its statement, and the stream is closed. So does who leaves the
+loop while a chunk is read ahead; but in a transaction, which that could abort, the chunk is not
+stopped, and its rows are dropped.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ import asyncio
 import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from django.db.models.query import QuerySet, RawQuerySet
 
 from .call import Call
+from .connections import ThreadConnections
 from .errors import LeaseClosed
 from .source import Anchor, Chunk, Source, heed
 
@@ -68,7 +70,8 @@ def stream(queryset: Any, chunk_size: int = 2000) -> Stream[Any]:
     the frame. Elsewhere calls of the bridge made in the body run on the worker of the stream.
 
     **Cancellation.** A task that is cancelled while it waits for rows closes the stream; on
-    PostgreSQL their statement is cancelled. What is only read ahead runs to its end.
+    PostgreSQL their statement is cancelled. What is only read ahead is cancelled as well when the
+    loop is left, but not in a transaction.
 
     :param queryset: a ``QuerySet`` or a ``RawQuerySet``; its cache is neither used nor filled.
     :param chunk_size: rows to fetch at a time.
@@ -154,17 +157,24 @@ class Rows(AsyncIterator[_Row]):
         return await self._first_of_next_chunk()
 
     async def aclose(self) -> None:
-        """Close the cursor, and wait until it is closed. What runs on its thread ends first."""
+        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
+
+        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
+        transaction a fetch that is slower than that goes on.
+        """
         call = self._call
+        runs = call is not None and not call.cancel()
         self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
         if self._source.is_of_another_loop():
             return
         # Not the futures themselves, which would be cancelled with this task.
-        if call is not None and not call.cancel() and (future := call.await_again()) is not None:
-            future.add_done_callback(heed)
-            await asyncio.wait([future])
-        if self._source.thread is not None:
-            await asyncio.wait([self._source.closed])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ThreadConnections.BOUND + 1):
+                if runs and (future := cast(Call, call).await_again()) is not None:
+                    future.add_done_callback(heed)
+                    await asyncio.wait([future])
+                if self._source.thread is not None:
+                    await asyncio.wait([self._source.closed])
 
     async def _first_of_next_chunk(self) -> _Row:
         while self._over is None:

@@ -11,48 +11,50 @@ Guarantees:
 * calls run one at a time, because there is one connection;
 * nothing closes a connection whose transaction is open;
 * a connection that another thread opens is refused: what it writes would not be rolled back;
+* code on an event loop finds the test's connection in ``connections``, so that Django's own
+  ``CaptureQueriesContext`` counts around awaits;
 * when the block ends, no worker has the connections any more.
 
-Calls reach the worker in two ways. :func:`.context.current_context` answers the context of the
-test. And what asgiref would send to its one thread, or to that of a ``ThreadSensitiveContext``, it
-looks up in two attributes of ``SyncToAsync``, which are replaced while the block lasts. A live
-synchronous frame stays the innermost, as everywhere; it waits on the worker or on the test's own
-thread, and these have the connections.
+Calls reach the worker because all code seems to be in one ``ThreadSensitiveContext``, that of the
+test: where asgiref and the bridge look it up, a variable of ``SyncToAsync`` is replaced while the
+block lasts. A live synchronous frame stays the innermost, as everywhere; it waits on the worker or
+on the test's own thread, and these have the connections.
 """
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import inspect
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial, partialmethod
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.utils.connection import BaseConnectionHandler
 
 from . import context as contexts
 from .bridge import database_sync_to_async
 from .call import Call
 from .connections import ThreadConnections, keep_open
-from .context import LeaseContext
+from .context import LeaseContext, refuse_inside
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
 from .errors import BridgeError
-from .leaks import close_for_good, leases_left
+from .leaks import close_for_good, depths, leases_left
 from .lease import Lease
 from .pool import Pool
 from .process import default_pool
+from .queries import assert_num_queries as assert_num_queries
 
 logger = logging.getLogger("ormbridge")
-
-# The methods and attributes of asgiref that send a call to a thread, and where it looks them up.
-_SINGLE, _BY_CONTEXT = "single_thread_executor", "context_to_thread_executor"
 
 
 class TestContext(LeaseContext):
@@ -62,73 +64,84 @@ class TestContext(LeaseContext):
 
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
-        super().__init__(name, holds=True, waits_once=False)
+        super().__init__(name, holds=True)
+        #: What it is for asgiref, which the code of a test seems to be in.
+        self.everywhere = ThreadSensitiveContext(executor=self)
+        SyncToAsync.context_to_thread_executor[self.everywhere] = self
         self._lent = {connection.alias: connection for connection in connections.all()}
-        self._depths = {alias: _depth(each) for alias, each in self._lent.items()}
+        self._depths = depths()
         # Workers that have the connections.
         self._users: list[threading.Thread] = []
         self._returned = threading.Condition()
+        # For the event loops that calls run by themselves, by the worker that waits there.
+        self._below: dict[threading.Thread, TestContext] = {}
+
+    def _here(self) -> TestContext:
+        """Return the context for the calls of a loop that the calling thread runs."""
+        own = threading.current_thread()
+        if self.ended or own not in self._users:
+            return self
+        if own not in self._below:  # its worker waits, another one must do
+            shared = {"_users": self._users, "_returned": self._returned, "_below": self._below}
+            below = self._below[own] = TestContext(self.name)
+            vars(below).update(shared)
+        return self._below[own]
+
+    def _current(self, default: object = None) -> ThreadSensitiveContext:
+        return self._here().everywhere
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
-        if threading.current_thread() in self._users:
-            # From an event loop that a call runs by itself: its worker waits, another one must do.
-            function = cast(Callable[[], Any], call.function)
-            call.function = functools.partial(self._run_with_connections, function)
-            call.place(default_pool(), None, anywhere=False)
-        else:
-            super().place(call)
+        refuse_inside(call.block, call)
+        if call.awaits is not None:  # where it would be stopped elsewhere
+            cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
+        super(TestContext, self._here()).place(call)
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
-    def _run_with_connections(self, function: Callable[[], Any]) -> Any:
-        with self.lend():
-            return function()
-
     @contextmanager
     def lend(self) -> Generator[None, None, None]:
         """Have the calling thread use the test's connections instead of its own."""
-        own = {each.alias: each for each in connections.all(initialized_only=True)}
-        with self._returned:
-            self._users.append(threading.current_thread())
+        own = connections.all(initialized_only=True)
+        self._users.append(threading.current_thread())
         for alias, connection in self._lent.items():
             connections[alias] = connection
         try:
             yield
         finally:
             for alias in self._lent:
-                if alias in own:
-                    connections[alias] = own[alias]
-                else:
-                    del connections[alias]
+                del connections[alias]
+            for connection in own:
+                connections[connection.alias] = connection
             with self._returned:
                 self._users.remove(threading.current_thread())
                 self._returned.notify_all()
 
     @contextmanager
-    def in_force(self) -> Generator[None, None, None]:
-        """Send all calls of the process here."""
-        single, by_context = getattr(SyncToAsync, _SINGLE), getattr(SyncToAsync, _BY_CONTEXT)
-        setattr(SyncToAsync, _SINGLE, self)
-        setattr(SyncToAsync, _BY_CONTEXT, _Everywhere(by_context, self))
-        contexts.ambient = self
-        # What channels.db or a request clean up would end the transaction of the test.
-        restores = [keep_open(connection) for connection in self._lent.values()]
-        for connection in self._lent.values():
-            connection.inc_thread_sharing()
-        connection_created.connect(self._refuse_other_connection, weak=False, dispatch_uid=id(self))
-        try:
-            yield
-        finally:
-            contexts.ambient = None
-            setattr(SyncToAsync, _SINGLE, single)
-            setattr(SyncToAsync, _BY_CONTEXT, by_context)
-            connection_created.disconnect(dispatch_uid=id(self))
+    def in_force(self, alone: bool) -> Generator[list[str], None, None]:
+        """Send all calls of the process here. See :func:`one_transaction`."""
+        real, left = SyncToAsync.thread_sensitive_context, list[str]()
+        variable = SimpleNamespace(get=self._current, set=real.set, reset=real.reset)
+        getter = partialmethod(_get, self._lent)
+        with ExitStack() as stack:
+            patch: Any = mock.patch.object
+            stack.enter_context(patch(SyncToAsync, "thread_sensitive_context", variable))
+            stack.enter_context(patch(contexts, "ambient", self))
+            stack.enter_context(patch(type(connections), "__getitem__", getter))
             for connection in self._lent.values():
-                connection.dec_thread_sharing()
-            for restore in filter(None, restores):
-                restore()
+                # What channels.db or a request clean up would end the transaction of the test.
+                stack.callback(keep_open(connection) or (lambda: None))
+                ensure = partial(_ensure_connection, connection)
+                stack.enter_context(patch(connection, "ensure_connection", ensure))
+                connection.inc_thread_sharing()
+                stack.callback(connection.dec_thread_sharing)
+            if alone:
+                refuse = self._refuse_other_connection
+                connection_created.connect(refuse, weak=False, dispatch_uid=id(self))
+                stack.callback(connection_created.disconnect, dispatch_uid=id(self))
+            stack.callback(lambda: left.extend(self.end()))
+            yield left
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
@@ -149,9 +162,12 @@ class TestContext(LeaseContext):
 
         :returns: what the test left behind, in words; nothing if it left nothing.
         """
-        with self._lock:
-            self.ended = True
-            leases = list(self._leases)
+        leases: list[Lease] = []
+        for context in (self, *self._below.values()):
+            SyncToAsync.context_to_thread_executor.pop(context.everywhere, None)
+            with context._lock:  # noqa: SLF001 # its own class
+                context.ended = True
+                leases += context._leases  # noqa: SLF001
         left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
@@ -159,18 +175,14 @@ class TestContext(LeaseContext):
             if not self._returned.wait_for(
                 lambda: not self._users, default_pool().settings.timeout
             ):
-                left += [
-                    f"{lease} on {thread.name} still runs" for lease, thread in self._holders()
-                ]
+                running = [lease for lease in leases if lease.worker in self._users]
+                left += [f"{lease} on {lease.thread.name} still runs" for lease in running]
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
-            if depth != _depth(connection):
+            if depth != len(connection.atomic_blocks):
                 left.append(f"a transaction on {alias!r} was left open")
                 _cut(connection, depth)
         return left
-
-    def _holders(self) -> list[tuple[Lease, threading.Thread]]:
-        return [(each, each.worker) for each in self._leases if each.worker in self._users]
 
 
 class _TestLease(Lease):
@@ -181,28 +193,28 @@ class _TestLease(Lease):
             return super().run(connections)
 
 
-class _Everywhere:
-    """What asgiref looks up the executor of a ``ThreadSensitiveContext`` in."""
-
-    def __init__(self, executors: Any, everywhere: Executor) -> None:
-        self._executors = executors
-        self._everywhere = everywhere
-
-    def __contains__(self, context: ThreadSensitiveContext) -> bool:
-        return True
-
-    def __getitem__(self, context: ThreadSensitiveContext) -> Executor:
-        return self._everywhere
-
-    def __setitem__(self, context: ThreadSensitiveContext, executor: Executor) -> None:
-        self._executors[context] = executor
-
-    def pop(self, context: ThreadSensitiveContext, default: Any = None) -> Any:
-        return self._executors.pop(context, default)
+def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> BaseDatabaseWrapper:
+    """Return the connection that ``connections[alias]`` is: on an event loop, the test's."""
+    # Django would make one for the task that asks, which nobody may use.
+    if alias in lent and asyncio._get_running_loop() is not None:  # noqa: SLF001 # it is exported
+        return lent[alias]
+    return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
 
 
-def _depth(connection: BaseDatabaseWrapper) -> int:
-    return len(connection.atomic_blocks)
+def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
+    # Django's own objects to an event loop, also where there is nothing to do.
+    if connection.connection is None:
+        type(connection).ensure_connection(connection)
+
+
+def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
+    """Say why *call* is not stopped, if *future* was cancelled while it runs."""
+    if future.cancelled() and call.connections is not None and not call.calls:
+        logger.warning(
+            "%s was cancelled, and runs to its end: the transaction of the test would be lost with "
+            "its statement. With async_transactional_db it is stopped where the database can",
+            call,
+        )
 
 
 def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
@@ -218,20 +230,16 @@ def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
 
 
 @contextmanager
-def one_transaction(name: str) -> Generator[list[str], None, None]:
+def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None, None]:
     """Have all calls of the process use the connections of the calling thread.
 
-    :param name: the test, for error messages.
-
     Yields a list that holds, after the block, what the test left behind, in words.
+
+    :param name: the test, for error messages.
+    :param alone: whether to refuse other connections.
     """
-    context = TestContext(name)
-    left: list[str] = []
-    with context.in_force():
-        try:
-            yield left
-        finally:
-            left += context.end()
+    with TestContext(name).in_force(alone) as left:
+        yield left
 
 
 @contextmanager
@@ -261,19 +269,23 @@ async def capture_on_commit_callbacks(
 ) -> AsyncGenerator[list[Callable[[], Any]], None]:
     """Collect the functions given to ``transaction.on_commit()`` in the block.
 
-    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests.
+    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests. Also for async
+    tests of ``TestCase``.
+
+    **Cancellation.** A block that is left with an error runs nothing.
 
     :param execute: run them as the block ends, those that they register too: functions on the
         worker, coroutine functions on the event loop.
     """
     callbacks: list[Callable[[], Any]] = []
 
+    @database_sync_to_async
     def registered() -> list[Any]:
         return list(connections[using].run_on_commit)
 
-    seen = len(await database_sync_to_async(registered)())
+    seen = len(await registered())
     yield callbacks
-    while new := (await database_sync_to_async(registered)())[seen:]:
+    while new := (await registered())[seen:]:
         seen += len(new)
         for _, callback, robust in new:
             callbacks.append(callback)
@@ -283,9 +295,9 @@ async def capture_on_commit_callbacks(
 
 async def _run_callback(callback: Callable[[], Any], robust: bool) -> None:
     try:
-        if iscoroutinefunction(callback):  # pyright: ignore[reportDeprecated]
-            await callback()
-        elif inspect.isawaitable(outcome := await database_sync_to_async(callback)()):
+        # Not the callback itself: a coroutine function would be refused.
+        outcome = await database_sync_to_async(lambda: callback())()
+        if inspect.isawaitable(outcome):
             await outcome
     except Exception:
         if not robust:

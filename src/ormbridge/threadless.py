@@ -1,8 +1,13 @@
 """Jobs that Django and Channels send to a thread although they need none (a part of step 2).
 
-Workers clean their own connections, so a job that asks for nothing else is done before it starts:
-Channels' ``aclose_old_connections`` before each message, Django's handlers of ``request_started``
-and ``request_finished``. A request or message that does not use the database takes no worker.
+Workers clean their own connections, so a job that asks for nothing else is done where it is, on the
+event loop's thread, which has no connections: Channels' ``aclose_old_connections`` before each
+message, Django's handlers of ``request_started`` and ``request_finished``, and middleware that only
+takes notes. A request or message that does not use the database takes no worker.
+
+Tools that trace calls wrap all of these, also from one call to the next. What counts is what they
+say that they wrap (``__wrapped__``, as :func:`functools.wraps` and wrapt's proxies have it); what
+is called is the wrapper.
 
 What asgiref submits is a ``partial`` of ``thread_handler`` whose last argument is a ``partial`` of
 the user's function. That is not documented; where it changes, these jobs run on a worker like any
@@ -13,94 +18,133 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+import sys
 from typing import Any
 
+from asgiref.sync import AsyncToSync, SyncToAsync
 from django.core.cache import close_caches
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import reset_urlconf
+from django.core.handlers.exception import convert_exception_to_response
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
 from django.db.models.query import BaseIterable
-from django.dispatch import Signal
 from django.http.response import HttpResponseBase
 
-# What Django connects to the two signals. A worker does the first two for itself; the others
-# belong to the context, not to a thread.
-_CLEAN_UPS = (close_old_connections, reset_queries)
-_THREADLESS = (*_CLEAN_UPS, close_caches, reset_urlconf)
-
-# The function that Signal.asend() sends to a thread.
-_SEND = f"{Signal.asend.__qualname__}.<locals>.sync_send"
+# Middleware that only takes notes. Most tools do more in theirs: Elastic's and Scout's look at
+# request.user, which may query; SqlCommenter's is about the connections of its thread.
+_OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware.otel_middleware"
+_TAKES_NOTES = (_OPENTELEMETRY, "django_prometheus.middleware")
+# The functions that Signal.asend() and asend_robust() send to a thread.
+_SENDS = ("Signal.asend.<locals>.sync_send", "Signal.asend_robust.<locals>.sync_send")
 #: The function that sends the chunks of aiterator() to a thread.
 CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
+# Wrappers around a function, at the most: a mock has no end of them.
+_LAYERS = 50
 
 
 def child_of(job: object) -> functools.partial[Any] | None:
     """Return the ``partial`` of the user's function in what asgiref submits, or None."""
-    job = getattr(getattr(job, "__self__", None), "fn", job)  # of the work item of a dead frame
     child = job.args[-1] if isinstance(job, functools.partial) and job.args else None
     return child if isinstance(child, functools.partial) else None
 
 
-def ends_or_starts_request(child: functools.partial[Any]) -> bool:
-    """Say whether *child* sends ``request_started`` or ``request_finished``."""
-    return _request_signal(child.func) is not None or _response_closed_by(child.func) is not None
+def needs_thread(part: Any) -> bool:
+    """Say whether *part*, a function, may block, use a database or close a file."""
+    function, owner = _inside(part)
+    return function not in _THREADLESS or hasattr(owner, "_files")
 
 
 def answer(
-    child: functools.partial[Any], loop: asyncio.AbstractEventLoop
-) -> asyncio.Future[Any] | None:
-    """Do what *child* does, and return the outcome; None if it needs a thread."""
-    if child.func is close_old_connections and not (child.args or child.keywords):
-        outcome: Any = None
-    elif (sending := _request_signal(child.func)) is not None:
-        if not _need_no_thread(sending["sync_receivers"]):
-            return None
-        named = {"signal": sending["self"], "sender": sending["sender"]}
-        outcome = [
-            (receiver, None if receiver in _CLEAN_UPS else receiver(**named))
-            for receiver in sending["sync_receivers"]
-        ]
-    elif _closes_response(child.func):
-        outcome = child()
-    else:
-        return None
+    job: Any, child: functools.partial[Any], loop: asyncio.AbstractEventLoop
+) -> asyncio.Future[Any] | list[Any] | None:
+    """Do *job*, which calls *child*, and return the outcome.
+
+    :returns: None if it needs a thread; a list of what *child* calls if it needs one and does
+        nothing but send a signal of a request, or close a response.
+    """
+    function, owner = _inside(child.func)
+    middleware = function if owner is None else owner
     future = loop.create_future()
-    future.set_result(outcome)
+    if not _takes_notes(type(middleware).__module__):
+        parts = _parts_of(function, owner)
+        if function not in _THREADLESS if parts is None else any(map(needs_thread, parts)):
+            return parts
+        calls = [getattr(each, "__func__", each) for each in parts or [child.func]]
+        bare = getattr(child.func, "__func__", child.func) is function and not child.keywords
+        if bare and all(each in _CLEAN_UPS for each in calls):  # workers do it
+            future.set_result(parts and [(each, None) for each in parts])
+            return future
+        # close_old_connections may be among them, and this thread is the event loop's.
+        if any(each.connection for each in connections.all(initialized_only=True)):
+            return parts
+        if bare and all(each in _THREADLESS for each in calls):
+            job = child  # asgiref's way there, on which tools count, is long
+    elif middleware is function:  # it takes synchronous requests only
+        if not isinstance(middleware.get_response, AsyncToSync):
+            return None  # and so does the next one
+        handle: Any = convert_exception_to_response(functools.partial(_pass_through, middleware))
+        context = _variables(job.args[-2])["context"]
+        return loop.create_task(handle(*child.args), context=context)
+    try:
+        future.set_result(job())
+    except Exception as error:
+        future.set_exception(error)
+    # It says that the loop waits for this thread, which is its own.
+    SyncToAsync.threadlocal.main_event_loop_pid = None
     return future
 
 
-def _request_signal(func: Any) -> dict[str, Any] | None:
-    """Return the variables of Signal.asend(), if it is what sends *func* to a thread."""
-    if getattr(func, "__qualname__", None) != _SEND:
+async def _pass_through(middleware: Any, request: Any) -> Any:
+    middleware.process_request(request)
+    return middleware.process_response(request, await middleware.get_response.awaitable(request))
+
+
+def _parts_of(function: Any, owner: Any) -> list[Any] | None:
+    """Return what *function* calls, if it sends a request's signal or closes a response."""
+    if getattr(function, "__qualname__", None) in _SENDS:
+        variables = _variables(function)
+        of_request = variables["self"] in (request_started, request_finished)
+        return variables["sync_receivers"] if of_request else None
+    if getattr(function, "__name__", None) != "close" or not isinstance(owner, HttpResponseBase):
         return None
-    cells = (cell.cell_contents for cell in func.__closure__)
-    variables = dict(zip(func.__code__.co_freevars, cells, strict=True))
-    return variables if variables["self"] in (request_started, request_finished) else None
+    response: Any = owner  # more than the stubs know of
+    # close() cannot call asynchronous receivers from the thread of an event loop.
+    receivers, asynchronous = request_finished._live_receivers(response._handler_class)
+    return [function, *response._resource_closers, *receivers, *asynchronous]
 
 
-def _response_closed_by(func: Callable[..., Any]) -> Any:
-    response = getattr(func, "__self__", None)
-    closes = isinstance(response, HttpResponseBase) and func.__name__ == "close"
-    return response if closes else None
+def _variables(function: Any) -> dict[str, Any]:
+    """Return the variables that *function* has of the functions around it."""
+    cells = (cell.cell_contents for cell in function.__closure__)
+    return dict(zip(function.__code__.co_freevars, cells, strict=True))
 
 
-def _closes_response(func: Any) -> bool:
-    """Say whether *func* closes a response and does nothing that may block or use a database."""
-    response = _response_closed_by(func)
-    if response is None or func.__func__ is not HttpResponseBase.close:
+def _takes_notes(module: str) -> bool:
+    """Say whether the middleware in *module* only takes notes, and has no hook of the user's."""
+    if module not in _TAKES_NOTES:
         return False
-    receivers, _ = request_finished._live_receivers(response._handler_class)
-    requests = [getattr(closer, "__self__", None) for closer in response._resource_closers]
-    return (
-        _need_no_thread(receivers)
-        and all(type(request) is ASGIRequest for request in requests)
-        and not any(hasattr(request, "_files") for request in requests)
-        # close_old_connections is among the receivers, and this thread is the event loop's.
-        and not any(each.connection for each in connections.all(initialized_only=True))
-    )
+    hooked = getattr(sys.modules[module], "_DjangoMiddleware", None)
+    return not any(getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
 
 
-def _need_no_thread(receivers: Iterable[Callable[..., Any]]) -> bool:
-    return all(receiver in _THREADLESS for receiver in receivers)
+def _inside(func: Any) -> tuple[Any, Any]:
+    """Return the function that *func* wraps in the end, and whose method it is, or None."""
+    owner = None
+    try:
+        for _ in range(_LAYERS):
+            owner = getattr(func, "__self__", owner)
+            name = "func" if type(func) is functools.partial else "__wrapped__"
+            if (inner := getattr(func, name, None)) is None:
+                break
+            func = inner
+    except Exception:  # an object with a __getattr__ of its own
+        return func, None
+    return getattr(func, "__func__", func), owner
+
+
+# What Django connects to the two signals, and what closes a response and its request. A worker
+# cleans its own connections; the rest belongs to the context, not to a thread.
+_CLEAN_UPS = (close_old_connections, reset_queries)
+_CLOSES = (HttpResponseBase.close, ASGIRequest.close)
+_THREADLESS = [_inside(each)[0] for each in (*_CLEAN_UPS, close_caches, reset_urlconf, *_CLOSES)]

@@ -13,7 +13,8 @@ Guarantees:
 
 **Cancellation.** Entering and leaving are waited for, whatever cancels the waiting task. A block
 whose entering was cancelled is undone first. A commit that was sent stands, then the cancellation
-goes on.
+goes on. But PostgreSQL has ``BOUND`` seconds to answer: then its connection is broken, and nobody
+knows what became of a commit; a beginning is left to be undone when it has ended.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Atomic(BlockManager):
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(future, call.cancel)
+            cancelled = await _outlast(future, call, call.cancel)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -99,7 +100,9 @@ class Atomic(BlockManager):
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
-            cancelled = await _outlast(future)
+            if exc_type is not None:
+                call.bound(issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
+            cancelled = await _outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -281,10 +284,13 @@ def _make_call(
 
 
 async def _outlast(
-    future: asyncio.Future[Any], give_up: Callable[[], bool] = lambda: False
+    future: asyncio.Future[Any],
+    call: Call | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
+    :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
     :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
     """
     cancelled = None
@@ -295,6 +301,8 @@ async def _outlast(
             cancelled = error
             if give_up():
                 break
+            if call is not None:
+                call.bound()
     return cancelled
 
 
@@ -325,7 +333,9 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     frame's thread.
 
     **Cancellation.** A cancelled block is rolled back, after the call that runs has ended. If the
-    commit was sent already, it stands, and then ``CancelledError`` goes on.
+    commit was sent already, it stands, and then ``CancelledError`` goes on. If PostgreSQL does not
+    answer within four seconds, its connection is broken: then a commit may or may not have
+    happened.
 
     :param using: the alias of the database.
     :param savepoint: whether a nested block makes a savepoint.

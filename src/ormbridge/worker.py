@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Protocol
 
 from .connections import ThreadConnections
@@ -73,6 +74,10 @@ class Worker(threading.Thread):
         # Released once for each lease handed to the idle worker, and once to end it.
         self.wake = threading.Lock()
         self.wake.acquire()
+
+    def start(self) -> None:
+        """Start the thread, in no context: Sentry would have it in the request that asks first."""
+        Context().run(super().start)
 
     def run(self) -> None:
         """Serve leases until the pool lets the worker go. Runs on the worker's thread."""

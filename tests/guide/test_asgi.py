@@ -22,7 +22,7 @@ from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats
+from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
 from tests.gate import GUARD
 from tests.guide.examples import example_source
 from tests.guide.http import connect, disconnect, get, request, say
@@ -182,11 +182,20 @@ class WithoutMiddleware(ast.NodeTransformer):
         return node.args[0] if wraps else node
 
 
-@pytest.mark.parametrize("name", ["asgi_sockets_before", "asgi_sockets_after"])
-async def test_sockets_timeline(name, load_example, pool_settings, recorded_timeline):
+@pytest.mark.parametrize(
+    ("name", "threads"), [("asgi_sockets_before", 1), ("asgi_sockets_after", 10)]
+)
+async def test_sockets_timeline(name, threads, load_example, pool_settings, recorded_timeline):
     """Twenty sockets run on one thread without the middleware, on ten workers under it."""
     pool_settings(MAX_THREADS=10)
     module = load_example(name)
+    query, at_once = module.query, threading.Barrier(threads)
+
+    def query_together():  # a busy machine may be done with one before the tenth begins
+        at_once.wait(GUARD)
+        query()
+
+    module.query = query_together
     timeline = Timeline()
     timeline.watch(module, "query")
     module.application = timeline.application(module.application)
@@ -481,3 +490,101 @@ async def test_other_threads_are_not_workers(site, call):
     answer = await get(site(as_view(lambda: call(get_thread_name))))
     assert answer.startswith("200 asyncio_")
     assert stats().threads == 0
+
+
+# Clients that are slow, and clients that leave.
+
+
+class StalledClient:
+    """A client that takes the start of a response and no row of it, until it leaves."""
+
+    def __init__(self, application, path):
+        self.stands_still = asyncio.Event()
+        self.has_left = asyncio.Event()
+        self.asked = False
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        self.task = asyncio.create_task(application(scope, self.receive, self.send))
+
+    async def receive(self):
+        if not self.asked:
+            self.asked = True
+            return {"type": "http.request"}
+        await self.has_left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        if message["type"] == "http.response.body":
+            self.stands_still.set()
+            await asyncio.Event().wait()
+
+
+async def rows(request):
+    async def content():
+        async for user in stream(User.objects.all()):
+            yield user.username
+
+    return StreamingHttpResponse(content())
+
+
+async def count(request):
+    return HttpResponse(str(await User.objects.acount()))
+
+
+@pytest.fixture
+def slow_clients(ada, settings, pool_settings, load_example):
+    """Return a function that wraps a stream of rows in the class of the example."""
+    User.objects.create(username="bob")
+    settings.ROOT_URLCONF = (path("rows", rows), path("count", count))
+    return load_example("asgi_slow_clients").SlowClients
+
+
+async def test_stalled_clients_hold_the_workers(slow_clients, pool_settings):
+    """Who reads nothing of a ``stream()`` holds a worker; with all held, a request gets a 503."""
+    pool_settings(MAX_THREADS=3, TIMEOUT=0.5)
+    application = BridgeMiddleware(ASGIHandler())
+    clients = [StalledClient(application, "/rows") for _ in range(3)]
+    for client in clients:
+        await asyncio.wait_for(client.stands_still.wait(), GUARD)
+    assert (await get(application, "/count")).startswith("503")
+    for client in clients:
+        client.has_left.set()
+    await asyncio.wait_for(asyncio.gather(*[client.task for client in clients]), GUARD)
+    assert await get(application, "/count") == "200 2"
+
+
+async def test_slow_clients_are_given_up(slow_clients, pool_settings, recorded):
+    """With a limit on how long a response may stand still, its worker comes back."""
+    pool_settings(MAX_THREADS=1)
+    application = slow_clients(BridgeMiddleware(ASGIHandler()), seconds=0.2)
+    client = StalledClient(application, "/rows")
+    await asyncio.wait_for(client.stands_still.wait(), GUARD)
+    assert await get(application, "/count") == "200 2"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.task, GUARD)
+    recorded("asgi_slow_clients", "")
+
+
+async def test_generator_at_its_yield_is_not_closed(settings):
+    """A view's generator that stands at its ``yield`` when the client leaves is not closed."""
+    made = []
+    closed = []
+
+    async def content():
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            closed.append(asyncio.current_task())
+
+    async def view(request):
+        made.append(content())
+        return StreamingHttpResponse(made[0])
+
+    settings.ROOT_URLCONF = (path("", view),)
+    client = StalledClient(BridgeMiddleware(ASGIHandler()), "/")
+    await asyncio.wait_for(client.stands_still.wait(), GUARD)
+    client.has_left.set()
+    await asyncio.wait_for(client.task, GUARD)
+    assert closed == []
+    await made.pop().aclose()
+    assert len(closed) == 1

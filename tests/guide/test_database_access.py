@@ -5,9 +5,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import asgiref
 import channels
+import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
@@ -15,20 +17,29 @@ from channels import db as channels_db
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
+from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection
 from django.db.backends.signals import connection_created
+from django.db.models import F, Value
+from django.db.models.functions import Concat
 from django.db.models.signals import post_init
 from django.db.utils import ConnectionHandler
 from django.http import HttpResponse
 from django.test import AsyncClient
 from django.urls import path
+from django.utils import timezone, translation
 
 from ormbridge import aclose_old_connections, database_sync_to_async, stats
 from tests.gate import GUARD
 from tests.guide.examples import conversation, example_source
+from tests.settings import CHOICE
+
+if django.VERSION >= (6, 1):
+    from django.core.exceptions import FieldFetchBlocked
+    from django.db.models import FETCH_RAISE
 
 # The examples, in the order of the page. Each is run with the bridge, and with channels.db instead.
 
@@ -254,6 +265,83 @@ async def test_sync_consumers_share_one_thread():
     await asyncio.gather(*listening)
     assert len(threads) == 8
     assert len(set(threads)) == 1
+
+
+# What touches the database in a coroutine, after all.
+
+
+class NotingRouter:
+    """A router that notes on which threads it is asked, as one does that queries."""
+
+    threads: ClassVar[set] = set()
+
+    def db_for_read(self, model, **hints):
+        self.threads.add(threading.get_ident())
+
+
+async def iterate_over_all(kind):
+    async for _ in ContentType.objects.aiterator():
+        pass  # to the end, or nobody would close the cursor
+
+
+@pytest.mark.parametrize(
+    ("query", "asked_on_the_loop"),
+    [
+        (lambda kind: ContentType.objects.filter(pk=kind.pk).afirst(), False),
+        (iterate_over_all, True),
+        (lambda kind: kind.permission_set.filter(codename="add_user").afirst(), True),
+    ],
+    ids=["afirst", "aiterator", "related-manager"],
+)
+async def test_router_is_asked_on_the_thread_of_the_loop(
+    transactional_db, settings, query, asked_on_the_loop
+):
+    """Django asks its router on the loop's thread for some queries, and on another for the rest."""
+    kind = await ContentType.objects.aget(app_label="auth", model="user")
+    settings.DATABASE_ROUTERS = [NotingRouter()]
+    NotingRouter.threads.clear()
+    await query(kind)
+    assert (threading.get_ident() in NotingRouter.threads) is asked_on_the_loop
+    assert NotingRouter.threads
+
+
+if django.VERSION >= (6, 0):  # before, the expression stays on the object
+
+    async def test_field_that_an_expression_set(ada):
+        """What an expression saved is known at once, but deferred where nothing is returned."""
+        ada.last_name = Concat(F("username"), Value("!"))
+        await ada.asave()
+        if CHOICE == "mariadb":
+            with pytest.raises(SynchronousOnlyOperation):
+                ada.last_name  # noqa: B018 # reading it queries
+            await ada.arefresh_from_db(fields=["last_name"])
+        assert ada.last_name == "ada!"
+
+
+if django.VERSION >= (6, 1):  # the first with fetch modes
+
+    async def test_fetch_mode_that_raises(transactional_db):
+        """With FETCH_RAISE, a lazy field raises an error of its own, on every thread."""
+        permissions = Permission.objects.order_by("pk")
+        with pytest.raises(SynchronousOnlyOperation):
+            (await permissions.afirst()).content_type  # noqa: B018 # reading it queries
+        with pytest.raises(FieldFetchBlocked):
+            (await permissions.fetch_mode(FETCH_RAISE).afirst()).content_type  # noqa: B018
+
+
+# What a thread knows of its caller.
+
+
+async def test_language_and_time_zone_reach_the_thread():
+    """The bridge carries the language and the time zone of its caller; ``to_thread`` does not."""
+
+    def know():
+        return translation.get_language(), timezone.get_current_timezone_name()
+
+    elsewhere = know()
+    with translation.override("de"), timezone.override("Asia/Tokyo"):
+        assert await database_sync_to_async(know)() == ("de", "Asia/Tokyo")
+        assert await asyncio.to_thread(know) == elsewhere != ("de", "Asia/Tokyo")
 
 
 # Database connections.

@@ -52,6 +52,11 @@ def test_pool_timeout_under_asyncio_run(run_script, recorded):
     recorded("errors_asyncio_run", run_script(example_source("errors_asyncio_run")))
 
 
+def test_pool_timeout_without_a_thread(run_script, recorded):
+    """Where the system starts no thread, a call raises at once; the next one tries again."""
+    recorded("errors_thread_refused", run_script(example_source("errors_thread_refused")))
+
+
 def test_pool_timeout_in_a_transaction(run_script, recorded):
     """``thread_sensitive=False`` in a transaction raises at once where it finds no worker."""
     recorded("errors_transaction", run_script(example_source("errors_transaction")))

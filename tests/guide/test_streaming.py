@@ -3,16 +3,27 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Group, User
 from django.core.handlers.asgi import ASGIHandler
+from django.db import OperationalError, connection, transaction
 from django.db.models.query import BaseIterable
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, source, stats
+from ormbridge import (
+    BridgeMiddleware,
+    atomic,
+    database_sync_to_async,
+    pinned,
+    source,
+    stats,
+    stream,
+)
 from tests.gate import GUARD
 from tests.guide.http import get, request
+from tests.settings import CHOICE
 from tests.test_call import until
 from tests.timeline import Timeline
 
@@ -115,10 +126,24 @@ async def test_read_ahead_timeline(monkeypatch, load_example, recorded, recorded
     """The next chunk is fetched while the caller sends this one."""
     await database_sync_to_async(make_users)(10_000)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "upload"))
-    monkeypatch.setattr(source.Source, "next_chunk", source.Source.next_chunk)  # as it is, later
+    module = load_example("streaming_read_ahead")
+    both_run, begun = threading.Barrier(2), []
+    fetch, upload = source.Source.next_chunk, module.upload
+
+    def fetch_beside_an_upload(*args):
+        begun.append("fetch")
+        if len(begun) > 1:  # there is nothing to send before the first has come
+            both_run.wait(GUARD)
+        return fetch(*args)
+
+    def upload_beside_a_fetch(names):
+        both_run.wait(GUARD)
+        upload(names)
+
+    monkeypatch.setattr(source.Source, "next_chunk", fetch_beside_an_upload)
+    module.upload = upload_beside_a_fetch
     timeline = Timeline()
     timeline.watch(source.Source, "next_chunk", "fetch")
-    module = load_example("streaming_read_ahead")
     timeline.watch(module, "upload")
     await module.main()
     fetches = [span for span in timeline.spans if span.call == "fetch"]
@@ -148,6 +173,24 @@ async def test_transaction(serve, recorded):
     assert await User.objects.filter(email="ada@example.org").acount() == 1
 
 
+@pytest.mark.parametrize("order", ["username", "pk"])
+async def test_body_that_changes_what_the_query_goes_by(order):
+    """On SQLite a row comes again if the body moves it to where the query has yet to come.
+
+    Where it goes by what does not change, and on other databases, each row comes once.
+    """
+    await User.objects.abulk_create(User(username=f"{number:02}") for number in range(20))
+    seen = []
+    async with atomic():
+        async for user in stream(User.objects.filter(username__lt="xxxx").order_by(order), 5):
+            seen.append(user.pk)
+            user.username = f"x{user.username}"
+            await user.asave()
+    again = CHOICE == "sqlite" and order == "username"
+    assert (len(seen) > 20) is again
+    assert len(set(seen)) == 20
+
+
 def test_sqlite_write(run_example, recorded):
     """In WAL mode, SQLite refuses a write in the body of a stream after another connection's."""
     recorded("streaming_sqlite_write", run_example("streaming_sqlite_write"))
@@ -165,3 +208,42 @@ def test_sqlite_others_cannot_write(run_example):
     ]
     output = run_example("streaming_sqlite_write", changes)
     assert output == "OperationalError: database is locked\n"
+
+
+if CHOICE == "postgresql":  # other databases have no cursors on the server
+
+    def ask(statement):
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    async def test_cursor_has_no_parallel_plan():
+        """A query that PostgreSQL would run in parallel it does not, for a cursor."""
+
+        def plans():
+            for setting in ("parallel_setup_cost", "parallel_tuple_cost"):
+                ask(f"SET LOCAL {setting} = 0")
+            ask("SET LOCAL min_parallel_table_scan_size = 0")
+            query = "SELECT count(*) FROM auth_user"
+            explained = ask(f"EXPLAIN {query}"), ask(f"EXPLAIN DECLARE c CURSOR FOR {query}")
+            return ["Gather" in str(each) for each in explained]
+
+        assert await database_sync_to_async(transaction.atomic(plans))() == [True, False]
+
+    SLOW = "SELECT number AS id, pg_sleep(0.01) FROM generate_series(1, 100) number"
+
+    @pytest.mark.parametrize("in_block", [False, True])
+    async def test_statement_timeout_of_a_stream(in_block):
+        """Outside of a transaction the whole query runs while the timeout is not in force."""
+        seen = 0
+        stopped = False
+        async with pinned():
+            await database_sync_to_async(ask)("SET statement_timeout = 200")
+            try:
+                async with atomic() if in_block else nullcontext():
+                    async for _ in stream(User.objects.raw(SLOW)):
+                        seen += 1
+            except OperationalError as error:
+                stopped = "statement timeout" in str(error)
+            await database_sync_to_async(ask)("RESET statement_timeout")
+        assert (seen, stopped) == ((0, True) if in_block else (100, False))

@@ -21,12 +21,17 @@ PASS = {
     "testing_view": 1,
     "testing_committed": 2,
     "testing_on_commit": 2,
+    "testing_queries": 2,
+    "testing_queries_django": 2,
+    "testing_loop": 1,
+    "testing_command": 2,
     "testing_anyio": 1,
     "testing_closed_after": 1,
     "testing_testcase": 2,
+    "testing_testcase_helpers": 2,
     "testing_live_server": 1,
 }
-DJANGO = ["testing_testcase", "testing_live_server"]
+DJANGO = ["testing_testcase", "testing_testcase_helpers", "testing_live_server"]
 
 
 @pytest.fixture
@@ -106,6 +111,30 @@ def test_plain_fixture_does_not_roll_back(paste, recorded):
     recorded("testing_before", said(finished, project))
 
 
+WRITES = """
+import asyncio
+from django.contrib.auth.models import User
+
+def test_one(db):
+    asyncio.run(User.objects.acreate(username="ada"))
+
+def test_two(db):
+    assert not User.objects.exists()
+"""
+
+
+def test_loop_without_the_plugin(paste):
+    """Without the plugin a loop sees no row of a synchronous test, and leaves its own behind."""
+    project = paste("testing_loop")
+    project.write(test_writes=WRITES)
+    # Nor can PostgreSQL's database be dropped.
+    without = ("-p", "no:pytest_ormbridge", "-W", "ignore", "--tb=no", "-rf")
+    for module, failed in (("test_loop", "test_report"), ("test_writes", "test_two")):
+        finished = project.pytest(*without, f"{module}.py")
+        assert re.findall(r"(?m)^FAILED .*::(\w+)", finished.stdout) == [failed]
+    assert "3 passed in" in project.pytest().stdout
+
+
 def test_leak(paste, recorded):
     """A test that leaves a connection on a thread of nobody fails, and is told where."""
     project = paste("testing_leak")
@@ -134,16 +163,17 @@ def test_closed_connection(paste, recorded, monkeypatch):
     """channels.db closes the connection of a test's transaction; each driver says it otherwise."""
     monkeypatch.setenv("CI", "true")
     project = paste("testing_closed_before")
-    finished = project.pytest("--tb=no")
+    finished = project.pytest("-p", "no:pytest_ormbridge", "--tb=no")
     assert f"Error: {CLOSED[CHOICE]}\n1 failed in" in finished.stdout
     if CHOICE == "postgresql":  # whose words people look for
         recorded("testing_closed_before", said(finished, project))
 
 
-def test_closed_connection_under_the_fixture(paste):
-    """With ``async_db`` the same code passes: nothing closes the connection."""
+@pytest.mark.parametrize("fixture", ["db", "async_db"])
+def test_closed_connection_with_the_plugin(paste, fixture):
+    """With the plugin the same code passes: nothing closes the connection."""
     project = paste()
-    source = example_source("testing_closed_before").replace("(db)", "(async_db)")
+    source = example_source("testing_closed_before").replace("(db)", f"({fixture})")
     project.write(test_closed=source)
     assert "1 passed in" in project.pytest().stdout
 

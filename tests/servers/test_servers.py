@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from socket import create_connection
 
 import pytest
 from websockets.asyncio.client import connect
@@ -146,3 +147,18 @@ async def test_exhausted_pool_closes_the_socket(small_server, outside):
             await ask(small_server, "async", "count")
     assert await first == (200, "waited")
     assert await ask(small_server, "async", "count") == "count"
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+async def test_client_that_reads_nothing(database, kind):
+    """A response waits for its client; Daphne takes it all into memory."""
+    with Server(kind, database, bridge=True) as server:
+        with create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET /export HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            progress, answers_alike = "0", 0
+            async with asyncio.timeout(2 * GUARD):
+                while progress != "512" and answers_alike < 100:
+                    before, progress = progress, (await get(server.port, "/export/progress")).body
+                    moves = progress == "0" or progress != before
+                    answers_alike = 0 if moves else answers_alike + 1
+            assert (progress == "512") is (kind == "daphne")

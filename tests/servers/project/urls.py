@@ -15,6 +15,8 @@ urlpatterns = [
     path("sync/wait", views.sync_wait),
     path("async/insert/<str:name>", views.async_insert),
     path("sync/insert/<str:name>", views.sync_insert),
+    path("export", views.export),
+    path("export/progress", views.export_progress),
     path("async/raise", views.async_raise),
     path("sync/raise", views.sync_raise),
     path("stream/raise", views.stream_raise),

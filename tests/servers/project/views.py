@@ -84,6 +84,24 @@ async def events(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(stream(), content_type="text/event-stream")
 
 
+exported: list[int] = []
+
+
+async def export(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream 64 MiB, far more than the buffers of a connection hold."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for number in range(512):
+            exported.append(number)
+            yield bytes(128 * 1024)
+
+    return StreamingHttpResponse(stream())
+
+
+async def export_progress(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(len(exported)))
+
+
 async def async_raise(request: HttpRequest) -> HttpResponse:
     await Group.objects.acount()
     raise RuntimeError("raised by an async view")
