@@ -120,7 +120,7 @@ async def test_other_requests_run_between_the_calls_of_one(serve, pool_settings)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("what", ["call", "method", "block", "pinned", "stream"])
 async def test_asyncio_run_in_a_view_says_what_to_do(serve, pool_settings, what):
-    """An event loop that a sync view starts finds no second worker, and is told why, whatever asks."""
+    """An event loop that a sync view starts finds no second worker; whatever asks is told why."""
     pool_settings(MAX_THREADS=1)
     messages = []
 
