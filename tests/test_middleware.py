@@ -129,16 +129,16 @@ async def test_http_lease_call(serve, pool_settings):
 
 @pytest.mark.django_db(transaction=True)
 async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
-    """What a request sets on its connection is there in its next call, but for HTTP_LEASE "call"."""
-    seen = []
+    """A wrapper that a request sets sees its next call, but not with HTTP_LEASE = "call"."""
+    seen, entered = [], []
 
     def count(execute, sql, params, many, context):
         seen.append(sql)
         return execute(sql, params, many, context)
 
     def enter():
-        wrapper = connection.execute_wrapper(count)
-        wrapper.__enter__()
+        entered.append(connection.execute_wrapper(count))
+        entered[-1].__enter__()
 
     def query():
         with connection.cursor() as cursor:
