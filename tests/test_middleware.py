@@ -169,14 +169,12 @@ async def test_http_lease_call(serve, pool_settings):
 
 @pytest.mark.django_db(transaction=True)
 async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
-    """What a request leaves on its connection is there in its next call, but not with "call"."""
-    seen = []
+    """A wrapper that a request sets sees its next call, but not with HTTP_LEASE = "call"."""
+    seen, entered = [], []
 
     def count(execute, sql, params, many, context):
         seen.append(sql)
         return execute(sql, params, many, context)
-
-    entered = []
 
     def enter():
         entered.append(connection.execute_wrapper(count))
