@@ -129,9 +129,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         :param exc_info: the exception that is being handled, of which *child* is to know.
         """
         # A method, and called like asgiref calls it: tools that trace calls replace it.
-        return functools.partial(
-            self.thread_handler, loop, exc_info, task_context, _runner(variables), child
-        )
+        run = _runner(variables)
+        return functools.partial(self.thread_handler, loop, exc_info, task_context, run, child)
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""

@@ -85,9 +85,8 @@ class ThreadConnections:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
-        connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
-            self._close_if_nobody_needs_it, own
-        )
+        close = partial(self._close_if_nobody_needs_it, own)
+        connection.close_if_unusable_or_obsolete = close  # type: ignore[method-assign]
         connection.close = partial(self._close, own)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)

@@ -44,9 +44,7 @@ ambient: LeaseContext | None = None
 
 #: That of the stream which the running code has opened outside of any other context. Who holds a
 #: worker never waits for a second one, so other calls of the bridge go there as well.
-stream_context: ContextVar[LeaseContext | None] = ContextVar(
-    "ormbridge.stream_context", default=None
-)
+stream_context: ContextVar[LeaseContext | None] = ContextVar("ormbridge.stream", default=None)
 
 
 class LeaseContext(Ground):

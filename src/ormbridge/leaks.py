@@ -82,9 +82,8 @@ def _remember(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     if connection.vendor == "postgresql":
         with suppress(Exception):  # another driver
             pid = connection.connection.info.backend_pid
-            _places[pid] = (
-                f"opened on {threading.current_thread().name} at {place() or 'no line of yours'}"
-            )
+            where = place() or "no line of yours"
+            _places[pid] = f"opened on {threading.current_thread().name} at {where}"
 
 
 def place_of_connection(pid: int) -> str:

@@ -88,9 +88,8 @@ class Mailbox:
             try:
                 item.deliver()
             except Exception as error:
-                self.loop.call_exception_handler(
-                    {"message": f"could not deliver {item!r}", "exception": error}
-                )
+                trouble = {"message": f"could not deliver {item!r}", "exception": error}
+                self.loop.call_exception_handler(trouble)
         if self._items and not self._waking:  # first the loop does what came of these
             self._waking = True
             self.loop.call_soon(self._deliver)

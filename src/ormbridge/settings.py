@@ -13,22 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
-
-#: What may stand in ``settings.ORMBRIDGE``, and its default.
-DEFAULTS: Mapping[str, Any] = {
-    "MAX_THREADS": None,  # CPUs * 5
-    "TIMEOUT": 30.0,
-    "MAX_IDLE": 600.0,
-    "HTTP_LEASE": "request",
-    "WEBSOCKET_LEASE": "call",
-    "RESET": None,
-}
-
 
 _RESET_EXPECTED = "None or the dotted path of a callable that takes a database connection"
 
@@ -64,29 +54,24 @@ def load_settings() -> Settings:
     """
     given = getattr(django_settings, "ORMBRIDGE", {})
     if not isinstance(given, Mapping):
-        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(DEFAULTS)}")
+        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(KEYS)}")
     for key in given:
-        if key not in DEFAULTS:
+        if key not in KEYS:
             raise ImproperlyConfigured(
                 f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
-                f"{', '.join(DEFAULTS)}"
+                f"{', '.join(KEYS)}"
             )
-    values = {**DEFAULTS, **given}
+    checked = KEYS.items()
     return Settings(
-        max_threads=_max_threads(values["MAX_THREADS"]),
-        timeout=_seconds("TIMEOUT", values["TIMEOUT"]),
-        max_idle=_seconds("MAX_IDLE", values["MAX_IDLE"]),
-        http_lease=_choice("HTTP_LEASE", values["HTTP_LEASE"], "request", "call"),
-        websocket_lease=_choice("WEBSOCKET_LEASE", values["WEBSOCKET_LEASE"], "call", "connection"),
-        reset=_reset(values["RESET"]),
+        **{key.lower(): check(key, given.get(key, default)) for key, (default, check) in checked}
     )
 
 
-def _max_threads(value: Any) -> int:
+def _max_threads(key: str, value: Any) -> int:
     # The setting is checked even where the variable wins: it would fail on the next machine.
     expected = "a whole number of 1 or more"
     if value is not None and (type(value) is not int or value < 1):
-        raise _refused(_setting("MAX_THREADS"), value, f"{expected}, or None for CPUs * 5")
+        raise _refused(_setting(key), value, f"{expected}, or None for CPUs * 5")
     variable = os.environ.get("ASGI_THREADS")
     if variable is not None:
         # isdecimal alone would let other scripts' digits pass; int() alone "1_0" and " 5 ".
@@ -103,16 +88,27 @@ def _seconds(key: str, value: Any) -> float:
     return float(min(value, threading.TIMEOUT_MAX))  # about 292 years; no lock waits longer
 
 
-def _choice(key: str, value: Any, *accepted: str) -> str:
+def _choice(accepted: tuple[str, ...], key: str, value: Any) -> str:
     if not isinstance(value, str) or value not in accepted:
         raise _refused(_setting(key), value, " or ".join(map(repr, accepted)))
     return str(value)
 
 
-def _reset(value: Any) -> str | None:
+def _reset(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _refused(_setting("RESET"), value, _RESET_EXPECTED)
+        raise _refused(_setting(key), value, _RESET_EXPECTED)
     return value
+
+
+#: What may stand in ``settings.ORMBRIDGE``: its default, and what checks it and returns it.
+KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
+    "MAX_THREADS": (None, _max_threads),  # CPUs * 5
+    "TIMEOUT": (30.0, _seconds),
+    "MAX_IDLE": (600.0, _seconds),
+    "HTTP_LEASE": ("request", partial(_choice, ("request", "call"))),
+    "WEBSOCKET_LEASE": ("call", partial(_choice, ("call", "connection"))),
+    "RESET": (None, _reset),
+}
 
 
 def import_reset(path: str | None) -> Callable[[Any], object] | None:

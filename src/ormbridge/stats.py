@@ -39,7 +39,7 @@ class PoolStats:
         """Say why a call has no worker after it *waited*, in seconds, and what to do about it."""
         held = sorted(self.holders, key=lambda holder: -holder[2])
         names = ", ".join(
-            f"{thread} by {what} for {seconds:.1f} s" for thread, what, seconds in held[:_NAMED]
+            f"{name} by {what} for {time:.1f} s" for name, what, time in held[:_NAMED]
         )
         more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
         return (

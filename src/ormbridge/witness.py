@@ -42,12 +42,10 @@ _MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contex
 class Witness:
     """Sees the statements of one connection, and how its blocks end."""
 
-    def __init__(
-        self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
-    ) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, who: Callable[[], object] | None) -> None:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         self._own = weakref.ref(connection)
-        self._caller = caller
+        self._who = who
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
@@ -124,7 +122,7 @@ class Witness:
             if lost is not None:
                 logger.error(
                     "%s: a transaction.atomic() on %r ended without an error, and is lost: %s",
-                    self._caller and self._caller(),
+                    self._who and self._who(),
                     connection.alias,
                     lost[0],
                 )
@@ -141,20 +139,18 @@ class Witness:
         del connection.set_rollback
 
 
-def attend(
-    connection: Any, caller: Callable[[], object] | None = None
-) -> Callable[[], object] | None:
+def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable[[], object] | None:
     """Have a witness see what *connection* does.
 
-    :param caller: returns what runs on its thread. Then a block that is lost is logged.
+    :param who: returns what runs on its thread. Then a block that is lost is logged.
     :returns: what takes that back, or None if there was one before.
     """
     if witness_of(connection) is not None:
         return None
-    witness = Witness(connection, caller)
+    witness = Witness(connection, who)
     connection.execute_wrappers.insert(0, witness)
     connection.set_rollback = witness.set_rollback
-    for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
+    for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
         setattr(connection, how, partial(witness.end, how))
     return witness.leave
 
