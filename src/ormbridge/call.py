@@ -41,7 +41,6 @@ class Line(Protocol):
 
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
-        ...
 
     def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
         """Return the error of *call*, which has waited for too long.

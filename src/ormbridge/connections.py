@@ -33,6 +33,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from .errors import BridgeError, logger
+from .settings import Reset
 from .witness import Witness, attend, transaction_status, witness_of
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
@@ -101,7 +102,7 @@ class ThreadConnections:
         ages = [each.close_at for each in self.opened if each.close_at is not None]
         self.due = min([now + SWEEP, *ages])
 
-    def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
+    def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
 
         Nothing to do if there are no :attr:`wrappers`, no *reset*, and the lease succeeded.
@@ -124,7 +125,7 @@ class ThreadConnections:
                 if connection.connection is None:
                     del connections[connection.alias]
 
-    def _reset_closed(self, reset: Callable[[Any], object]) -> None:
+    def _reset_closed(self, reset: Reset) -> None:
         connection: Any
         for connection in connections.all(initialized_only=True) or [connections[DEFAULT_DB_ALIAS]]:
             if connection.connection is not None:
@@ -161,9 +162,7 @@ class ThreadConnections:
         if closed:
             self.opened = [each for each in self.opened if each.connection is not None]
 
-    def _hand_back(
-        self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None
-    ) -> None:
+    def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
         if transaction_open(connection):
             self._discard(connection, "the call left a transaction open; it was rolled back")
             if reset is not None:

@@ -125,9 +125,8 @@ class LeaseContext(Ground):
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             if self.ended:
                 leases = [lease for lease in leases if lease.is_of_current_task()]
-            workers = [lease.worker for lease in leases if lease.worker is not None]
             bound = _lease_of(call.block)
-            if own in workers:
+            if own in [lease.worker for lease in leases]:
                 if not anywhere:
                     refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
@@ -214,9 +213,7 @@ class LeaseContext(Ground):
         """
         with self._lock:
             self.ended = self.ended or end
-            for lease in self._leases:
-                if lease.context is not self:
-                    continue
+            for lease in [each for each in self._leases if each.context is self]:
                 if end:
                     lease.end()
                 else:

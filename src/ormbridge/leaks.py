@@ -66,11 +66,10 @@ def place() -> str:
 @functools.cache
 def _is_machinery(filename: str) -> bool:
     path = Path(filename)
+    machinery = any(each in path.parents for each in _MACHINERY)
     if "site-packages" in path.parts or path.parent == Path(sys.executable).parent:
-        return _TESTING.search(filename) is not None or any(
-            each in path.parents for each in _MACHINERY
-        )
-    return filename.startswith("<") or any(each in path.parents for each in (*_MACHINERY, _LIBRARY))
+        return machinery or _TESTING.search(filename) is not None
+    return machinery or filename.startswith("<") or _LIBRARY in path.parents
 
 
 def remember_places() -> None:

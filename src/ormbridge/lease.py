@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -50,7 +49,7 @@ class Lease(Turns):
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
-        super().__init__(pool.settings)
+        super().__init__(context.name, pool.settings)
         self.context = context
         self._task = current_task()
         #: Calls that have run.
@@ -75,12 +74,7 @@ class Lease(Turns):
         self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
-        self._running: Call | None = None
         self._last: Call | None = None
-
-    def __str__(self) -> str:
-        running = self._running
-        return f"{self.context.name}, {'idle' if running is None else f'in {running}'}"
 
     # On an event loop's thread
 
@@ -100,9 +94,7 @@ class Lease(Turns):
                     if block.line is None and not (block.exclusive or block.closing):
                         block.line = self
                         self._pins.add(block)
-            call.asked = time.monotonic()
-            call.line = self
-            self._line[call] = None
+            self._append(call)
             # Whether the first call has to wait, the pool says.
             roused = self._is_turn_of(call) and self._rouse()
             if not roused and (self.worker or len(self._line) > 1):

@@ -58,10 +58,7 @@ class Entered:
             self.frame = lease_of(frame, default_pool().settings)
             return
         around = calling_context(block.parent)
-        if around is None:
-            block.context = LeaseContext(block.name, holds=True)
-        else:
-            block.context = around.for_block(block)
+        block.context = around.for_block(block) if around else LeaseContext(block.name, holds=True)
         if block.context is not around:
             self._ground = on_ground(block.context)
 

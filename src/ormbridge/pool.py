@@ -65,9 +65,8 @@ class Pool:
         lease.asked = now = time.monotonic()
         with self._lock:
             if self._closed:
-                raise PoolClosed(
-                    f"{lease} came too late: the interpreter exits, no calls are taken"
-                )
+                what = f"{lease} came too late: the interpreter exits, no calls are taken"
+                raise PoolClosed(what)
             self._waiting[lease] = None
             worker = self._next_worker(now)
             waits = lease in self._waiting

@@ -22,6 +22,8 @@ from django.utils.module_loading import import_string
 
 _RESET_EXPECTED = "None or the dotted path of a callable that takes a database connection"
 
+#: Clears state of the session on one of Django's connections.
+Reset = Callable[[Any], object]
 # Characters of a value that a message shows.
 _LONG = 200
 
@@ -61,10 +63,8 @@ def load_settings() -> Settings:
                 f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
                 f"{', '.join(KEYS)}"
             )
-    checked = KEYS.items()
-    return Settings(
-        **{key.lower(): check(key, given.get(key, default)) for key, (default, check) in checked}
-    )
+    values = ((key, check(key, given.get(key, default))) for key, (default, check) in KEYS.items())
+    return Settings(**{key.lower(): value for key, value in values})
 
 
 def _max_threads(key: str, value: Any) -> int:
@@ -111,7 +111,7 @@ KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
 }
 
 
-def import_reset(path: str | None) -> Callable[[Any], object] | None:
+def import_reset(path: str | None) -> Reset | None:
     """Return the callable that ``RESET`` names.
 
     Apart from :func:`load_settings`, because its module may itself import this package.

@@ -66,7 +66,7 @@ class Atomic(BlockManager):
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(future, call, call.cancel)
+            cancelled = await _outlast(future, call, gives_up=True)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -272,14 +272,12 @@ def _make_call(
 
 
 async def _outlast(
-    future: asyncio.Future[Any],
-    call: Call | None = None,
-    give_up: Callable[[], bool] = lambda: False,
+    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
     :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
-    :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
+    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
     """
     cancelled = None
     while not future.done():
@@ -287,7 +285,7 @@ async def _outlast(
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-            if give_up():
+            if gives_up and call is not None and call.cancel():
                 break
             if call is not None:
                 call.bound()

@@ -120,12 +120,8 @@ class Witness:
             raises = handled is not None and handled.tb_frame is block
             lost = None if raises else self.loss(marked=how != "commit")
             if lost is not None:
-                logger.error(
-                    "%s: a transaction.atomic() on %r ended without an error, and is lost: %s",
-                    self._who and self._who(),
-                    connection.alias,
-                    lost[0],
-                )
+                what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
+                logger.error(what, self._who and self._who(), connection.alias, lost[0])
             if how == "commit" and _is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
         if how != "savepoint_rollback":
