@@ -185,6 +185,13 @@ def tests_servers(session: nox.Session) -> None:
     run_tests(session, "tests/servers", database="postgresql")
 
 
+@nox.session(name="tests-instrumentation")
+def tests_instrumentation(session: nox.Session) -> None:
+    """Trace requests with Sentry, OpenTelemetry, debug toolbar and silk, on PostgreSQL."""
+    install(session, "tests", "instrumentation", extras="channels,postgres")
+    run_tests(session, "tests/instrumentation", database="postgresql")
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Open a page that puts 50 clients on a server, with the bridge and without; Ctrl-C ends it."""
@@ -213,7 +220,7 @@ def record(session: nox.Session, django: str) -> None:
     """Record what the examples print and which tests pass, on SQLite and what else answers."""
     servers = [database for database in SERVERS if server_answers(database)]
     extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    groups = ("tests", "demo", "site", "browser", "servers", "typing")
+    groups = ("tests", "demo", "site", "browser", "servers", "instrumentation", "typing")
     install(session, *groups, extras=",".join(extras), django=django)
     first = (session.python, django) == ENDS[0]
     less = without(SLOW) if (session.python, django) != ENDS[-1] else []
@@ -222,7 +229,8 @@ def record(session: nox.Session, django: str) -> None:
         run_tests(session, "--record", *less, database=database)
     # Slow, and about the servers more than about the pair: once.
     if "postgresql" in servers and (session.python, django) == ENDS[-1]:
-        run_tests(session, "--record", "tests/servers", database="postgresql")
+        for folder in ("tests/servers", "tests/instrumentation"):
+            run_tests(session, "--record", folder, database="postgresql")
     # The types and the machinery of the site touch no database, and the demo has its own.
     run_tests(session, "--record", "tests/docs", "tests/demo", "tests/typing")
     print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)

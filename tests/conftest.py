@@ -16,7 +16,7 @@ from tests.gate import GUARD, Gate
 
 # The `recorded` fixture and --record; what the tests of that plugin run pytest with; and the plugin
 # of the package, also where what is installed is older than this.
-pytest_plugins = ["tests.recording", "pytester", "pytest_ormbridge"]
+pytest_plugins = ["tests.recording", "tests.network", "pytester", "pytest_ormbridge"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,9 @@ import select
 import socket
 import threading
 
+import pytest
+from django.db import connections
+
 
 class Network(threading.Thread):
     """Forwards to *server*, an address, what comes to ``port``, until it stalls.
@@ -48,6 +51,8 @@ class Network(threading.Thread):
         self._closed = True
         self._wake.send(b"!")
         self.join()
+        for each in [*self._others, self._listening, self._woken, self._wake]:
+            each.close()
 
     def _connect(self, client):
         other = socket.create_connection(self._server)
@@ -66,8 +71,6 @@ class Network(threading.Thread):
                         self._accept()
                     elif ready in self._others and ready not in self._silent:
                         self._forward(ready)
-        for each in [*self._others, self._listening, self._woken, self._wake]:
-            each.close()
 
     def _accept(self):
         client = self._listening.accept()[0]
@@ -86,5 +89,19 @@ class Network(threading.Thread):
             data = b""
         if not data:
             for each in (source, target):
-                self._others.pop(each).close() if each in self._others else None
+                del self._others[each]
                 each.close()
+
+
+@pytest.fixture
+def network(transactional_db, pool_settings):
+    """Have one worker, and put a network that can stall between it and the server."""
+    pool_settings(MAX_THREADS=1)
+    server = connections.settings["default"]
+    network = Network((server["HOST"], int(server["PORT"])))
+    with pytest.MonkeyPatch.context() as patch:
+        for alias in ("default", "other"):
+            patch.setitem(connections.settings[alias], "PORT", str(network.port))
+        yield network
+    network.close()
+    connections.close_all()

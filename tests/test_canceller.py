@@ -521,6 +521,12 @@ class Watched:
     def __exit__(self, *exc_info):
         self.lock.release()
 
+    def acquire(self, blocking):
+        return self.lock.acquire(blocking)
+
+    def release(self):
+        self.lock.release()
+
 
 @pytest.fixture
 def late(monkeypatch):

@@ -776,9 +776,14 @@ def test_tenants_in_context_variables(check, settings):
     assert check(ENGINE="django_multitenant.backends.postgresql", CONN_MAX_AGE=60) == []
 
 
+def connections_are_open():
+    connection.ensure_connection()
+
+
 async def test_what_a_call_keeps_on_its_connection(transactional_db, pool_settings):
-    """What a call puts on Django's connection object is there for the next call on its worker."""
+    """What a call puts on Django's connection object is there while that is open."""
     pool_settings(MAX_THREADS=1)
+    await database_sync_to_async(connections_are_open)()
     await database_sync_to_async(lambda: setattr(connection, "tenant", "acme"))()
     assert await database_sync_to_async(lambda: connection.tenant)() == "acme"
 

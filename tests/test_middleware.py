@@ -20,8 +20,10 @@ from ormbridge import (
     aclose_old_connections,
     atomic,
     database_sync_to_async,
+    pinned,
     release,
     stats,
+    stream,
 )
 from ormbridge.context import current_context
 from tests.blocks import set_timeout
@@ -115,6 +117,42 @@ async def test_other_requests_run_between_the_calls_of_one(serve, pool_settings)
     assert await holder == "200 ormbridge-worker-1 ormbridge-worker-1"
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("what", ["call", "method", "block", "pinned", "stream"])
+async def test_asyncio_run_in_a_view_says_what_to_do(serve, pool_settings, what):
+    """An event loop that a sync view starts finds no second worker; whatever asks is told why."""
+    pool_settings(MAX_THREADS=1)
+    messages = []
+
+    async def asks():
+        match what:
+            case "call":
+                await database_sync_to_async(User.objects.count)()
+            case "method":
+                await User.objects.acount()
+            case "block":
+                async with atomic():
+                    pass
+            case "pinned":
+                async with pinned():
+                    await User.objects.acount()
+            case "stream":
+                async for _ in stream(User.objects.all()):
+                    pass
+
+    def view(request):
+        try:
+            asyncio.run(asks())
+        except PoolTimeout as error:
+            messages.append(str(error))
+        return HttpResponse()
+
+    await get(serve(view))
+    (message,) = messages
+    assert message.endswith("Use async_to_sync in place of asyncio.run")
+    assert "is called from an event loop started on ormbridge-worker-1" in message
+
+
 async def test_http_lease_call(serve, pool_settings):
     """With HTTP_LEASE = "call" a request holds no worker between its calls."""
     pool_settings(HTTP_LEASE="call")
@@ -131,16 +169,16 @@ async def test_http_lease_call(serve, pool_settings):
 
 @pytest.mark.django_db(transaction=True)
 async def test_wrapper_with_http_lease_call_sees_a_part(serve, pool_settings):
-    """What a request sets on its connection is there in its next call, but for HTTP_LEASE "call"."""
-    seen = []
+    """A wrapper that a request sets sees its next call, but not with HTTP_LEASE = "call"."""
+    seen, entered = [], []
 
     def count(execute, sql, params, many, context):
         seen.append(sql)
         return execute(sql, params, many, context)
 
     def enter():
-        wrapper = connection.execute_wrapper(count)
-        wrapper.__enter__()
+        entered.append(connection.execute_wrapper(count))
+        entered[-1].__enter__()
 
     def query():
         with connection.cursor() as cursor:

@@ -6,7 +6,8 @@ everything has come to rest: each worker waits for a lease, for a call, or at a 
 
 What is done is compared with what a small model expects:
 
-* never more workers than the bound, and none idle while somebody waits for one;
+* never more workers than the bound, and none idle while somebody waits for one; fewer only where
+  the system refused to start one, and without any nobody waits;
 * calls of one line and block start in the order in which they came, plain calls as well;
 * a call sees exactly the transactions of the blocks that it belongs to, savepoints in order;
 * no call starts in a block that has begun to close, or after its caller gave it up;
@@ -171,6 +172,7 @@ class Job:
         self.doomed = any(each.closing for each in chain)
         inner = atomics(around)
         self.turn_of = inner[-1] if inner else None
+        self.refusals = 0  # of threads, before it was made
         self.line = line_of(around, actor.root)
 
     def __repr__(self):
@@ -184,6 +186,7 @@ class Root:
         self.kind = kind
         self.epoch = epoch
         self.ended = False
+        self.refused = False  # a call of it, for want of a thread
 
     def line(self):
         """Return the line of calls outside of blocks: one where a worker is held."""
@@ -213,8 +216,12 @@ class Machine(RuleBasedStateMachine):
     rest: Rest
     abandoned: list
 
-    @initialize(threads=st.integers(1, 3), kinds=st.lists(kinds_of_roots, max_size=2))
-    def begin(self, threads, kinds):
+    @initialize(
+        threads=st.integers(1, 3),
+        scarce=st.booleans(),
+        kinds=st.lists(kinds_of_roots, max_size=2),
+    )
+    def begin(self, threads, scarce, kinds):
         self.loop = asyncio.SelectorEventLoop()
         self.now = 1000.0
         self.epoch = 0  # how many times TIMEOUT has passed
@@ -231,11 +238,16 @@ class Machine(RuleBasedStateMachine):
         self.patches.enter_context(mock.patch("time.monotonic", self._clock))
         self._patch(transaction.Atomic, "__enter__", self._enter)
         self._patch(transaction.Atomic, "__exit__", self._exit)
-        if threads not in self.pools:
-            self.pools[threads] = Pool(
+        self._patch(Worker, "start", self._start_thread)
+        # Whether threads may be refused; then none has been started yet.
+        self.scarce = scarce
+        self.to_refuse = self.refusals = 0
+        self.refused_last = False
+        if scarce or (threads, scarce) not in self.pools:
+            self.pools[threads, scarce] = Pool(
                 Settings(max_threads=threads, timeout=TIMEOUT, max_idle=3600.0, reset=None)
             )
-        process._pool = self.pool = self.pools[threads]
+        process._pool = self.pool = self.pools[threads, scarce]
         self.discarded = self.pool.stats().discarded
         for kind in kinds:
             self.arrive(kind)
@@ -250,6 +262,14 @@ class Machine(RuleBasedStateMachine):
             return replacement(original, this, *args)
 
         self.patches.enter_context(mock.patch.object(owner, name, patched))
+
+    def _start_thread(self, original, worker):
+        self.refused_last = self.to_refuse > 0
+        if self.refused_last:
+            self.to_refuse -= 1
+            self.refusals += 1
+            raise RuntimeError("can't start new thread")
+        original(worker)
 
     # What runs on the workers
 
@@ -330,6 +350,7 @@ class Machine(RuleBasedStateMachine):
 
     def _submit(self, actor, kind, unit, gated=False):
         job = Job(actor, kind, unit, self.rest.lock() if gated else None, self.epoch)
+        job.refusals = self.refusals
         job_of_context.set(job)
         self.jobs.append(job)
         return job
@@ -355,9 +376,14 @@ class Machine(RuleBasedStateMachine):
             case LeaseClosed():
                 self._check(job.doomed or undone, f"{job} was refused: {error}")
                 self._check(not job.started, f"{job} was refused though it had started")
+            case PoolTimeout() if "no thread could be started" in str(error):
+                self._check(self.refusals > job.refusals, f"{job} could have had a thread")
+                self._check(not job.started, f"{job} was refused though it had started")
+                job.actor.root.refused = True
             case PoolTimeout():
                 waited = self.epoch > job.epoch
-                again = job.actor.root.kind == "request" and self.epoch > job.actor.root.epoch
+                root = job.actor.root
+                again = root.kind == "request" and (root.refused or self.epoch > root.epoch)
                 allowed = waited or again or job.kind == "anywhere"
                 self._check(allowed, f"{job} timed out at once: {error}")
                 if job.kind == "leave":
@@ -575,6 +601,13 @@ class Machine(RuleBasedStateMachine):
                 self._let_workers_rest()
         self.settle()
 
+    @rule(pick=picks, number=st.integers(1, 3), gated=st.booleans())
+    def refuse_threads(self, pick, number, gated):
+        """Have the system refuse the next threads, and make a call that may want one."""
+        if self.scarce:
+            self.to_refuse = number
+        self.call(pick, ["bridge"], gated)
+
     @rule(pick=picks)
     def release(self, pick):
         self.tell(self._pick(self.idle(), pick), (None, self._release))
@@ -628,7 +661,9 @@ class Machine(RuleBasedStateMachine):
         assert not self.errors, self.errors
         stats = self.pool.stats()
         assert stats.threads <= self.threads
-        assert not stats.waiting or (stats.idle == 0 and stats.threads == self.threads), stats
+        if stats.waiting:
+            enough = stats.threads == self.threads or (self.refused_last and stats.threads > 0)
+            assert (stats.idle, enough) == (0, True), stats
         waiting = None
         for job in self.jobs:
             if job.line is None and job.actor.root.kind == "plain" and not job.over:
@@ -660,6 +695,8 @@ class Machine(RuleBasedStateMachine):
             if not self.failed:
                 self._end_all()
                 whole = True
+                if self.scarce:
+                    self.pools.pop((self.threads, True)).close(refuse=True)
         finally:
             if not whole:
                 self._abandon()
@@ -674,7 +711,7 @@ class Machine(RuleBasedStateMachine):
         self.failed = True
         # Were its coroutines freed, they would run on in the next example.
         self.abandoned.append(self.actors)
-        del self.pools[self.threads]
+        del self.pools[self.threads, self.scarce]
         for job in self.at_gates():
             self._open(job)
         ending = threading.Thread(target=self.pool.close, kwargs={"refuse": True}, daemon=True)

@@ -160,13 +160,17 @@ class Call:
                 self.watch(pool.settings)
         elif not pool.take(self, wait=False):
             if frame is None:
-                raise PoolTimeout(
-                    f"{self} is called from an event loop started on {holder.name}, and no other "
-                    "worker is free; waiting for one while holding one could deadlock. Use "
-                    "async_to_sync in place of asyncio.run"
-                )
+                raise self.second_worker(holder)
             self.stays_out = True
             frame.submit(self.run_on_frame)
+
+    def second_worker(self, holder: threading.Thread) -> PoolTimeout:
+        """Return the error of a call from an event loop on *holder*, if no other worker is free."""
+        return PoolTimeout(
+            f"{self} is called from an event loop started on {holder.name}, and no other worker is "
+            "free; waiting for one while holding one could deadlock. Use async_to_sync in place of "
+            "asyncio.run"
+        )
 
     def cancel(self) -> bool:
         """Give the call up. Returns False if it has started: then its thread runs on."""
@@ -251,8 +255,8 @@ class Call:
         """
         function, self.function = self.function, None
         if connections is not None:
-            self.connections = connections
-            connections.call_begins(self)
+            connections.running, self.connections = self, connections
+            connections.catch_up()
         try:
             if prepare is not None:
                 prepare()

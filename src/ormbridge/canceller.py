@@ -35,8 +35,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 from django.db import connections
 from django.db.models import Model, QuerySet, prefetch_related_objects
@@ -44,7 +46,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
-from .connections import ThreadConnections, is_active, socket_of
+from .connections import ThreadConnections, connections_of_thread, is_active, socket_of
 from .threadless import CHUNKS
 
 logger = logging.getLogger("ormbridge")
@@ -99,6 +101,21 @@ def stop(call: Stoppable) -> None:
         call.bound()
 
 
+@contextmanager
+def bounded() -> Generator[None, None, None]:
+    """Have the block wait no longer than BOUND seconds for PostgreSQL: nobody awaits it. Worker."""
+    own = cast(ThreadConnections, connections_of_thread())
+    # No request is sent for it, which might come to what follows.
+    block = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
+    block.bound = lambda: None
+    stop(block)
+    try:
+        yield
+    finally:
+        block.ended = True
+        own.catch_up()
+
+
 def glances(loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> Callable[[], None]:
     """Call *look* from *loop* when BOUND seconds have passed, and as long as it returns True.
 
@@ -106,6 +123,7 @@ def glances(loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> Callab
 
     :returns: what ends that.
     """
+    timer: asyncio.TimerHandle
 
     def glance() -> None:
         nonlocal timer

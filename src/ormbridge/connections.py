@@ -24,7 +24,6 @@ import math
 import os
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -52,7 +51,6 @@ class ThreadConnections:
     """The open connections of one worker."""
 
     __slots__ = (
-        "deadline",
         "discarded",
         "due",
         "finishing",
@@ -79,9 +77,6 @@ class ThreadConnections:
         self.leased = False
         #: The call that runs.
         self.running: object = None
-        #: When what the thread does after a call has taken too long: RESET, a rollback, the closing
-        #: of a cursor. On the clock of time.monotonic(); never while a call runs.
-        self.deadline = math.inf
         #: Held to cancel what :attr:`running` does, to finish that, and to break or close a
         #: connection: a pool may hand it on. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
@@ -221,47 +216,37 @@ class ThreadConnections:
             if connection.errors_occurred:
                 _close_if_dead(connection)
 
-    def call_begins(self, call: object) -> None:
-        """Note that *call* begins, which may take as long as it likes."""
-        self.running, self.deadline = call, math.inf
-        self.catch_up()  # with who breaks what is overdue
-
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
         self.running = None
-        self.cleans_up()
+        self.catch_up()
         if self.stopped:
             self._settle()
 
     def catch_up(self) -> None:
-        """Wait for who still cancels or breaks something for the sake of what has just ended."""
+        """Wait for who still cancels or breaks something for the sake of what has ended."""
         if self.opened:  # so there was something: they look at this first, then at what has ended
             with self.finishing:
                 pass
-
-    def cleans_up(self) -> None:
-        """Note that the thread begins something that is no call."""
-        self.deadline = time.monotonic() + self.BOUND
-        self.catch_up()
 
     def cut(self, call: Any = None) -> None:
         """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
 
         :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
-            what the thread does after a call is meant, when it has taken too long.
+            what the thread does after a lease is meant: RESET, or the rollback of what was left.
         """
         if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
             return
         try:
             opened = list(self.opened)
-            done = time.monotonic() < self.deadline if call is None else call.ended
+            done = self.leased or self.running is not None if call is None else call.ended
             for connection in () if done else opened:
                 raw: Any = connection.connection
                 with suppress(Exception):  # closed, or another database
                     if connection.vendor == "postgresql" and is_active(raw):
                         with socket_of(raw) as end:
                             if is_active(raw):  # still: it is no other with the same number
-                                self.stopped[connection] = f"no answer in {self.BOUND:g} s"
+                                self.stopped[connection] = "its server gave no answer in time"
                                 end.shutdown(socket.SHUT_RDWR)
         finally:
             self.finishing.release()

@@ -155,6 +155,8 @@ class LeaseContext(Ground):
             if not pool.take(lease, wait=wait):
                 if not wait:
                     lease.forget(call)
+                    if isinstance(own, Worker):
+                        raise call.second_worker(own)
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 call.watch(pool.settings)
                 if not anywhere:

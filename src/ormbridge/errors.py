@@ -26,6 +26,7 @@ class PoolTimeout(BridgeError):
 
     Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once
     where waiting could only deadlock. The message names who holds the workers and for how long.
+    Also raised at once where the system starts no thread, and the pool has none.
     """
 
 

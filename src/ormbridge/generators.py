@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from django.db.models.query import BaseIterable
 
 from .call import Call
+from .canceller import bounded
 from .errors import LeaseClosed
 from .threadless import CHUNKS, child_of
 
@@ -118,7 +119,7 @@ class SuspendedGenerators:
             if suspended.unused:
                 self._suspended.pop(key, None)
                 if suspended.close is not None:
-                    with suppress(Exception):  # the connection broke
+                    with bounded(), suppress(Exception):  # the connection broke
                         suspended.close()
 
 

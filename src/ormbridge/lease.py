@@ -300,7 +300,6 @@ class Lease(Turns):
                 self._resting = True
             self.pool.hold(worker)
             self._wake.acquire()
-            worker.connections.cleans_up()  # it may close generators, or end
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""

@@ -5,6 +5,9 @@ Guarantees:
 * there are never more workers than the bound, and none is started while one is free;
 * a free worker goes to the lease that has waited longest; of several free workers the one used last
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
+* where the system refuses to start a thread, leases wait for the other workers; where there is no
+  other, all in line are refused at once, each with an error of its own, and the next one tries
+  again;
 * a lease that gave up (cancelled, timed out, refused) never takes a worker; one that has a worker
   keeps it until its thread is done, whatever became of the awaiting task;
 * at interpreter exit running leases finish, waiting ones are refused, and every worker closes its
@@ -22,6 +25,7 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 
+from .connections import ThreadConnections
 from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
 from .settings import Settings, import_reset
@@ -29,7 +33,7 @@ from .stats import PoolStats
 from .worker import Leaseholder, Worker
 
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
-_GLANCE = 0.5
+_GLANCE = 0.1
 
 
 class Pool:
@@ -280,11 +284,12 @@ class Pool:
         if refuse:
             for lease in held:
                 lease.dismiss(PoolClosed(exiting))
+            deadline = time.monotonic() + ThreadConnections.BOUND
             for worker in filter(Worker.is_alive, workers):  # others may be about to start
-                worker.join(_GLANCE if patience is None else patience)
                 while patience is None and worker.is_alive():
+                    worker.join(max(deadline - time.monotonic(), _GLANCE))
                     worker.connections.cut()
-                    worker.join(_GLANCE)
+                worker.join(patience)
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""

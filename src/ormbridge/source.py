@@ -21,14 +21,12 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from .blocks import current_block
 from .bridge import DatabaseSyncToAsync
 from .call import Call
-from .canceller import glances
 from .chunks import read_chunks
 from .context import LeaseContext, calling_context, stream_context
 from .errors import LeaseClosed
 from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
 from .lease import Lease
 from .mailbox import Mailbox, mailbox_of
-from .worker import Worker
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]
@@ -91,7 +89,6 @@ class Source:
         self._leave: list[Callable[[], object]] = []
         # The last fetch, until then.
         self._call: Call | None = None
-        self._glances: Callable[[], None] | None = None
 
     # On the loop's thread
 
@@ -190,18 +187,9 @@ class Source:
         # On a lease there is no more to do: it sees for itself that the generator is unused.
         for each in leave:
             each()
-        if isinstance(self.thread, Worker) and not (self._glances or self.closed.done()):
-            with suppress(RuntimeError):  # the loop is closed
-                self._glances = glances(cast(Mailbox, self._mailbox).loop, self._give_up)
-
-    def _give_up(self) -> bool:
-        cast(Worker, self.thread).connections.cut()
-        return not self.closed.done()
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
-        if self._glances is not None:
-            self._glances()
         if not self.closed.done():
             self.closed.set_result(None)
 

@@ -15,9 +15,9 @@ Guarantees:
 It rests on CPython's habit of dropping a loop's iterator the moment that the loop is left.
 
 **Cancellation.** A task that is cancelled while it waits for a chunk gives up that call as any
-other, which on PostgreSQL cancels its statement, and the stream is closed. A chunk that is read
-ahead when the loop is left is not stopped, which could abort the caller's transaction; its rows are
-dropped.
+other, which on PostgreSQL cancels its statement, and the stream is closed. So does who leaves the
+loop while a chunk is read ahead; but in a transaction, which that could abort, the chunk is not
+stopped, and its rows are dropped.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def stream(queryset: Any, chunk_size: int = 2000) -> Stream[Any]:
     the frame. Elsewhere calls of the bridge made in the body run on the worker of the stream.
 
     **Cancellation.** A task that is cancelled while it waits for rows closes the stream; on
-    PostgreSQL their statement is cancelled. What is only read ahead runs to its end.
+    PostgreSQL their statement is cancelled. What is only read ahead is cancelled as well when the
+    loop is left, but not in a transaction.
 
     :param queryset: a ``QuerySet`` or a ``RawQuerySet``; its cache is neither used nor filled.
     :param chunk_size: rows to fetch at a time.

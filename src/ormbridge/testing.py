@@ -87,6 +87,9 @@ class TestContext(LeaseContext):
             vars(below).update(shared)
         return self._below[own]
 
+    def _current(self, default: object = None) -> ThreadSensitiveContext:
+        return self._here().everywhere
+
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
         refuse_inside(call.block, call)
@@ -119,8 +122,7 @@ class TestContext(LeaseContext):
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
         real, left = SyncToAsync.thread_sensitive_context, list[str]()
-        variable = SimpleNamespace(set=real.set, reset=real.reset)
-        variable.get = lambda *default: self._here().everywhere
+        variable = SimpleNamespace(get=self._current, set=real.set, reset=real.reset)
         getter = partialmethod(_get, self._lent)
         with ExitStack() as stack:
             patch: Any = mock.patch.object

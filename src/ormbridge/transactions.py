@@ -13,7 +13,8 @@ Guarantees:
 
 **Cancellation.** Entering and leaving are waited for, whatever cancels the waiting task. A block
 whose entering was cancelled is undone first. A commit that was sent stands, then the cancellation
-goes on.
+goes on. But PostgreSQL has ``BOUND`` seconds to answer: then its connection is broken, and nobody
+knows what became of a commit; a beginning is left to be undone when it has ended.
 """
 
 from __future__ import annotations
@@ -332,7 +333,9 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     frame's thread.
 
     **Cancellation.** A cancelled block is rolled back, after the call that runs has ended. If the
-    commit was sent already, it stands, and then ``CancelledError`` goes on.
+    commit was sent already, it stands, and then ``CancelledError`` goes on. If PostgreSQL does not
+    answer within four seconds, its connection is broken: then a commit may or may not have
+    happened.
 
     :param using: the alias of the database.
     :param savepoint: whether a nested block makes a savepoint.

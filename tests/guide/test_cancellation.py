@@ -6,6 +6,7 @@ import pytest
 from django.conf import LazySettings
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
+from django.db import OperationalError, connection
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from tests.gate import GUARD
@@ -84,3 +85,40 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         """A statement that the server stopped in an inner block leaves the outer one whole."""
         output = run_script(example_source("cancellation_statement_timeout"), **SERVER)
         recorded("cancellation_statement_timeout", output)
+
+    @pytest.mark.django_db(transaction=True)
+    async def test_network(load_example, connection_settings, recorded):
+        """The settings for a network that stalls are those that the connection has."""
+
+        def parameters():
+            connection.ensure_connection()
+            return connection.connection.info.get_parameters()
+
+        options = load_example("cancellation_network").DATABASES["default"]["OPTIONS"]
+        connection_settings(OPTIONS=options)
+        known = await database_sync_to_async(parameters)()
+        assert {name: known[name] for name in options} == {
+            name: str(value) for name, value in options.items()
+        }
+        recorded("cancellation_network", "\n".join(f"{name}={known[name]}" for name in options))
+
+
+if CHOICE == "mariadb":
+
+    @pytest.mark.django_db(transaction=True)
+    async def test_network_mariadb(load_example, network, connection_settings, recorded):
+        """With ``read_timeout`` the worker is free when the network has stalled for as long."""
+        options = load_example("cancellation_network_mariadb").DATABASES["default"]["OPTIONS"]
+        assert options["read_timeout"] == 30
+        connection_settings(OPTIONS={**options, "read_timeout": 1, "connect_timeout": 2})
+        count = database_sync_to_async(User.objects.count)
+        assert await count() == 0
+        network.stall()
+        with pytest.raises(OperationalError) as lost:
+            await asyncio.wait_for(count(), GUARD)
+        with pytest.raises(OperationalError):  # to connect anew takes too long as well
+            await asyncio.wait_for(count(), GUARD)
+        assert stats().idle == stats().threads
+        network.go_on()
+        assert await count() == 0
+        recorded("cancellation_network_mariadb", f"OperationalError {lost.value.args[0]}")

@@ -1,6 +1,10 @@
 """The reference: what each setting accepts, and how each error comes about."""
 
+import asyncio
+import contextvars
 import re
+
+import pytest
 
 from ormbridge import (
     BridgeError,
@@ -8,6 +12,8 @@ from ormbridge import (
     PoolClosed,
     PoolTimeout,
     TransactionAborted,
+    database_sync_to_async,
+    pinned,
     stats,
 )
 from tests.gate import GUARD
@@ -52,6 +58,11 @@ def test_pool_timeout_under_asyncio_run(run_script, recorded):
     recorded("errors_asyncio_run", run_script(example_source("errors_asyncio_run")))
 
 
+def test_pool_timeout_without_a_thread(run_script, recorded):
+    """Where the system starts no thread, a call raises at once; the next one tries again."""
+    recorded("errors_thread_refused", run_script(example_source("errors_thread_refused")))
+
+
 def test_pool_timeout_in_a_transaction(run_script, recorded):
     """``thread_sensitive=False`` in a transaction raises at once where it finds no worker."""
     recorded("errors_transaction", run_script(example_source("errors_transaction")))
@@ -74,6 +85,27 @@ def test_pool_timeout_for_a_turn_beside_a_block(run_script, recorded):
 def test_lease_closed(run_script, recorded):
     """A call of a task that outlived its block raises ``LeaseClosed``."""
     recorded("errors_lease_closed", run_script(example_source("errors_lease_closed")))
+
+
+async def test_task_that_something_starts_when_it_is_first_used():
+    """A task that a library starts by itself, in a block by chance, is inside for good."""
+    read = database_sync_to_async(lambda: "read")
+
+    async def refresh(ask):
+        await ask.wait()
+        return await read()
+
+    async def started(ask, **options):
+        async with pinned():
+            return asyncio.create_task(refresh(ask), **options)
+
+    ask = asyncio.Event()
+    inside, outside = await started(ask), await started(ask, context=contextvars.Context())
+    at_start = asyncio.create_task(refresh(ask))  # where no block is open
+    ask.set()
+    with pytest.raises(LeaseClosed):
+        await inside
+    assert await asyncio.gather(outside, at_start) == ["read", "read"]
 
 
 def test_task_with_a_context_of_its_own_outlives_its_block(run_script):

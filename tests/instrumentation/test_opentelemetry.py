@@ -206,3 +206,19 @@ def test_without_the_extra_nothing_is_traced(run):
     asyncio.run(main())
     """
     assert run(missing, SET_UP % "", INSTRUMENT, script) == ["200 pong", 0]
+
+
+def test_spans_end_on_the_thread_of_the_loop(run):
+    """Without a hook, the span of a request ends on the event loop's thread."""
+    script = """
+    import threading
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class Threads(SpanProcessor):
+        def on_end(self, span):
+            print(json.dumps([span.name, threading.current_thread().name]))
+
+    provider.add_span_processor(Threads())
+    asyncio.run(get(app, "/ping"))
+    """
+    assert run(SET_UP % "", INSTRUMENT, script) == ["GET ping", "MainThread"]
