@@ -13,6 +13,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from ormbridge import database_sync_to_async, process
+from ormbridge.call import _expire
 from ormbridge.mailbox import mailbox_of
 from tests.gate import GUARD
 
@@ -59,7 +60,8 @@ def set_timeout(seconds: float) -> None:
     """
     settings = process.default_pool().settings
     object.__setattr__(settings, "timeout", seconds)
-    for waiting in list(mailbox_of(asyncio.get_running_loop())._waiting.values()):
+    watched = mailbox_of(asyncio.get_running_loop())._waiting
+    for waiting in [watched[each] for each in list(watched) if each[1] is _expire]:
         for call in list(waiting):
             del waiting[call]
             call.watch(settings)

@@ -144,7 +144,7 @@ async def test_one_timer_for_all_who_wait():
         mailbox.watch("short", 0.0, overdue.append)
         await until(lambda: overdue)
     assert overdue == [["short"]]
-    assert list(mailbox._waiting) == [GUARD]
+    assert [seconds for seconds, _ in mailbox._waiting] == [GUARD]
 
 
 async def test_who_began_to_wait_again_waits_from_then_on(monkeypatch):

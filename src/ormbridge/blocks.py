@@ -7,7 +7,7 @@ block begins to close, calls that still belong to it are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,6 @@ current_block: ContextVar[Block | None] = ContextVar("ormbridge.current_block", 
 
 class Block:
     """One ``async with atomic()`` or ``async with pinned()``, entered."""
-
-    __slots__ = (
-        "closing",
-        "context",
-        "exclusive",
-        "line",
-        "name",
-        "overdue",
-        "parent",
-        "streams",
-        "undo",
-        "undone",
-    )
 
     def __init__(self, name: str, parent: Block | None, exclusive: bool) -> None:
         """Make a block that is not open yet.
@@ -79,8 +66,7 @@ class Block:
 
         :raises LeaseClosed: if the block, or one around it, closes or has closed.
         """
-        block: Block | None = self
-        while block is not None:
+        for block in outwards(self):
             if block.undone:
                 raise block.lost()
             if block.closing:
@@ -89,4 +75,10 @@ class Block:
                     "block. Await the task inside the block, or start it after the block; one that "
                     "has to outlive it takes asyncio.create_task(…, context=contextvars.Context())"
                 )
-            block = block.parent
+
+
+def outwards(block: Block | None) -> Iterator[Block]:
+    """Yield *block* and those around it, the innermost first."""
+    while block is not None:
+        yield block
+        block = block.parent

@@ -13,28 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .blocks import Block, current_block
-from .canceller import glances, stop
+from .canceller import LONGEST_PAUSE, stop
 from .connections import ThreadConnections, refresh_own_thread
-from .errors import PoolTimeout
+from .errors import PoolTimeout, logger
 from .frames import frame_thread
 from .mailbox import Mailbox
 from .pool import Pool
 from .settings import Settings
 from .stats import PoolStats
 from .worker import Worker
-
-logger = logging.getLogger("ormbridge")
 
 
 class Line(Protocol):
@@ -56,28 +52,9 @@ class Call:
     """One call of a synchronous function, made from an event loop."""
 
     __slots__ = (
-        "_claim",
-        "_error",
-        "_result",
-        "asked",
-        "awaits",
-        "block",
-        "calls",
-        "closes",
-        "connections",
-        "ended",
-        "function",
-        "future",
-        "generator",
-        "glances",
-        "iteration",
-        "line",
-        "mailbox",
-        "name",
-        "stays_out",
-        "stopping",
-        "task",
-        "watched",
+        *("_claim", "_error", "_result", "asked", "awaits", "block", "calls", "closes"),
+        *("connections", "ended", "function", "future", "generator", "glances", "iteration"),
+        *("line", "mailbox", "name", "stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(
@@ -114,8 +91,8 @@ class Call:
         self.stopping = False
         #: Whether its thread is done with it, its clean-up included, or never begins.
         self.ended = False
-        #: What ends that it is looked at.
-        self.glances: Callable[[], None] | None = None
+        #: The calls that are looked at, where this is one of them.
+        self.glances: OrderedDict[Any, float] | None = None
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         #: Where it waits, and has to be forgotten if it is cancelled.
@@ -202,10 +179,10 @@ class Call:
         :param given_up: whether that holds for what runs before it, too.
         """
         self.stopping = self.stopping or given_up
-        with suppress(RuntimeError):  # the loop is closed
-            self.glances = self.glances or glances(self.mailbox.loop, self._cut)
+        self.glances = self.glances or self.mailbox.watch(self, ThreadConnections.BOUND, _glance)
 
-    def _cut(self) -> bool:
+    def cut(self) -> bool:
+        """Break what it waits for in vain. Returns whether it still runs."""
         own, worker = self.connections, getattr(self.line, "worker", None)
         if own is None and self.stopping and worker is not None:
             own = worker.connections
@@ -226,7 +203,7 @@ class Call:
         if self.watched is not None:
             self.watched.pop(self, None)
         if self.glances is not None:
-            self.glances()
+            self.glances.pop(self, None)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
@@ -332,3 +309,10 @@ def _expire(calls: list[Call]) -> None:
     for call in calls:
         if call.closes is not None and call.closes.line is not None:
             call.closes.line.hurry(call)
+
+
+def _glance(calls: list[Call]) -> None:
+    """Look after *calls*, which have waited too long for PostgreSQL, until they end. Their loop."""
+    for call in calls:
+        if call.cut():
+            call.glances = call.mailbox.watch(call, LONGEST_PAUSE, _glance)

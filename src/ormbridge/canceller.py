@@ -29,13 +29,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
@@ -47,9 +46,8 @@ from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
 from .connections import ThreadConnections, connections_of_thread, is_active, socket_of
+from .errors import logger
 from .threadless import CHUNKS
-
-logger = logging.getLogger("ormbridge")
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
@@ -114,24 +112,6 @@ def bounded() -> Generator[None, None, None]:
     finally:
         block.ended = True
         own.catch_up()
-
-
-def glances(loop: asyncio.AbstractEventLoop, look: Callable[[], bool]) -> Callable[[], None]:
-    """Call *look* from *loop* when BOUND seconds have passed, and as long as it returns True.
-
-    For what waits for PostgreSQL in vain, and has no thread that sees to it.
-
-    :returns: what ends that.
-    """
-    timer: asyncio.TimerHandle
-
-    def glance() -> None:
-        nonlocal timer
-        if look():
-            timer = loop.call_later(LONGEST_PAUSE, glance)
-
-    timer = loop.call_later(ThreadConnections.BOUND, glance)
-    return lambda: timer.cancel()
 
 
 def _any_database_can() -> bool:

@@ -19,8 +19,6 @@ nothing here.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import socket
 import threading
@@ -34,10 +32,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from .errors import BridgeError
+from .errors import BridgeError, logger
 from .witness import Witness, attend, transaction_status, witness_of
-
-logger = logging.getLogger("ormbridge")
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0
@@ -49,17 +45,6 @@ _thread = threading.local()
 
 class ThreadConnections:
     """The open connections of one worker."""
-
-    __slots__ = (
-        "discarded",
-        "due",
-        "finishing",
-        "leased",
-        "opened",
-        "running",
-        "stopped",
-        "wrappers",
-    )
 
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
@@ -114,9 +99,8 @@ class ThreadConnections:
         """
         self._find()
         self._each(_close_if_unusable_or_obsolete)
-        ages = (connection.close_at for connection in self.opened)
-        self.due = min((age for age in ages if age is not None), default=math.inf)
-        self.due = min(self.due, now + SWEEP)
+        ages = [each.close_at for each in self.opened if each.close_at is not None]
+        self.due = min([now + SWEEP, *ages])
 
     def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
@@ -176,9 +160,7 @@ class ThreadConnections:
                 self._discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None
         if closed:
-            self.opened = [
-                connection for connection in self.opened if connection.connection is not None
-            ]
+            self.opened = [each for each in self.opened if each.connection is not None]
 
     def _hand_back(
         self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,10 +24,10 @@ from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync
 
-from .blocks import Block
+from .blocks import Block, outwards
 from .call import Call, CallFuture
 from .canceller import awaited_by
-from .errors import BridgeError, LeaseClosed, PoolTimeout
+from .errors import BridgeError, LeaseClosed, PoolTimeout, logger
 from .frames import Ground, live_frame
 from .generators import find_generator, owner_of
 from .lease import Lease
@@ -37,8 +36,6 @@ from .pool import Pool
 from .process import default_pool
 from .threadless import answer, child_of, needs_thread
 from .worker import Worker
-
-logger = logging.getLogger("ormbridge")
 
 #: The context of all calls of the process while a test has one (testing.py). For lookups it stands
 #: in for asgiref's.
@@ -270,10 +267,9 @@ def place(call: Call, anywhere: bool = False) -> None:
 
 def calling_context(block: Block | None) -> LeaseContext | None:
     """Return the context for calls of the running code, which is in *block*; None: it has none."""
-    while block is not None:
-        if block.context is not None:
-            return block.context
-        block = block.parent
+    for each in outwards(block):
+        if each.context is not None:
+            return each.context
     context = current_context()
     if context is None and (context := stream_context.get()) is not None and context.ended:
         context = None
@@ -297,6 +293,4 @@ def refuse_inside(block: Block | None, caller: object) -> None:
 
 def _lease_of(block: Block | None) -> Lease | None:
     """Return the lease that has *block*, or the next one around it."""
-    while block is not None and not isinstance(block.line, Lease):
-        block = block.parent
-    return block.line if block is not None else None  # type: ignore[return-value]
+    return next((each.line for each in outwards(block) if isinstance(each.line, Lease)), None)

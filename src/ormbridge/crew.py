@@ -26,18 +26,6 @@ _HOPELESS = 0.8
 class Crew:
     """The number of workers that run while the line is long. Guarded by the pool's lock."""
 
-    __slots__ = (
-        "_done",
-        "_grow",
-        "_kept",
-        "_most",
-        "_patience",
-        "_since",
-        "_speed",
-        "_wait",
-        "size",
-    )
-
     def __init__(self, most: int) -> None:
         self._most = most
         self._patience = 1

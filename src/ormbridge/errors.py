@@ -1,4 +1,4 @@
-"""The errors of the bridge.
+"""The errors of the bridge, and its logger.
 
 ::
 
@@ -14,7 +14,12 @@ caller as it is, with its traceback.
 
 from __future__ import annotations
 
+import logging
+
 from django.db.transaction import TransactionManagementError
+
+#: Where the bridge tells what it cannot raise, because nobody awaits it.
+logger = logging.getLogger("ormbridge")
 
 
 class BridgeError(RuntimeError):

@@ -39,8 +39,6 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.We
 class _Suspended:
     """One of them, and whether anybody still iterates on it."""
 
-    __slots__ = ("anchor", "close", "task", "unused")
-
     def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
         self.task = task
         # A generator that nobody but the user's code knows closes itself as it is collected.
@@ -164,10 +162,10 @@ def current_task() -> _Task:
     return weakref.ref(task) if task is not None else None
 
 
-def lives_on(task: _Task) -> bool:
-    """Say whether *task* still runs, and is not the running one, with which the context ends."""
-    running = task() if task is not None else None
-    return running is not None and not running.done() and task != current_task()
+def lives_on(task: _Task) -> asyncio.Task[Any] | None:
+    """Return *task* if it still runs, and is not the running one, with which the context ends."""
+    running = task() if task is not None and task != current_task() else None
+    return None if running is None or running.done() else running
 
 
 def owner_of(generator: Generator[Any, Any, Any] | None, context: LeaseContext) -> Lease | None:

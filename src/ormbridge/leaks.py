@@ -165,10 +165,8 @@ class _Watch:
             of_asgiref, in_transaction = _on_the_thread_of_asgiref()
         except TimeoutError:
             found.append("asgiref's thread still runs a function")
-        found += [
-            f"a transaction on {alias!r} is still open on asgiref's thread"
-            for alias in in_transaction
-        ]
+        of_it = "is still open on asgiref's thread"
+        found += [f"a transaction on {alias!r} {of_it}" for alias in in_transaction]
         for connection, thread, where in self._opened:
             if isinstance(thread, Worker) or thread in (self._thread, of_asgiref):
                 continue

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import threading
 import time
 import weakref
@@ -28,10 +27,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from .blocks import Block
+from .blocks import Block, outwards
 from .call import Call
 from .connections import ThreadConnections
-from .errors import BridgeError, PoolTimeout
+from .errors import BridgeError, PoolTimeout, logger
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
 from .stats import PoolStats
@@ -40,9 +39,6 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .context import LeaseContext
-
-
-logger = logging.getLogger("ormbridge")
 
 
 class Lease(Turns):
@@ -99,7 +95,11 @@ class Lease(Turns):
                 return False
             self._held = self._held or hold
             if call.block is not None and not call.stays_out:
-                self._pin(call.block)
+                # With its first call, a pinned() block keeps the lease.
+                for block in outwards(call.block):
+                    if block.line is None and not (block.exclusive or block.closing):
+                        block.line = self
+                        self._pins.add(block)
             call.asked = time.monotonic()
             call.line = self
             self._line[call] = None
@@ -108,14 +108,6 @@ class Lease(Turns):
             if not roused and (self.worker or len(self._line) > 1):
                 call.watch(self.settings)
         return True
-
-    def _pin(self, block: Block | None) -> None:
-        # With its first call, a pinned() block keeps the lease.
-        while block is not None:
-            if block.line is None and not (block.exclusive or block.closing):
-                block.line = self
-                self._pins.add(block)
-            block = block.parent
 
     def unpin(self, block: Block) -> None:
         """Let go of *block*, a ``pinned()`` that ends."""
@@ -148,16 +140,14 @@ class Lease(Turns):
 
         A task that lives on may end the transaction that it has open; with the task, that ends too.
         """
-        task = self._task() if self._task is not None else None
-        if task is None or not lives_on(self._task):
-            self.release(end=True)
-            return
-        self.release()
-        forget = functools.partial(_end_lease, weakref.ref(self))
-        try:
-            task.get_loop().call_soon_threadsafe(task.add_done_callback, forget)
-        except RuntimeError:  # the loop is closed
-            self.release(end=True)
+        task = lives_on(self._task)
+        self.release(end=task is None)
+        if task is not None:
+            end = functools.partial(_end_lease, weakref.ref(self))
+            try:
+                task.get_loop().call_soon_threadsafe(task.add_done_callback, end)
+            except RuntimeError:  # the loop is closed
+                self.release(end=True)
 
     def _is_kept(self) -> bool:
         left_open = self.transaction and not self.ended

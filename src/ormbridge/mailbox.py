@@ -49,13 +49,11 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # By the seconds that they may wait: who waits, and until when, in that order. There is a
-        # timer for each. Used on the loop's thread only.
-        self._waiting: dict[float, OrderedDict[Any, float]] = {}
+        # By the seconds that they may wait, and for what: who waits, and until when, in that order.
+        # There is a timer for each. Used on the loop's thread only.
+        self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
         self._held = False  # … but only when HOLD seconds are over
@@ -113,18 +111,18 @@ class Mailbox:
 
         :returns: what to take *item* out of when it waits no longer.
         """
-        waiting = self._waiting.get(seconds)
+        waiting = self._waiting.get((seconds, expire))
         if waiting is None:
             waiting = OrderedDict()
             if not self.loop.is_closed():
-                self._waiting[seconds] = waiting
+                self._waiting[seconds, expire] = waiting
                 self.loop.call_later(seconds, self._ring, seconds, expire)
         waiting[item] = time.monotonic() + seconds
         waiting.move_to_end(item)
         return waiting
 
     def _ring(self, seconds: float, expire: Expire) -> None:
-        waiting, left = self._waiting[seconds], 0.0
+        waiting, left = self._waiting[seconds, expire], 0.0
         overdue: list[Any] = []
         with suppress(KeyError):  # a coroutine, freed on another thread, took the last one out
             while waiting and left <= 0 and len(overdue) < BATCH:
@@ -137,7 +135,7 @@ class Mailbox:
         if waiting:
             self.loop.call_later(max(left, 0.0), self._ring, seconds, expire)
         else:
-            del self._waiting[seconds]
+            del self._waiting[seconds, expire]
         expire(overdue)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import nullcontext
@@ -18,11 +17,9 @@ from typing import Any
 from . import context as contexts
 from .blocks import current_block
 from .context import LeaseContext, current_context
-from .errors import PoolTimeout
+from .errors import PoolTimeout, logger
 from .frames import live_frame, on_ground
 from .process import default_pool
-
-logger = logging.getLogger("ormbridge")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .blocks import current_block
+from .blocks import current_block, outwards
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .chunks import read_chunks
@@ -34,8 +34,6 @@ Chunk = tuple[list[Any], bool]
 
 class Anchor:
     """What the rows' iterator alone has, so that it is collected at the latest when that is."""
-
-    __slots__ = ("__weakref__", "_source")
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -103,7 +101,7 @@ class Source:
         """
         loop = asyncio.get_running_loop()
         # The lease looks for the generator among the arguments.
-        child = functools.partial(_next_chunk, self, self._chunks, anchor)
+        child = functools.partial(self.next_chunk, anchor, self._chunks)
         awaits: list[asyncio.Task[Any]] = []
         job = _bridge.job(loop, awaits, contextvars.copy_context(), child)
         call = Call(job, self.name, mailbox_of(loop))
@@ -124,12 +122,10 @@ class Source:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
-        block = current_block.get()
-        while block is not None:
+        for block in outwards(current_block.get()):
             end = functools.partial(_end_with_block, refuse, self.name, block.name)
             block.streams.add(end)
             self._leave.append(functools.partial(block.streams.discard, end))
-            block = block.parent
         self._frame = live_frame(mailbox.loop)
         if self._frame is not None:
             items = items_of(self._frame)
@@ -195,7 +191,7 @@ class Source:
 
     # On the thread of the cursor
 
-    def next_chunk(self, anchor: weakref.ref[Anchor]) -> Chunk:
+    def next_chunk(self, anchor: weakref.ref[Anchor], chunks: Generator[Any, Any, Any]) -> Chunk:
         """Return the next chunk.
 
         :raises LeaseClosed: if the cursor was closed before.
@@ -207,7 +203,7 @@ class Source:
         if anchor() is None:
             self.close()
         try:
-            return next(self._chunks), False
+            return next(chunks), False
         except StopIteration as end:
             self._end()
             if end.value is None:
@@ -233,13 +229,7 @@ class Source:
         )
 
 
-def _next_chunk(
-    source: Source, chunks: Generator[Any, Any, Any], anchor: weakref.ref[Anchor]
-) -> Chunk:
-    return source.next_chunk(anchor)
-
-
-_bridge = DatabaseSyncToAsync(_next_chunk)
+_bridge = DatabaseSyncToAsync(Source.next_chunk)
 
 
 def heed(future: asyncio.Future[Any]) -> None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -47,14 +46,12 @@ from .connections import ThreadConnections, keep_open
 from .context import LeaseContext, refuse_inside
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
-from .errors import BridgeError
+from .errors import BridgeError, logger
 from .leaks import close_for_good, depths, leases_left
 from .lease import Lease
 from .pool import Pool
 from .process import default_pool
 from .queries import assert_num_queries as assert_num_queries
-
-logger = logging.getLogger("ormbridge")
 
 
 class TestContext(LeaseContext):

@@ -23,7 +23,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -31,12 +30,12 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asgiref.sync import async_to_sync
 from django.db import transaction
 
-from .blocks import Block
+from .blocks import outwards
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
 from .context import LeaseContext
-from .errors import BridgeError, LeaseClosed, TransactionAborted
+from .errors import BridgeError, LeaseClosed, TransactionAborted, logger
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
 from .turns import Turns
@@ -44,8 +43,6 @@ from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-logger = logging.getLogger("ormbridge")
 
 
 class Atomic(BlockManager):
@@ -151,9 +148,7 @@ class _Transaction:
             return
         connection = transaction.get_connection(self._using)
         # Not where the connection is a worker's, or a block around this one has done it.
-        kept = keep_open(connection) if self._entered.frame is not None else None
-        new = attend(connection)
-        self._restores = [*([kept] if kept else []), *([new.leave] if new else [])]
+        self._restores = [each for each in (keep_open(connection), attend(connection)) if each]
         self._witness = cast(Witness, witness_of(connection))
         self._witness.blocks += 1
         self._block.undo = functools.partial(self._exit, RuntimeError)
@@ -200,10 +195,10 @@ class _Transaction:
 
     def _prepare_callbacks(self) -> None:
         # Django calls what was given to on_commit(), and drops what that returns.
-        connection = transaction.get_connection(self._using)
+        connection, around = transaction.get_connection(self._using), self._block.parent
         if len(connection.atomic_blocks) == 1:
             prepare = self._collect
-        elif self._entered.frame is not None and not _is_inside_atomic(self._block):
+        elif self._entered.frame and not any(each.exclusive for each in outwards(around)):
             prepare = _await_here  # a synchronous atomic() around this one will commit
         else:
             return
@@ -261,13 +256,6 @@ def _await_here(func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
 
 async def _wait_for(outcome: Awaitable[Any]) -> None:
     await outcome
-
-
-def _is_inside_atomic(block: Block) -> bool:
-    around = block.parent
-    while around is not None and not around.exclusive:
-        around = around.parent
-    return around is not None
 
 
 def _make_call(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from .blocks import Block
+from .blocks import Block, outwards
 from .call import Call
 from .errors import PoolTimeout
 from .settings import Settings
@@ -55,10 +55,8 @@ class Turns:
     def _is_turn_of(self, call: Call) -> bool:
         if not self._blocks or (call.closes is not None and call.closes.overdue is not None):
             return True
-        block = call.block
-        while block is not None and not (block.exclusive and block.line is self):
-            block = block.parent
-        return block is self._blocks[-1]
+        own = (each for each in outwards(call.block) if each.exclusive and each.line is self)
+        return next(own, None) is self._blocks[-1]
 
     def open(self, block: Block) -> None:
         """Make *block* the innermost one. Runs on the line's thread."""

@@ -16,7 +16,6 @@ but for one variable after a lock wait of MariaDB or MySQL.
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from collections.abc import Callable
@@ -29,9 +28,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
-from .errors import BridgeError
-
-logger = logging.getLogger("ormbridge")
+from .errors import BridgeError, logger
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
@@ -44,8 +41,6 @@ _MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contex
 
 class Witness:
     """Sees the statements of one connection, and how its blocks end."""
-
-    __slots__ = ("_caller", "_own", "blocks", "error", "gone", "statement")
 
     def __init__(
         self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
@@ -146,11 +141,13 @@ class Witness:
         del connection.set_rollback
 
 
-def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witness | None:
+def attend(
+    connection: Any, caller: Callable[[], object] | None = None
+) -> Callable[[], object] | None:
     """Have a witness see what *connection* does.
 
     :param caller: returns what runs on its thread. Then a block that is lost is logged.
-    :returns: the witness, or None if there was one before.
+    :returns: what takes that back, or None if there was one before.
     """
     if witness_of(connection) is not None:
         return None
@@ -159,7 +156,7 @@ def attend(connection: Any, caller: Callable[[], object] | None = None) -> Witne
     connection.set_rollback = witness.set_rollback
     for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
         setattr(connection, how, partial(witness.end, how))
-    return witness
+    return witness.leave
 
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
