@@ -835,8 +835,8 @@ async def test_fetch_on_another_thread_is_refused(watch):
     iterator = aiter(stream(watch.rows(), 2))
     await anext(iterator)
     await until(lambda: len(watch.fetched) == 4)
+    source, anchor = iterator._source, weakref.ref(iterator._anchor)
     with pytest.raises(LeaseClosed, match="has ended; iterate on it to its end there"):
-        source, anchor = iterator._source, weakref.ref(iterator._anchor)
         await asyncio.to_thread(source.next_chunk, anchor, source._chunks)
     assert [row.username async for row in iterator] == NAMES[1:]
 
