@@ -3,14 +3,14 @@
 #
 # Versions: Django 6.1.3, mysqlclient 2.3.2 (MariaDB 10.11).
 # Needs:    Python 3.12+ (set PYTHON to choose one) and what mysqlclient is compiled with; MariaDB
-#           (10.6.18, 10.11.8 or later) at ${MYSQL_HOST:-127.0.0.1}:${MYSQL_TCP_PORT:-3306}, user root,
+#           (10.6.18, 10.11.8, 11.4.2 or later) at ${MYSQL_HOST:-127.0.0.1}:${MYSQL_TCP_PORT:-3306}, user root,
 #           password ${MYSQL_PWD:-}. It makes a scratch database and drops it.
 # Expected: after an error inside of a transaction either only that statement is undone (as with a
 #           lock wait timeout) or the transaction refuses all that follows (as in PostgreSQL).
 # Happens:  error 1213 (deadlock) rolls back the whole transaction and says so to nobody else: the
 #           statements that follow start a new one, which atomic() commits without an error. Error
-#           1020 (a row that was changed since the snapshot, under innodb_snapshot_isolation, on by
-#           default since MariaDB 11.6) does likewise.
+#           1020 (a row that was changed since the snapshot, under innodb_snapshot_isolation, which
+#           MariaDB 11.8 has on by default) does likewise at REPEATABLE READ.
 # Hurt:     whoever catches OperationalError around a SELECT ... FOR UPDATE inside of atomic(), for
 #           instance to try it once more: the payment is saved, the order before it is not.
 set -euo pipefail
