@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-GUARD = 30.0
+GUARD = 60.0
 """Seconds after which a test that hangs gives up. No test depends on the figure."""
 
 

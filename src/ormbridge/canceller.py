@@ -103,7 +103,7 @@ def bounded() -> Generator[None, None, None]:
     """Have the block wait no longer than BOUND seconds for PostgreSQL: nobody awaits it. Worker."""
     own = cast(ThreadConnections, connections_of_thread())
     # No request is sent for it, which might come to what follows.
-    block = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
+    block: Any = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
     block.bound = lambda: None
     stop(block)
     try:

@@ -30,8 +30,8 @@ from typing import Any, Protocol
 
 #: Seconds that an outcome may be held while enough calls wait to keep every worker busy.
 HOLD = 0.005
-#: Items in one turn of the loop, at the most: with what their tasks do then, some 10 ms.
-BATCH = 256
+#: Items in one turn of the loop, at the most: some 10 ms, with what their tasks do then.
+BATCH = 128
 
 #: What is called with those whose time is up.
 Expire = Callable[[list[Any]], object]
@@ -128,9 +128,9 @@ class Mailbox:
                 item, deadline = waiting.popitem(last=False)
                 left = deadline - time.monotonic()
                 overdue.append(item)
-        if left > 0:
-            waiting[overdue.pop()] = deadline
-            waiting.move_to_end(item, last=False)
+        if left > 0:  # not yet the last one's
+            waiting[overdue[-1]] = time.monotonic() + left
+            waiting.move_to_end(overdue.pop(), last=False)
         if waiting:
             self.loop.call_later(max(left, 0.0), self._ring, seconds, expire)
         else:

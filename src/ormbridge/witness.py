@@ -86,7 +86,7 @@ class Witness:
         :returns: the reason in words, and the error that was caught, if there was one.
         """
         connection: Any = self._own()
-        error = connection.rollback_exc if marked else None
+        error: Any = connection.rollback_exc if marked else None
         while isinstance(error, TransactionManagementError):  # of code that went on after that
             error = error.__cause__
         error = error or self.error
@@ -153,7 +153,8 @@ def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
     """Return the witness of *connection*."""
-    return next((each for each in connection.execute_wrappers if type(each) is Witness), None)
+    wrappers: list[Any] = connection.execute_wrappers
+    return next((each for each in wrappers if type(each) is Witness), None)
 
 
 def _is_gone(connection: Any, error: Exception) -> bool:
