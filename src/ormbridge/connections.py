@@ -175,8 +175,8 @@ class ThreadConnections:
                 return
         connection.queries_log.clear()
         connection.force_debug_cursor = False
-        # Unless somebody has emptied the list.
-        witness = cast(Witness, witness_of(connection) or attend(connection, lambda: self.running))
+        attend(connection, lambda: self.running)  # where somebody has emptied the list
+        witness = cast(Witness, witness_of(connection))
         witness.forget()
         connection.execute_wrappers[:] = [witness]
         _close_if_unusable_or_obsolete(connection)
