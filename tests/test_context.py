@@ -438,7 +438,7 @@ async def test_worker_of_another_context_does_not_wait(pool_settings):
         socket = BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
         asyncio.run(socket)
 
-    with pytest.raises(PoolTimeout, match="Use async_to_sync in place of asyncio.run"):
+    with pytest.raises(PoolTimeout, match=r"Use async_to_sync in place of asyncio\.run"):
         await database_sync_to_async(run)()
 
 
