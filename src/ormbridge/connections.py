@@ -47,6 +47,11 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
+    __slots__ = (
+        *("discarded", "due", "finishing", "leased"),
+        *("opened", "running", "stopped", "wrappers"),
+    )
+
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
 

@@ -262,7 +262,7 @@ def place(call: Call, anywhere: bool = False) -> None:
 
 def calling_context(block: Block | None) -> LeaseContext | None:
     """Return the context for calls of the running code, which is in *block*; None: it has none."""
-    for each in outwards(block):
+    for each in outwards(block) if block is not None else ():
         if each.context is not None:
             return each.context
     context = current_context()

@@ -49,6 +49,8 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
+    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
