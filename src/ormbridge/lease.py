@@ -152,21 +152,24 @@ class Lease(Turns):
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
-        with self._lock:
-            super().forget(call)
-            if not self._line and self.worker is None:
-                self.withdraw()
+        super().forget(call)
+        self.withdraw(only_empty=True)
 
     def waits(self) -> bool:
         """Say whether the lease is still in the pool's line."""
         return self.worker is None and not self.over
 
-    def withdraw(self) -> Iterable[Call]:
-        """Leave the pool's line, and return the calls to be placed elsewhere. Any thread."""
-        if not self.claim():
-            return ()
-        self.pool.forget(self)
-        return self._close_line()
+    def withdraw(self, only_empty: bool = False) -> Iterable[Call]:
+        """Leave the pool's line, and return the calls to be placed elsewhere. Any thread.
+
+        :param only_empty: stay there as long as there is a call.
+        """
+        with self._lock:
+            if (only_empty and self._line) or not self.claim():
+                return ()
+            line = self._close_line()
+        self.pool.forget(self)  # not under a lock: who frees a coroutine may have the pool's
+        return line
 
     def look(self) -> None:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
