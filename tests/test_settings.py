@@ -10,7 +10,7 @@ import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ormbridge import PoolTimeout, database_sync_to_async, stats
@@ -147,6 +147,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.sampled_from([*KEYS, "MAX_THREAD", HUGE, "x" * 10_000, None]), ANYTHING)
+@example("RESET", "x" * 10_000)
 def test_any_key_and_value(key, value):
     """Whatever stands in ORMBRIDGE is accepted, or refused in a message that can be read."""
     with override_settings(ORMBRIDGE={key: value}):

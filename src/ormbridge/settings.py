@@ -123,7 +123,8 @@ def import_reset(path: str | None) -> Reset | None:
     try:
         reset = import_string(path)
     except Exception as error:  # a path may be wrong in many ways, and a module raise anything
-        raise _refused(_setting("RESET"), path, f"{_RESET_EXPECTED} ({error})") from error
+        expected = f"{_RESET_EXPECTED} ({str(error)[:_LONG]})"
+        raise _refused(_setting("RESET"), path, expected) from error
     if not callable(reset):
         value = f"{_shown(path)}, which is {_shown(reset)}"
         raise ImproperlyConfigured(f"{_setting('RESET')} is {value}; expected {_RESET_EXPECTED}")
