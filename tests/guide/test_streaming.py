@@ -1,6 +1,7 @@
 """The page ``guide/streaming``: its examples, and the claims it makes."""
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -248,4 +249,5 @@ if CHOICE == "postgresql":  # other databases have no cursors on the server
             except OperationalError as error:
                 stopped = "statement timeout" in str(error)
             await database_sync_to_async(ask)("RESET statement_timeout")
+        gc.collect()  # now, and not in another test
         assert (seen, stopped) == ((0, True) if in_block else (100, False))
