@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 
 GUARD = 60.0
 """Seconds after which a test that hangs gives up. No test depends on the figure."""
@@ -30,3 +32,12 @@ class Gate:
         for _ in range(calls):
             if not await asyncio.to_thread(self._entered.acquire, timeout=GUARD):
                 raise AssertionError(f"nobody came to the gate within {GUARD} s")
+
+
+def block_until(condition: Callable[[], object]) -> None:
+    """Block the calling thread until *condition* holds: what another thread does a moment later."""
+    deadline = time.perf_counter() + GUARD
+    while not condition():
+        if time.perf_counter() > deadline:
+            raise AssertionError(f"what was waited for did not happen within {GUARD} s")
+        threading.Event().wait(0.001)

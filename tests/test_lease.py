@@ -25,7 +25,7 @@ from ormbridge.lease import Lease
 from ormbridge.mailbox import BATCH
 from ormbridge.process import default_pool, end_pools
 from ormbridge.worker import Worker
-from tests.gate import GUARD
+from tests.gate import GUARD, block_until
 from tests.guide.http import connect, disconnect, get, say
 from tests.test_call import until
 
@@ -276,13 +276,13 @@ async def test_request_that_catches_the_refusal_goes_on(refuse):
 async def test_calls_in_the_line_of_a_lease_without_a_thread(monkeypatch, pool_settings):
     """All calls that a request made meanwhile are refused, each with an error of its own."""
     pool_settings(MAX_THREADS=1)
+    pool = default_pool()
     original, starting = Worker.start, threading.Event()
 
     def start(worker):
         if not starting.is_set():
             starting.set()
-            while stats().waiting < 1:
-                threading.Event().wait(0.001)
+            block_until(lambda: [len(lease._line) for lease in pool._waiting.copy()] == [3])
             raise RuntimeError("can't start new thread")
         original(worker)
 

@@ -127,8 +127,8 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The package stays under 3,500 lines of code."""
-    assert 0 < sum(map(lines_of_code, MODULES)) < 3500
+    """The package stays under 3,750 lines of code."""
+    assert 0 < sum(map(lines_of_code, MODULES)) < 3750
 
 
 def test_package_is_typed():

@@ -27,7 +27,7 @@ from ormbridge.pool import Pool
 from ormbridge.process import default_pool
 from ormbridge.settings import Settings
 from ormbridge.worker import Worker
-from tests.gate import GUARD, Gate
+from tests.gate import GUARD, Gate, block_until
 from tests.test_call import until
 
 
@@ -346,8 +346,7 @@ async def test_no_thread_left_takes_one_that_became_free(gate, refuse, pool_sett
 
     def end_the_running_call():
         gate.open.set()
-        while not default_pool()._idle:
-            threading.Event().wait(0.001)
+        block_until(lambda: default_pool()._idle)
 
     refuse(first=end_the_running_call)
     assert await asyncio.wait_for(database_sync_to_async(len)("abc"), GUARD) == 3
@@ -451,8 +450,7 @@ def test_no_thread_left_while_another_loop_waits(refuse, pool_settings):
 
     def wait_for_the_others():
         starting.set()
-        while stats().waiting < 3:
-            threading.Event().wait(0.001)
+        block_until(lambda: stats().waiting == 3)
 
     def waiting(number):
         starting.wait(GUARD)
@@ -481,8 +479,7 @@ def test_two_threads_are_started_at_one_time(second_starts, monkeypatch, pool_se
         if number in "12":
             both.wait()
         if number == "2":
-            while not stats().waiting:  # until the first one is back in line
-                threading.Event().wait(0.001)
+            block_until(lambda: stats().waiting)  # the first one is back in line
         if number == "1" or not second_starts:
             raise RuntimeError("can't start new thread")
         original(worker)

@@ -10,12 +10,12 @@ import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ormbridge import PoolTimeout, database_sync_to_async, stats
 from ormbridge.ending import close_everything
-from ormbridge.settings import DEFAULTS, Settings, import_reset, load_settings
+from ormbridge.settings import KEYS, Settings, import_reset, load_settings
 from tests.gate import GUARD
 from tests.processes import run_python
 
@@ -146,7 +146,8 @@ ANYTHING = st.one_of(
 )
 
 
-@given(st.sampled_from([*DEFAULTS, "MAX_THREAD", HUGE, "x" * 10_000, None]), ANYTHING)
+@given(st.sampled_from([*KEYS, "MAX_THREAD", HUGE, "x" * 10_000, None]), ANYTHING)
+@example("RESET", "x" * 10_000)
 def test_any_key_and_value(key, value):
     """Whatever stands in ORMBRIDGE is accepted, or refused in a message that can be read."""
     with override_settings(ORMBRIDGE={key: value}):

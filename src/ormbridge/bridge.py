@@ -129,9 +129,12 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         :param exc_info: the exception that is being handled, of which *child* is to know.
         """
         # A method, and called like asgiref calls it: tools that trace calls replace it.
-        return functools.partial(
-            self.thread_handler, loop, exc_info, task_context, _runner(variables), child
-        )
+        # To find out here costs less than to look on the thread, which has other things in its
+        # caches.
+        run: Callable[..., Any] = variables.run
+        if _Storage in map(type, variables.values()):
+            run = functools.partial(run, _move_locals, variables)
+        return functools.partial(self.thread_handler, loop, exc_info, task_context, run, child)
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""
@@ -160,15 +163,8 @@ else:
     database_sync_to_async = DatabaseSyncToAsync
 
 
-def _runner(context: contextvars.Context) -> Callable[..., Any]:
-    """Return what runs a function in *context*; it moves asgiref's Locals to the thread."""
-    # To find out here costs less than to look on the thread, which has other things in its caches.
-    if _Storage in map(type, context.values()):
-        return functools.partial(context.run, _move_locals, context)  # type: ignore[arg-type]
-    return context.run
-
-
 def _move_locals(context: contextvars.Context, child: Callable[[], _R]) -> _R:
+    """Run *child* on the thread with asgiref's Locals, which are in *context*."""
     _restore_context(context)
     return child()
 

@@ -32,13 +32,15 @@ from .settings import Settings
 from .stats import PoolStats
 from .worker import Worker
 
+#: What a thread runs.
+Job = Callable[[], Any]
+
 
 class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
     def forget(self, call: Any, /) -> None:
         """Take *call*, which gave up, out of the line."""
-        ...
 
     def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
         """Return the error of *call*, which has waited for too long.
@@ -57,15 +59,13 @@ class Call:
         *("line", "mailbox", "name", "stays_out", "stopping", "task", "watched"),
     )
 
-    def __init__(
-        self, function: Callable[[], Any], name: Callable[..., Any] | str, mailbox: Mailbox
-    ) -> None:
+    def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
         """Make a call that has no thread yet.
 
         :param function: what the thread runs.
         :param name: the user's function, which error messages name, or what to call it.
         """
-        self.function: Callable[[], Any] | None = function
+        self.function: Job | None = function
         self.name = name
         self.mailbox = mailbox
         self._claim = threading.Lock()
@@ -221,11 +221,7 @@ class Call:
         """Decide that the call starts. False where that was decided otherwise before."""
         return self._claim.acquire(blocking=False)
 
-    def run(
-        self,
-        connections: ThreadConnections | None = None,
-        prepare: Callable[[], None] | None = None,
-    ) -> bool:
+    def run(self, connections: ThreadConnections | None = None, prepare: Job | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded.
 
         :param connections: those of the thread, if it is a worker's.

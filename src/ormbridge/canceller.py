@@ -83,7 +83,6 @@ class Stoppable(Protocol):
 
     def bound(self) -> None:
         """Have it wait no longer for PostgreSQL than BOUND seconds; the event loop sees to that."""
-        ...
 
 
 def stop(call: Stoppable) -> None:

@@ -94,9 +94,8 @@ def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tupl
         yield "W005", f"{what}: if it pools transactions, iterator() loses its cursor", hint
 
     if database["ATOMIC_REQUESTS"] and (views := _async_views(alias)):
-        what = (
-            f"ATOMIC_REQUESTS is True, which Django refuses to async views: {', '.join(views[:3])}"
-        )
+        shown = ", ".join(views[:3])
+        what = f"ATOMIC_REQUESTS is True, which Django refuses to async views: {shown}"
         hint = f"decorate them with @transaction.non_atomic_requests(using={alias!r})"
         yield "W006", what + (f" and {len(views) - 3} more" if len(views) > 3 else ""), hint
 

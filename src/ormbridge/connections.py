@@ -33,6 +33,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from .errors import BridgeError, logger
+from .settings import Reset
 from .witness import Witness, attend, transaction_status, witness_of
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
@@ -45,6 +46,11 @@ _thread = threading.local()
 
 class ThreadConnections:
     """The open connections of one worker."""
+
+    __slots__ = (
+        *("discarded", "due", "finishing", "leased"),
+        *("opened", "running", "stopped", "wrappers"),
+    )
 
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
@@ -85,9 +91,8 @@ class ThreadConnections:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
-        connection.close_if_unusable_or_obsolete = partial(  # type: ignore[method-assign]
-            self._close_if_nobody_needs_it, own
-        )
+        close = partial(self._close_if_nobody_needs_it, own)
+        connection.close_if_unusable_or_obsolete = close  # type: ignore[method-assign]
         connection.close = partial(self._close, own)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
@@ -102,7 +107,7 @@ class ThreadConnections:
         ages = [each.close_at for each in self.opened if each.close_at is not None]
         self.due = min([now + SWEEP, *ages])
 
-    def lease_ends(self, reset: Callable[[Any], object] | None, failed: bool) -> None:
+    def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
 
         Nothing to do if there are no :attr:`wrappers`, no *reset*, and the lease succeeded.
@@ -125,7 +130,7 @@ class ThreadConnections:
                 if connection.connection is None:
                     del connections[connection.alias]
 
-    def _reset_closed(self, reset: Callable[[Any], object]) -> None:
+    def _reset_closed(self, reset: Reset) -> None:
         connection: Any
         for connection in connections.all(initialized_only=True) or [connections[DEFAULT_DB_ALIAS]]:
             if connection.connection is not None:
@@ -162,9 +167,7 @@ class ThreadConnections:
         if closed:
             self.opened = [each for each in self.opened if each.connection is not None]
 
-    def _hand_back(
-        self, connection: BaseDatabaseWrapper, reset: Callable[[Any], object] | None
-    ) -> None:
+    def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
         if transaction_open(connection):
             self._discard(connection, "the call left a transaction open; it was rolled back")
             if reset is not None:
@@ -177,6 +180,7 @@ class ThreadConnections:
                 return
         connection.queries_log.clear()
         connection.force_debug_cursor = False
+        attend(connection, lambda: self.running)  # where somebody has emptied the list
         witness = cast(Witness, witness_of(connection))
         witness.forget()
         connection.execute_wrappers[:] = [witness]

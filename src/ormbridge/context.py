@@ -44,9 +44,7 @@ ambient: LeaseContext | None = None
 
 #: That of the stream which the running code has opened outside of any other context. Who holds a
 #: worker never waits for a second one, so other calls of the bridge go there as well.
-stream_context: ContextVar[LeaseContext | None] = ContextVar(
-    "ormbridge.stream_context", default=None
-)
+stream_context: ContextVar[LeaseContext | None] = ContextVar("ormbridge.stream", default=None)
 
 
 class LeaseContext(Ground):
@@ -127,9 +125,8 @@ class LeaseContext(Ground):
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             if self.ended:
                 leases = [lease for lease in leases if lease.is_of_current_task()]
-            workers = [lease.worker for lease in leases if lease.worker is not None]
             bound = _lease_of(call.block)
-            if own in workers:
+            if own in [lease.worker for lease in leases]:
                 if not anywhere:
                     refuse_inside(call.block, call)
                 call.place(pool, None, anywhere)
@@ -216,9 +213,7 @@ class LeaseContext(Ground):
         """
         with self._lock:
             self.ended = self.ended or end
-            for lease in self._leases:
-                if lease.context is not self:
-                    continue
+            for lease in [each for each in self._leases if each.context is self]:
                 if end:
                     lease.end()
                 else:
@@ -267,7 +262,7 @@ def place(call: Call, anywhere: bool = False) -> None:
 
 def calling_context(block: Block | None) -> LeaseContext | None:
     """Return the context for calls of the running code, which is in *block*; None: it has none."""
-    for each in outwards(block):
+    for each in outwards(block) if block is not None else ():
         if each.context is not None:
             return each.context
     context = current_context()

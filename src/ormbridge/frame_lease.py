@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 import weakref
 from collections import OrderedDict
 from typing import Any, cast
@@ -36,17 +35,12 @@ class FrameLease(Turns):
 
     def __init__(self, frame: CurrentThreadExecutor, items: FrameItems, settings: Settings) -> None:
         """Put a line in front of *items*, those of *frame*."""
-        super().__init__(settings)
+        super().__init__("a synchronous frame", settings)
         self.thread = frame_thread(frame)
         self._items = items
-        self._running: Call | None = None  # guarded by _lock
         items.front = self
         items.last.append(self._end)
         frame_leases.add(self)
-
-    def __str__(self) -> str:
-        running = self._running
-        return f"a synchronous frame, {'idle' if running is None else f'in {running}'}"
 
     def takes(self, item: Any) -> bool:
         """Put *item*, which asgiref hands to the frame, in line; False if it may run as it is.
@@ -75,9 +69,7 @@ class FrameLease(Turns):
         return True
 
     def _append(self, call: Call) -> None:
-        call.asked = time.monotonic()
-        call.line = self
-        self._line[call] = None
+        super()._append(call)
         call.watch(self.settings)
 
     def look(self) -> None:

@@ -97,10 +97,8 @@ async def on_ground(ground: Ground) -> AsyncGenerator[None, None]:
 
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
     """Return the executor of the innermost live frame above the caller on *loop*, or None."""
-    executor: CurrentThreadExecutor | None
-    if isinstance(_variable, contextvars.ContextVar) and _variable.get(None) is None:
-        executor = None
-    else:
+    executor: CurrentThreadExecutor | None = None
+    if not isinstance(_variable, contextvars.ContextVar) or _variable.get(None) is not None:
         executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
         if executor is None:
             # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,

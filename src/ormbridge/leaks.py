@@ -66,11 +66,10 @@ def place() -> str:
 @functools.cache
 def _is_machinery(filename: str) -> bool:
     path = Path(filename)
+    machinery = any(each in path.parents for each in _MACHINERY)
     if "site-packages" in path.parts or path.parent == Path(sys.executable).parent:
-        return _TESTING.search(filename) is not None or any(
-            each in path.parents for each in _MACHINERY
-        )
-    return filename.startswith("<") or any(each in path.parents for each in (*_MACHINERY, _LIBRARY))
+        return machinery or _TESTING.search(filename) is not None
+    return machinery or filename.startswith("<") or _LIBRARY in path.parents
 
 
 def remember_places() -> None:
@@ -82,9 +81,8 @@ def _remember(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     if connection.vendor == "postgresql":
         with suppress(Exception):  # another driver
             pid = connection.connection.info.backend_pid
-            _places[pid] = (
-                f"opened on {threading.current_thread().name} at {place() or 'no line of yours'}"
-            )
+            where = place() or "no line of yours"
+            _places[pid] = f"opened on {threading.current_thread().name} at {where}"
 
 
 def place_of_connection(pid: int) -> str:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -50,7 +49,7 @@ class Lease(Turns):
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
-        super().__init__(pool.settings)
+        super().__init__(context.name, pool.settings)
         self.context = context
         self._task = current_task()
         #: Calls that have run.
@@ -75,12 +74,7 @@ class Lease(Turns):
         self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
-        self._running: Call | None = None
         self._last: Call | None = None
-
-    def __str__(self) -> str:
-        running = self._running
-        return f"{self.context.name}, {'idle' if running is None else f'in {running}'}"
 
     # On an event loop's thread
 
@@ -100,9 +94,7 @@ class Lease(Turns):
                     if block.line is None and not (block.exclusive or block.closing):
                         block.line = self
                         self._pins.add(block)
-            call.asked = time.monotonic()
-            call.line = self
-            self._line[call] = None
+            self._append(call)
             # Whether the first call has to wait, the pool says.
             roused = self._is_turn_of(call) and self._rouse()
             if not roused and (self.worker or len(self._line) > 1):
@@ -160,21 +152,24 @@ class Lease(Turns):
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
-        with self._lock:
-            super().forget(call)
-            if not self._line and self.worker is None:
-                self.withdraw()
+        super().forget(call)
+        self.withdraw(only_empty=True)
 
     def waits(self) -> bool:
         """Say whether the lease is still in the pool's line."""
         return self.worker is None and not self.over
 
-    def withdraw(self) -> Iterable[Call]:
-        """Leave the pool's line, and return the calls to be placed elsewhere. Any thread."""
-        if not self.claim():
-            return ()
-        self.pool.forget(self)
-        return self._close_line()
+    def withdraw(self, only_empty: bool = False) -> Iterable[Call]:
+        """Leave the pool's line, and return the calls to be placed elsewhere. Any thread.
+
+        :param only_empty: stay there as long as there is a call.
+        """
+        with self._lock:
+            if (only_empty and self._line) or not self.claim():
+                return ()
+            line = self._close_line()
+        self.pool.forget(self)  # not under a lock: who frees a coroutine may have the pool's
+        return line
 
     def look(self) -> None:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""

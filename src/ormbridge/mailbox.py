@@ -49,6 +49,8 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
+    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
@@ -88,9 +90,8 @@ class Mailbox:
             try:
                 item.deliver()
             except Exception as error:
-                self.loop.call_exception_handler(
-                    {"message": f"could not deliver {item!r}", "exception": error}
-                )
+                trouble = {"message": f"could not deliver {item!r}", "exception": error}
+                self.loop.call_exception_handler(trouble)
         if self._items and not self._waking:  # first the loop does what came of these
             self._waking = True
             self.loop.call_soon(self._deliver)

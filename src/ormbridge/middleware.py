@@ -64,11 +64,10 @@ class BridgeMiddleware:
         holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
         held = holds.get(scope["type"])
         outer = current_context()
-        nested = outer is not None and not (outer.ended or outer.answered)
         if held is None or live_frame(asyncio.get_running_loop()) is not None:
             await self.application(scope, receive, send)
             return
-        if outer is not None and nested:
+        if outer is not None and not (outer.ended or outer.answered):
             # Where a test has one context for all, a task that outlives its request goes there too.
             async with on_ground(outer) if outer is contexts.ambient else nullcontext():
                 await self.application(scope, receive, send)

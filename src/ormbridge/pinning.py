@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from .blocks import Block, current_block
@@ -58,10 +58,7 @@ class Entered:
             self.frame = lease_of(frame, default_pool().settings)
             return
         around = calling_context(block.parent)
-        if around is None:
-            block.context = LeaseContext(block.name, holds=True)
-        else:
-            block.context = around.for_block(block)
+        block.context = around.for_block(block) if around else LeaseContext(block.name, holds=True)
         if block.context is not around:
             self._ground = on_ground(block.context)
 
@@ -109,12 +106,7 @@ class BlockManager:
         place = _place_of(sys._getframe(1), self._name)  # noqa: SLF001 # the caller's
         self._entered.append(await self._enter(place))
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
         block = current_block.get()
         entered = next((each for each in self._entered if each.block is block), self._entered[-1])
         self._entered.remove(entered)

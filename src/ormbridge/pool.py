@@ -23,7 +23,7 @@ import ctypes
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import replace
+from functools import partial
 
 from .connections import ThreadConnections
 from .crew import Crew
@@ -65,9 +65,8 @@ class Pool:
         lease.asked = now = time.monotonic()
         with self._lock:
             if self._closed:
-                raise PoolClosed(
-                    f"{lease} came too late: the interpreter exits, no calls are taken"
-                )
+                what = f"{lease} came too late: the interpreter exits, no calls are taken"
+                raise PoolClosed(what)
             self._waiting[lease] = None
             worker = self._next_worker(now)
             waits = lease in self._waiting
@@ -237,7 +236,8 @@ class Pool:
         with self._lock:
             now = time.monotonic()
             held = [(worker.name, worker.lease, now - worker.since) for worker in self._workers]
-            snapshot = PoolStats(
+            snapshot = partial(
+                PoolStats,
                 max_threads=self.settings.max_threads,
                 threads=len(self._workers),
                 idle=len(self._idle),
@@ -248,12 +248,11 @@ class Pool:
                 run_seconds=self._run_seconds,
                 timeouts=self._timeouts,
                 discarded=self._discarded
-                + sum(worker.connections.discarded for worker in self._workers),
-                holders=(),
+                + sum(each.connections.discarded for each in self._workers),
             )
         # Naming a lease calls the user's code, which may come back here: outside the lock.
         holders = tuple((name, str(lease), held) for name, lease, held in held if lease is not None)
-        return replace(snapshot, holders=holders)
+        return snapshot(holders=holders)
 
     def leases(self) -> list[tuple[Worker, Leaseholder]]:
         """Return the leases that have a worker, with it. May be called from any thread."""

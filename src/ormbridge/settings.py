@@ -13,25 +13,17 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-#: What may stand in ``settings.ORMBRIDGE``, and its default.
-DEFAULTS: Mapping[str, Any] = {
-    "MAX_THREADS": None,  # CPUs * 5
-    "TIMEOUT": 30.0,
-    "MAX_IDLE": 600.0,
-    "HTTP_LEASE": "request",
-    "WEBSOCKET_LEASE": "call",
-    "RESET": None,
-}
-
-
 _RESET_EXPECTED = "None or the dotted path of a callable that takes a database connection"
 
+#: Clears state of the session on one of Django's connections.
+Reset = Callable[[Any], object]
 # Characters of a value that a message shows.
 _LONG = 200
 
@@ -64,29 +56,22 @@ def load_settings() -> Settings:
     """
     given = getattr(django_settings, "ORMBRIDGE", {})
     if not isinstance(given, Mapping):
-        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(DEFAULTS)}")
+        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(KEYS)}")
     for key in given:
-        if key not in DEFAULTS:
+        if key not in KEYS:
             raise ImproperlyConfigured(
                 f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
-                f"{', '.join(DEFAULTS)}"
+                f"{', '.join(KEYS)}"
             )
-    values = {**DEFAULTS, **given}
-    return Settings(
-        max_threads=_max_threads(values["MAX_THREADS"]),
-        timeout=_seconds("TIMEOUT", values["TIMEOUT"]),
-        max_idle=_seconds("MAX_IDLE", values["MAX_IDLE"]),
-        http_lease=_choice("HTTP_LEASE", values["HTTP_LEASE"], "request", "call"),
-        websocket_lease=_choice("WEBSOCKET_LEASE", values["WEBSOCKET_LEASE"], "call", "connection"),
-        reset=_reset(values["RESET"]),
-    )
+    values = ((key, check(key, given.get(key, default))) for key, (default, check) in KEYS.items())
+    return Settings(**{key.lower(): value for key, value in values})
 
 
-def _max_threads(value: Any) -> int:
+def _max_threads(key: str, value: Any) -> int:
     # The setting is checked even where the variable wins: it would fail on the next machine.
     expected = "a whole number of 1 or more"
     if value is not None and (type(value) is not int or value < 1):
-        raise _refused(_setting("MAX_THREADS"), value, f"{expected}, or None for CPUs * 5")
+        raise _refused(_setting(key), value, f"{expected}, or None for CPUs * 5")
     variable = os.environ.get("ASGI_THREADS")
     if variable is not None:
         # isdecimal alone would let other scripts' digits pass; int() alone "1_0" and " 5 ".
@@ -103,19 +88,30 @@ def _seconds(key: str, value: Any) -> float:
     return float(min(value, threading.TIMEOUT_MAX))  # about 292 years; no lock waits longer
 
 
-def _choice(key: str, value: Any, *accepted: str) -> str:
+def _choice(accepted: tuple[str, ...], key: str, value: Any) -> str:
     if not isinstance(value, str) or value not in accepted:
         raise _refused(_setting(key), value, " or ".join(map(repr, accepted)))
     return str(value)
 
 
-def _reset(value: Any) -> str | None:
+def _reset(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _refused(_setting("RESET"), value, _RESET_EXPECTED)
+        raise _refused(_setting(key), value, _RESET_EXPECTED)
     return value
 
 
-def import_reset(path: str | None) -> Callable[[Any], object] | None:
+#: What may stand in ``settings.ORMBRIDGE``: its default, and what checks it and returns it.
+KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
+    "MAX_THREADS": (None, _max_threads),  # CPUs * 5
+    "TIMEOUT": (30.0, _seconds),
+    "MAX_IDLE": (600.0, _seconds),
+    "HTTP_LEASE": ("request", partial(_choice, ("request", "call"))),
+    "WEBSOCKET_LEASE": ("call", partial(_choice, ("call", "connection"))),
+    "RESET": (None, _reset),
+}
+
+
+def import_reset(path: str | None) -> Reset | None:
     """Return the callable that ``RESET`` names.
 
     Apart from :func:`load_settings`, because its module may itself import this package.
@@ -127,7 +123,8 @@ def import_reset(path: str | None) -> Callable[[Any], object] | None:
     try:
         reset = import_string(path)
     except Exception as error:  # a path may be wrong in many ways, and a module raise anything
-        raise _refused(_setting("RESET"), path, f"{_RESET_EXPECTED} ({error})") from error
+        expected = f"{_RESET_EXPECTED} ({str(error)[:_LONG]})"
+        raise _refused(_setting("RESET"), path, expected) from error
     if not callable(reset):
         value = f"{_shown(path)}, which is {_shown(reset)}"
         raise ImproperlyConfigured(f"{_setting('RESET')} is {value}; expected {_RESET_EXPECTED}")

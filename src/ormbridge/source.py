@@ -48,16 +48,13 @@ class StreamContext(LeaseContext):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, holds=False)
-        self._streams: set[Source] = set()
+        #: For which it goes on.
+        self.streams: set[Source] = set()
 
-    def enter(self, source: Source) -> Callable[[], None]:
-        """Go on at least until *source* has called what this returns."""
-        self._streams.add(source)
-        return functools.partial(self._leave, source)
-
-    def _leave(self, source: Source) -> None:
-        self._streams.discard(source)
-        if not self._streams:
+    def leave(self, source: Source) -> None:
+        """Go on without *source*, one of :attr:`streams`; end after the last."""
+        self.streams.discard(source)
+        if not self.streams:
             self.release(end=True)
 
     def _waits_for_blocks_on(self, lease: Lease) -> bool:
@@ -137,7 +134,8 @@ class Source:
             self._context = StreamContext(self.name)
             stream_context.set(self._context)
         if isinstance(self._context, StreamContext):
-            self._leave.append(self._context.enter(self))
+            self._context.streams.add(self)
+            self._leave.append(functools.partial(self._context.leave, self))
 
     def _send(self, call: Call) -> None:
         """Send *call* to the thread of the cursor, or to the frame that was entered there since."""

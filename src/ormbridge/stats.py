@@ -38,9 +38,7 @@ class PoolStats:
     def shortage(self, waited: float) -> str:
         """Say why a call has no worker after it *waited*, in seconds, and what to do about it."""
         held = sorted(self.holders, key=lambda holder: -holder[2])
-        names = ", ".join(
-            f"{thread} by {what} for {seconds:.1f} s" for thread, what, seconds in held[:_NAMED]
-        )
+        names = ", ".join(f"{name} by {by} for {time:.1f} s" for name, by, time in held[:_NAMED])
         more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
         return (
             f"waited {waited:.1f} s for a worker: {len(held)} of {self.max_threads} leased, "

@@ -27,8 +27,9 @@ import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
+from django.db.models import Model
 from django.db.models.query import QuerySet, RawQuerySet
 
 from .call import Call
@@ -36,11 +37,8 @@ from .connections import ThreadConnections
 from .errors import LeaseClosed
 from .source import Anchor, Chunk, Source, heed
 
-if TYPE_CHECKING:
-    from django.db.models import Model
-
 _Row = TypeVar("_Row")
-_Model = TypeVar("_Model", bound="Model")
+_Model = TypeVar("_Model", bound=Model)
 
 
 @overload

@@ -169,9 +169,8 @@ class TestContext(LeaseContext):
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
         with self._returned:
-            if not self._returned.wait_for(
-                lambda: not self._users, default_pool().settings.timeout
-            ):
+            patience = default_pool().settings.timeout
+            if not self._returned.wait_for(lambda: not self._users, patience):
                 running = [lease for lease in leases if lease.worker in self._users]
                 left += [f"{lease} on {lease.thread.name} still runs" for lease in running]
         for alias, connection in self._lent.items():

@@ -43,6 +43,8 @@ from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+# What an asynchronous function given to on_commit() returned, and whether it is robust.
+_Callback = tuple[Awaitable[Any], bool]
 
 
 class Atomic(BlockManager):
@@ -57,15 +59,14 @@ class Atomic(BlockManager):
 
     async def _begin(self, entered: Entered) -> None:
         work = entered.work = _Transaction(entered, *self._options)
-        call, future = _make_call(
-            lambda: work.begin(cast(Turns, call.line)), f"the beginning of {entered.block}", entered
-        )
+        name = f"the beginning of {entered.block}"
+        call, future = _make_call(lambda: work.begin(cast(Turns, call.line)), name, entered)
         try:
             if entered.frame is None:
                 cast(LeaseContext, entered.block.context).place(call)
             elif not entered.frame.put(call):
                 raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
-            cancelled = await _outlast(future, call, call.cancel)
+            cancelled = await _outlast(future, call, gives_up=True)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -132,8 +133,7 @@ class _Transaction:
         self._restores: list[Callable[[], object]] = []
         self.begun = False
         self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
-        # What asynchronous functions given to on_commit() returned, and whether they are robust.
-        self._callbacks: list[tuple[Awaitable[Any], bool]] = []
+        self._callbacks: list[_Callback] = []
 
     def abandon(self) -> bool:
         """Have a beginning that still runs undone as it ends. False if the block is open. Loop."""
@@ -197,23 +197,15 @@ class _Transaction:
         # Django calls what was given to on_commit(), and drops what that returns.
         connection, around = transaction.get_connection(self._using), self._block.parent
         if len(connection.atomic_blocks) == 1:
-            prepare = self._collect
+            take: Callable[[_Callback], object] = self._callbacks.append
         elif self._entered.frame and not any(each.exclusive for each in outwards(around)):
-            prepare = _await_here  # a synchronous atomic() around this one will commit
+            take = _await_here  # a synchronous atomic() around this one will commit
         else:
             return
         connection.run_on_commit = [
-            (savepoints, prepare(func, robust), robust)
+            (savepoints, _handing(take, func, robust), robust)
             for savepoints, func, robust in connection.run_on_commit
         ]
-
-    def _collect(self, func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
-        @functools.wraps(func)
-        def call() -> None:
-            if inspect.isawaitable(outcome := func()):
-                self._callbacks.append((outcome, robust))
-
-        return call
 
     async def run_callbacks(self, cancelled: bool) -> None:
         """Await what asynchronous functions given to ``on_commit()`` have to do. On the loop.
@@ -245,13 +237,21 @@ class _Transaction:
                     callback.close()
 
 
-def _await_here(func: Callable[[], Any], robust: bool) -> Callable[[], Any]:
+def _handing(
+    take: Callable[[_Callback], object], func: Callable[[], Any], robust: bool
+) -> Callable[[], None]:
+    """Return *func*, with what it returns handed to *take* if that is to be awaited."""
+
     @functools.wraps(func)
     def call() -> None:
         if inspect.isawaitable(outcome := func()):
-            async_to_sync(_wait_for)(outcome)
+            take((outcome, robust))
 
     return call
+
+
+def _await_here(callback: _Callback) -> None:
+    async_to_sync(_wait_for)(callback[0])
 
 
 async def _wait_for(outcome: Awaitable[Any]) -> None:
@@ -272,14 +272,12 @@ def _make_call(
 
 
 async def _outlast(
-    future: asyncio.Future[Any],
-    call: Call | None = None,
-    give_up: Callable[[], bool] = lambda: False,
+    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
     :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
-    :param give_up: called when the task is cancelled; if it succeeds, nothing is waited for.
+    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
     """
     cancelled = None
     while not future.done():
@@ -287,7 +285,7 @@ async def _outlast(
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-            if give_up():
+            if gives_up and call is not None and call.cancel():
                 break
             if call is not None:
                 call.bound()

@@ -32,17 +32,28 @@ class Turns:
     #: The thread that runs them; a lease has it from its first call on.
     thread: threading.Thread
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
         # Re-entrant: freeing a generator may come in between.
         self._lock = threading.RLock()
         # Guarded by _lock.
         self._line: OrderedDict[Call, None] = OrderedDict()
         self._blocks: list[Block] = []  # the innermost is at the end
+        self._running: Call | None = None
+
+    def __str__(self) -> str:
+        running = self._running
+        return f"{self.name}, {'idle' if running is None else f'in {running}'}"
 
     def put(self, call: Call) -> bool:
         """Put *call* in line. Returns False, and does nothing, if the line takes no more calls."""
         raise NotImplementedError
+
+    def _append(self, call: Call) -> None:
+        # The lock is held.
+        call.asked = time.monotonic()
+        call.line = self
+        self._line[call] = None
 
     def _take(self) -> Call | None:
         """Return the first call in line whose turn it is. The lock is held."""

@@ -42,12 +42,10 @@ _MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contex
 class Witness:
     """Sees the statements of one connection, and how its blocks end."""
 
-    def __init__(
-        self, connection: BaseDatabaseWrapper, caller: Callable[[], object] | None
-    ) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, who: Callable[[], object] | None) -> None:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         self._own = weakref.ref(connection)
-        self._caller = caller
+        self._who = who
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
@@ -122,12 +120,8 @@ class Witness:
             raises = handled is not None and handled.tb_frame is block
             lost = None if raises else self.loss(marked=how != "commit")
             if lost is not None:
-                logger.error(
-                    "%s: a transaction.atomic() on %r ended without an error, and is lost: %s",
-                    self._caller and self._caller(),
-                    connection.alias,
-                    lost[0],
-                )
+                what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
+                logger.error(what, self._who and self._who(), connection.alias, lost[0])
             if how == "commit" and _is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
         if how != "savepoint_rollback":
@@ -141,20 +135,18 @@ class Witness:
         del connection.set_rollback
 
 
-def attend(
-    connection: Any, caller: Callable[[], object] | None = None
-) -> Callable[[], object] | None:
+def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable[[], object] | None:
     """Have a witness see what *connection* does.
 
-    :param caller: returns what runs on its thread. Then a block that is lost is logged.
+    :param who: returns what runs on its thread. Then a block that is lost is logged.
     :returns: what takes that back, or None if there was one before.
     """
     if witness_of(connection) is not None:
         return None
-    witness = Witness(connection, caller)
+    witness = Witness(connection, who)
     connection.execute_wrappers.insert(0, witness)
     connection.set_rollback = witness.set_rollback
-    for how in ("commit", "rollback", "savepoint_rollback") if caller is not None else ():
+    for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
         setattr(connection, how, partial(witness.end, how))
     return witness.leave
 

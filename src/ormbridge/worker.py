@@ -46,7 +46,6 @@ class Leaseholder(Protocol):
 
         :param stalled: see :meth:`.Mailbox.post`.
         """
-        ...
 
     def refuse(self, error: BridgeError) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
@@ -54,7 +53,6 @@ class Leaseholder(Protocol):
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs; fail those that wait with *error*. Any thread."""
-        ...
 
 
 class Worker(threading.Thread):

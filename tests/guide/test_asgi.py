@@ -16,10 +16,12 @@ from asgiref.testing import ApplicationCommunicator
 from channels import db as channels_db
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection
 from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
@@ -343,6 +345,43 @@ async def test_state_of_a_connection_stays_with_the_request(transactional_db, si
         return HttpResponse(name)
 
     assert await get(site(view)) == "200 blue"
+
+
+async def test_user_and_session_are_read_on_the_worker(ada, settings):
+    """``session.aget()`` and ``auser()`` query on the worker that the request has."""
+    threads = {}
+
+    def note_thread(sender, **kwargs):
+        threads[sender] = get_thread_name()
+
+    async def view(request):
+        assert await request.session.aget("_auth_user_id") == str(ada.pk)
+        assert await neighbour() != threads[Session]  # which others cannot have meanwhile
+        assert await request.auser() == ada
+        return HttpResponse(await database_sync_to_async(get_thread_name)())
+
+    settings.ROOT_URLCONF = (path("", view),)
+    settings.MIDDLEWARE = [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+    ]
+    client = AsyncClient()
+    await client.aforce_login(ada)
+    cookie = b"sessionid=" + client.cookies["sessionid"].value.encode()
+
+    async def application(scope, receive, send):
+        scope = {**scope, "headers": [(b"cookie", cookie)]}
+        await BridgeMiddleware(ASGIHandler())(scope, receive, send)
+
+    for model in (Session, User):
+        post_init.connect(note_thread, sender=model)
+    try:
+        answer = await get(application)
+    finally:
+        for model in (Session, User):
+            post_init.disconnect(note_thread, sender=model)
+    assert answer == "200 ormbridge-worker-1"
+    assert threads == dict.fromkeys((Session, User), "ormbridge-worker-1")
 
 
 async def test_streaming_response_keeps_its_worker(site, pool_settings):

@@ -13,10 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from anyio import to_thread
 from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, connection, connections
+from django.db import (
+    InterfaceError,
+    OperationalError,
+    close_old_connections,
+    connection,
+    connections,
+)
 from django.db.backends.signals import connection_created
 from django.http import HttpResponse
 from django.urls import path
@@ -192,6 +199,16 @@ if CHOICE in KILL:  # SQLite has no server that could close a connection
         connection_settings(CONN_HEALTH_CHECKS=True)
         before = await kill_connection_of_worker()
         assert await database_sync_to_async(ask)(WHO_AM_I) != before
+
+    async def test_thread_of_anyio_keeps_a_dead_connection():
+        """On a thread of anyio all calls fail, until one of them closes old connections."""
+        before = await to_thread.run_sync(ask, WHO_AM_I)
+        await asyncio.to_thread(ask_and_close, KILL_IT.format(before))
+        for _ in range(3):
+            with pytest.raises((OperationalError, InterfaceError)):
+                await to_thread.run_sync(ask, WHO_AM_I)
+        await to_thread.run_sync(close_old_connections)
+        assert await to_thread.run_sync(ask_and_close, WHO_AM_I) != before
 
 
 # The room on the server.

@@ -39,7 +39,7 @@ from tests.settings import CHOICE
 
 if django.VERSION >= (6, 1):
     from django.core.exceptions import FieldFetchBlocked
-    from django.db.models import FETCH_RAISE
+    from django.db.models import FETCH_RAISE, Prefetch
 
 # The examples, in the order of the page. Each is run with the bridge, and with channels.db instead.
 
@@ -318,6 +318,17 @@ if django.VERSION >= (6, 0):  # before, the expression stays on the object
         assert ada.last_name == "ada!"
 
 
+@pytest.mark.parametrize(("reads_again", "saved"), [(False, "!!"), (True, "!")])
+async def test_bulk_update_leaves_the_expression(ada, reads_again, saved):
+    """A save() after bulk_update() applies the expression again, unless the field was read."""
+    ada.last_name = Concat(F("last_name"), Value("!"))
+    await User.objects.abulk_update([ada], ["last_name"])
+    if reads_again:
+        await ada.arefresh_from_db(fields=["last_name"])
+    await ada.asave()
+    assert await User.objects.values_list("last_name", flat=True).aget() == saved
+
+
 if django.VERSION >= (6, 1):  # the first with fetch modes
 
     async def test_fetch_mode_that_raises(transactional_db):
@@ -327,6 +338,20 @@ if django.VERSION >= (6, 1):  # the first with fetch modes
             (await permissions.afirst()).content_type  # noqa: B018 # reading it queries
         with pytest.raises(FieldFetchBlocked):
             (await permissions.fetch_mode(FETCH_RAISE).afirst()).content_type  # noqa: B018
+
+    @pytest.mark.parametrize("relation", ["permission_set", "user_permissions"])
+    async def test_prefetch_has_a_fetch_mode_of_its_own(ada, relation):
+        """What is prefetched along a reverse or many-to-many relation does not get the mode."""
+        permission = await Permission.objects.select_related("content_type").afirst()
+        await ada.user_permissions.aadd(permission)
+        start = {"permission_set": permission.content_type, "user_permissions": ada}[relation]
+        given = Prefetch(relation, Permission.objects.fetch_mode(FETCH_RAISE))
+        for prefetch, error in [(relation, SynchronousOnlyOperation), (given, FieldFetchBlocked)]:
+            queryset = type(start).objects.fetch_mode(FETCH_RAISE).prefetch_related(prefetch)
+            found = getattr(await queryset.aget(pk=start.pk), relation).all()[0]
+            found.content_type_id = 0  # another one than was loaded
+            with pytest.raises(error):
+                found.content_type  # noqa: B018 # reading it queries
 
 
 # What a thread knows of its caller.

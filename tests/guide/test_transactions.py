@@ -2,17 +2,20 @@
 
 import ast
 import asyncio
+import contextlib
 import contextvars
 import re
 import threading
 
 import pytest
+from anyio import to_thread
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import LazySettings
 from django.contrib.auth.models import Group, User
 from django.core.handlers.asgi import ASGIHandler
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
+from django.db.models.signals import post_init
 from django.urls import path
 
 from ormbridge import (
@@ -262,6 +265,40 @@ def test_pinned(run_example, recorded):
     recorded("transactions_pinned", run_example("transactions_pinned", *STRICT))
 
 
+async def test_jobs_in_pinned(connection_settings):
+    """All calls of a job run on one worker and one connection, also at ``CONN_MAX_AGE = 0``."""
+    connection_settings(CONN_MAX_AGE=0)
+    all_have_begun = asyncio.Barrier(3)
+    threads = {}
+
+    def note_thread(instance, **kwargs):
+        threads.setdefault(instance.username, []).append(get_thread_name())
+
+    def get_open_connection():
+        connection.ensure_connection()
+        return connection.connection
+
+    async def work(name):
+        async with pinned():
+            before = await database_sync_to_async(get_open_connection)()
+            await all_have_begun.wait()
+            await User.objects.acreate(username=name)
+            await User.objects.aget(username=name)
+            assert [user.username async for user in User.objects.filter(username=name)] == [name]
+            assert await database_sync_to_async(get_open_connection)() is before
+            return await database_sync_to_async(get_thread_name)()
+
+    names = ["ada", "bob", "cyd"]
+    post_init.connect(note_thread, sender=User)
+    try:
+        workers = await asyncio.gather(*map(work, names))
+    finally:
+        post_init.disconnect(note_thread, sender=User)
+    assert len(set(workers)) == 3
+    calls = {name: threads[name][1:] for name in names}  # acreate() makes its object on the loop
+    assert calls == {name: [worker] * 2 for name, worker in zip(names, workers, strict=True)}
+
+
 if CHOICE == "postgresql":
 
     async def test_advisory_lock(serve, load_example, pool_settings, recorded):
@@ -344,6 +381,73 @@ async def test_consumer():
     assert await say(socket, "ada") == "True"
     await disconnect(socket)
     assert await committed() == ["ada"]
+
+
+@contextlib.asynccontextmanager
+async def synchronous_dependency():
+    """Open a transaction as FastAPI does for a synchronous dependency: on threads of anyio."""
+
+    @contextlib.contextmanager
+    def dependency():
+        with transaction.atomic():
+            yield
+
+    manager = dependency()
+    await to_thread.run_sync(manager.__enter__)
+    try:
+        yield
+    except BaseException as error:
+        await to_thread.run_sync(manager.__exit__, type(error), error, error.__traceback__)
+        raise
+    else:
+        await to_thread.run_sync(manager.__exit__, None, None, None)
+
+
+@contextlib.asynccontextmanager
+async def asynchronous_dependency():
+    async with atomic():
+        yield
+
+
+async def run_on_worker(function, *args):
+    return await database_sync_to_async(function)(*args)
+
+
+@pytest.mark.parametrize(
+    ("dependency", "call", "saved"),
+    [
+        (synchronous_dependency, to_thread.run_sync, []),
+        (asynchronous_dependency, run_on_worker, ["ada"]),
+    ],
+    ids=["sync", "async"],
+)
+async def test_dependency_of_fastapi(connection_settings, dependency, call, saved):
+    """A request that fails undoes what another wrote, if their blocks are in sync dependencies."""
+    if CHOICE == "sqlite":  # take the lock with the first statement that writes, not with BEGIN
+        options = connections.settings["default"]["OPTIONS"]
+        connection_settings(OPTIONS={**options, "transaction_mode": "DEFERRED"})
+    has_written, has_begun, is_answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def write():
+        async with dependency():
+            await call(create, "ada")
+            has_written.set()
+            await has_begun.wait()
+        is_answered.set()
+
+    async def fail():
+        await has_written.wait()
+        async with dependency():
+            await call(is_inside)
+            has_begun.set()
+            await is_answered.wait()
+            raise UndoError
+
+    async with asyncio.timeout(GUARD):
+        result = await asyncio.gather(write(), fail(), return_exceptions=True)
+    await to_thread.run_sync(lambda: connection.close())  # that of the thread
+    assert [type(each) for each in result] == [type(None), UndoError]
+    assert await committed() == saved
 
 
 async def test_one_call_needs_no_block():

@@ -162,3 +162,16 @@ async def test_client_that_reads_nothing(database, kind):
                     moves = progress == "0" or progress != before
                     answers_alike = 0 if moves else answers_alike + 1
             assert (progress == "512") is (kind == "daphne")
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "gunicorn-uvicorn"])
+async def test_pool_from_before_the_fork(database, outside, kind):
+    """With --preload, a pool that was used before the fork stays with gunicorn's main process."""
+    options = {"options": "--preload", "variables": {"SERVERS_CALLS": "1"}}
+    with Server(kind, database, bridge=True, MAX_THREADS=BOUND, **options) as server:
+        assert outside.sessions(server) == 1
+        assert (
+            await together(*[get(server.port, "/async/sleep") for _ in range(10)])
+            == [(200, "slept")] * 10
+        )
+        assert outside.sessions(server) == 1 + BOUND

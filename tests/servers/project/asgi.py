@@ -1,6 +1,7 @@
 """What the servers serve. ``SERVERS_BRIDGE=1`` adds the one line.
 
 With ``SERVERS_TASKS=1`` the server waits for the tasks that views left behind, before it stops.
+With ``SERVERS_CALLS=1`` a call is made as the application is loaded.
 """
 
 import asyncio
@@ -12,11 +13,12 @@ from typing import Any
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
-from ormbridge import BridgeMiddleware
+from ormbridge import BridgeMiddleware, database_sync_to_async
 
 http = get_asgi_application()
 
 # Django must be set up first.
+from tests.servers.project.queries import count  # noqa: E402
 from tests.servers.project.urls import websockets  # noqa: E402
 from tests.servers.project.views import tasks  # noqa: E402
 
@@ -44,3 +46,5 @@ async def lifespan(
 application: Any = ProtocolTypeRouter({"http": http, "websocket": websockets, "lifespan": lifespan})
 if os.environ.get("SERVERS_BRIDGE") == "1":
     application = BridgeMiddleware(application)
+if os.environ.get("SERVERS_CALLS") == "1":
+    asyncio.run(database_sync_to_async(count)())
