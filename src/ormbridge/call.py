@@ -229,7 +229,8 @@ class Call:
         function, self.function = self.function, None
         if connections is not None:
             connections.running, self.connections = self, connections
-            connections.catch_up()
+            if connections.opened:
+                connections.catch_up()
         try:
             if prepare is not None:
                 prepare()
@@ -259,7 +260,7 @@ class Call:
     def finish(self, stalled: Callable[[], None] | None = None) -> None:
         """Send the outcome to the caller's loop."""
         self.ended = True
-        if self.connections is not None:
+        if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
         self.mailbox.post(self, stalled)
 

@@ -205,15 +205,18 @@ class ThreadConnections:
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
         self.running = None
-        self.catch_up()
+        if self.opened:
+            self.catch_up()
         if self.stopped:
             self._settle()
 
     def catch_up(self) -> None:
-        """Wait for who still cancels or breaks something for the sake of what has ended."""
-        if self.opened:  # so there was something: they look at this first, then at what has ended
-            with self.finishing:
-                pass
+        """Wait for who still cancels or breaks something for the sake of what has ended.
+
+        Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
+        """
+        with self.finishing:
+            pass
 
     def cut(self, call: Any = None) -> None:
         """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
