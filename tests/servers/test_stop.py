@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 
 import pytest
 from websockets.asyncio.client import connect
@@ -29,6 +30,10 @@ EXIT_CODES = {
 
 BY_UVICORN = {"uvicorn-asyncio", "uvicorn-uvloop", "gunicorn-uvicorn"}
 """The servers whose process ends by the signal itself, as soon as no request is open."""
+
+FORKS = {"granian"} if sys.version_info < (3, 13) else set()
+"""The servers whose processes are children of multiprocessing's, which skipped `atexit` before
+Python 3.13: https://github.com/python/cpython/issues/83856"""
 
 GRACEFUL_TIMEOUTS = {
     "uvicorn-asyncio": "--timeout-graceful-shutdown 1",
@@ -89,7 +94,7 @@ async def test_stop_by_signal(database, outside, kind, number, bridge):
     lifespan = ["lifespan.startup"] if cuts else ["lifespan.startup", "lifespan.shutdown"]
     assert told == ([] if kind in NO_LIFESPAN else lifespan)
     killed = kind in BY_UVICORN and (number == signal.SIGTERM or kind == "gunicorn-uvicorn")
-    assert ("\natexit\n" in output) is not killed, output
+    assert ("\natexit\n" in output) is not (killed or kind in FORKS), output
 
 
 @pytest.mark.parametrize("bridge", [True, False], ids=["with-the-line", "without"])
@@ -104,7 +109,8 @@ async def test_graceful_timeout(database, outside, kind, bridge):
             await until(lambda: outside.waiting() == 1)
             server.process.send_signal(signal.SIGTERM)
             await server.stopped()
-        assert await asyncio.wait_for(request, GUARD) == "cut"
+        # uvicorn cancels the request, and may find the time to answer that it failed.
+        assert await asyncio.wait_for(request, GUARD) in ("cut", "Internal Server Error")
         await until(lambda: outside.sessions(server) == 0)
         assert not outside.has_group(name)
         assert "\natexit\n" not in server.output()
