@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from asgiref.local import _Storage
 from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
 
+from . import route as routes
 from .call import Call
 from .connections import close_old_connections_outside_transactions
-from .context import current_context, place
 from .mailbox import mailbox_of
+from .route import place
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -202,5 +203,6 @@ async def aclose_old_connections() -> None:
     connections, so inside :class:`BridgeMiddleware` there is nothing to do. A connection in a
     transaction is left alone.
     """
-    if current_context() is None:
+    route = routes.current_route.get()
+    if route is None or route.frame is not None:
         await sync_to_async(close_old_connections_outside_transactions)()

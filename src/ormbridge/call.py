@@ -17,16 +17,15 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .blocks import Block, current_block
 from .canceller import LONGEST_PAUSE, stop
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout, logger
 from .frames import frame_thread
-from .mailbox import Mailbox
+from .mailbox import Expire, Mailbox
 from .pool import Pool
 from .settings import Settings
 from .stats import PoolStats
@@ -50,13 +49,17 @@ class Line(Protocol):
         ...
 
 
+#: The leases that have the thread of a synchronous frame, for the calls that wait for it meanwhile.
+hosts: weakref.WeakKeyDictionary[CurrentThreadExecutor, Line] = weakref.WeakKeyDictionary()
+
+
 class Call:
     """One call of a synchronous function, made from an event loop."""
 
     __slots__ = (
-        *("_claim", "_error", "_result", "asked", "awaits", "block", "calls", "closes"),
+        *("_claim", "_error", "_result", "asked", "awaits", "calls", "closes"),
         *("connections", "ended", "function", "future", "generator", "glances", "iteration"),
-        *("line", "mailbox", "name", "stays_out", "stopping", "task", "watched"),
+        *("line", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
@@ -73,10 +76,10 @@ class Call:
         self._error: BaseException | None = None
         self.asked = 0.0
         self.calls = 0
-        #: The innermost block around the code that makes it.
-        self.block: Block | None = current_block.get()
-        #: The block that it closes: such a call waits as long as it has to.
-        self.closes: Block | None = None
+        #: The route of the code that makes it.
+        self.route: object = None
+        #: Whether that is a block, which it closes: such a call waits as long as it has to.
+        self.closes = False
         #: An argument of the function that, suspended, needs its connection again.
         self.generator: Generator[Any, Any, Any] | None = None
         #: What is collected when nobody iterates on it any more, and what closes it then.
@@ -103,28 +106,27 @@ class Call:
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
     def __str__(self) -> str:
-        named: Any = self.name
-        if isinstance(named, str):
-            return named
-        while isinstance(named, functools.partial):
-            named = named.func
-        try:
-            return f"{named.__module__}.{named.__qualname__}"
-        except Exception:  # an object; its repr is the user's, and may query the database or fail
-            return f"{type(named).__module__}.{type(named).__qualname__}"
+        return name_of(self.name)
 
     # On the loop's thread
 
-    def place(self, pool: Pool, frame: CurrentThreadExecutor | None, anywhere: bool) -> None:
+    def place(
+        self,
+        pool: Pool,
+        frame: CurrentThreadExecutor | None,
+        anywhere: bool,
+        put: Callable[[Call], None] | None = None,
+    ) -> None:
         """Find a thread for the call.
 
         :param frame: the live synchronous frame above the caller, whose thread it runs on.
         :param anywhere: ``thread_sensitive=False``: prefer any free worker to the frame's thread.
+        :param put: what sends the call to the frame's thread.
         :raises PoolTimeout: if only a deadlock could come of waiting.
         """
         if frame is not None and not anywhere:
             try:
-                frame.submit(self.run_on_frame)
+                self._send(frame, pool.settings)
                 return
             except RuntimeError:  # it ended this very moment, on another loop's thread
                 frame = None
@@ -139,7 +141,16 @@ class Call:
             if frame is None:
                 raise self.second_worker(holder)
             self.stays_out = True
-            frame.submit(self.run_on_frame)
+            if put is not None:
+                put(self)
+            else:
+                self._send(frame, pool.settings)
+
+    def _send(self, frame: CurrentThreadExecutor, settings: Settings) -> None:
+        frame.submit(self.run_on_frame)
+        if (host := hosts.get(frame)) is not None:
+            self.line = host
+            self.watch(settings)
 
     def second_worker(self, holder: threading.Thread) -> PoolTimeout:
         """Return the error of a call from an event loop on *holder*, if no other worker is free."""
@@ -160,9 +171,12 @@ class Call:
             self.watched.pop(self, None)
         return True
 
-    def watch(self, settings: Settings) -> None:
-        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds."""
-        self.watched = self.mailbox.watch(self, settings.timeout, _expire)
+    def watch(self, settings: Settings, expire: Expire | None = None) -> None:
+        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds.
+
+        :param expire: called with it, among others, when it has; else it is refused.
+        """
+        self.watched = self.mailbox.watch(self, settings.timeout, expire or _expire)
 
     def stop(self) -> None:
         """Have the statement cancelled that the call runs, if that may be. Returns at once.
@@ -183,12 +197,12 @@ class Call:
 
     def cut(self) -> bool:
         """Break what it waits for in vain. Returns whether it still runs."""
-        own, worker = self.connections, getattr(self.line, "worker", None)
-        if own is None and self.stopping and worker is not None:
-            own = worker.connections
+        own, thread = self.connections, getattr(self.line, "thread", None)
+        if own is None and self.stopping and isinstance(thread, Worker):
+            own = thread.connections
         if own is not None:
             own.cut(self)
-        if self.closes is None and self.future is not None and not self.future.done():
+        if not self.closes and self.future is not None and not self.future.done():
             self.future.set_result(None)  # a beginning: it may be that it has no connection yet
         return not self.ended
 
@@ -284,6 +298,18 @@ class Call:
             self.finish()
 
 
+def name_of(named: Any) -> str:
+    """Return what messages call *named*: a function, or a name already."""
+    if isinstance(named, str):
+        return named
+    while isinstance(named, functools.partial):
+        named = named.func
+    try:
+        return f"{named.__module__}.{named.__qualname__}"
+    except Exception:  # an object; its repr is the user's, and may query the database or fail
+        return f"{type(named).__module__}.{type(named).__qualname__}"
+
+
 class CallFuture(asyncio.Future[Any]):
     """What asgiref awaits, and cancels when the awaiting task is cancelled."""
 
@@ -301,11 +327,9 @@ class CallFuture(asyncio.Future[Any]):
 def _expire(calls: list[Call]) -> None:
     """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
     seen: dict[object, PoolStats] = {}
-    for call in [call for call in calls if call.closes is None and call.cancel()]:
-        call.refuse(cast(Line, call.line).time_out(call, seen), claimed=True)
-    for call in calls:
-        if call.closes is not None and call.closes.line is not None:
-            call.closes.line.hurry(call)
+    for call in [call for call in calls if call.cancel()]:
+        if call.line is not None:
+            call.refuse(call.line.time_out(call, seen), claimed=True)
 
 
 def _glance(calls: list[Call]) -> None:

@@ -37,7 +37,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from django.db import connections
 from django.db.models import Model, QuerySet, prefetch_related_objects
@@ -101,7 +101,10 @@ def stop(call: Stoppable) -> None:
 @contextmanager
 def bounded() -> Generator[None, None, None]:
     """Have the block wait no longer than BOUND seconds for PostgreSQL: nobody awaits it. Worker."""
-    own = cast(ThreadConnections, connections_of_thread())
+    own = connections_of_thread()
+    if own is None:  # on the thread of a synchronous frame
+        yield
+        return
     # No request is sent for it, which might come to what follows.
     block: Any = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
     block.bound = lambda: None

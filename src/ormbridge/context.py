@@ -18,59 +18,28 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
-from asgiref.sync import SyncToAsync
-
-from .blocks import Block, outwards
+from . import route as routes
 from .call import Call, CallFuture
 from .canceller import awaited_by
 from .errors import BridgeError, LeaseClosed, PoolTimeout, logger
-from .frames import Ground, live_frame
+from .frames import Ground, ground_below
 from .generators import find_generator, owner_of
 from .lease import Lease
 from .mailbox import mailbox_of
 from .pool import Pool
 from .process import default_pool
+from .route import Route
 from .threadless import answer, child_of, needs_thread
+from .turns import outwards
 from .worker import Worker
 
-#: The context of all calls of the process while a test has one (testing.py). For lookups it stands
-#: in for asgiref's.
-ambient: LeaseContext | None = None
 
-
-#: That of the stream which the running code has opened outside of any other context. Who holds a
-#: worker never waits for a second one, so other calls of the bridge go there as well.
-stream_context: ContextVar[LeaseContext | None] = ContextVar("ormbridge.stream", default=None)
-
-
-class LeaseContext(Ground):
-    """Where the calls of one context go: the executor that asgiref is given."""
-
-    def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
-        """Make a context that has no worker.
-
-        :param name: what it is, for error messages.
-        :param holds: whether its first call begins a lease that is held to the end. Otherwise each
-            call is a lease, which only what it leaves open keeps.
-        :param waits_once: whether calls no longer wait once one has waited in vain.
-        """
-        super().__init__()
-        self.name = name
-        #: Whether a call of it was refused because no worker became free in time.
-        self.timed_out = False
-        self.ended = False
-        #: Whether the last message of the response is out: what comes now is another request.
-        self.answered = False
-        self._holds = holds
-        self._waits_once = waits_once
-        self._lock = threading.RLock()
-        # Guarded by _lock: leases that go on between calls, and others in the pool's line.
-        self._leases: list[Lease] = []
-        self._waiting: deque[Lease] = deque()
+class RouteGround(Ground):
+    """What asgiref sends goes where the calls of the running code go."""
 
     def submit(  # type: ignore[override] # run_in_executor takes an asyncio future as well
         self, job: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -88,15 +57,67 @@ class LeaseContext(Ground):
             return outcome
         call = Call(job, child.func if child is not None else job, mailbox_of(loop))
         call.awaits = awaited_by(job, child)
-        if call.block is not None:
-            call.block.check(call)
+        route = call.route = routes.current_route.get()
+        if route is not None:
+            route.check(call)
         future = call.future = CallFuture(call, loop)
-        if outcome is not None:
-            return loop.create_task(self._do_without(call, outcome))
-        self.place(call)
+        if outcome is not None and isinstance(route, LeaseContext):
+            return loop.create_task(route.do_without(call, outcome))
+        if route is not None:
+            route.place(call)
+        else:  # it was entered in another context
+            call.place(default_pool(), None, anywhere=False)
         return future
 
-    async def _do_without(self, call: Call, parts: list[Any]) -> Any:
+
+GROUND = RouteGround()
+
+
+@asynccontextmanager
+async def on_ground(route: Route) -> AsyncGenerator[None, None]:
+    """Have the calls of this block, and of tasks begun in it, go to *route*: asgiref's, too.
+
+    Tasks that outlive the block go on sending them there.
+    """
+    token = routes.current_route.set(route)
+    try:
+        async with ground_below(GROUND):
+            yield
+    finally:
+        with suppress(ValueError):  # collected, and so in another context: it was never left
+            routes.current_route.reset(token)
+
+
+class LeaseContext(Route):
+    """Where the calls of one context go."""
+
+    def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
+        """Make a context that has no worker.
+
+        :param name: what it is, for error messages.
+        :param holds: whether its first call begins a lease that is held to the end. Otherwise each
+            call is a lease, which only what it leaves open keeps.
+        :param waits_once: whether calls no longer wait once one has waited in vain.
+        """
+        self.name = name
+        #: Whether a call of it was refused because no worker became free in time.
+        self.timed_out = False
+        self.ended = False
+        #: Whether the last message of the response is out: what comes now is another request.
+        self.answered = False
+        self._holds = holds
+        self._waits_once = waits_once
+        self._lock = threading.RLock()
+        # Guarded by _lock: leases that go on between calls, and others in the pool's line.
+        self._leases: list[Lease] = []
+        self._waiting: deque[Lease] = deque()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what comes now does not belong to it."""
+        return self.ended or self.answered
+
+    async def do_without(self, call: Call, parts: list[Any]) -> Any:
         """Run *call*, which starts or ends a request; where no worker becomes free, log it.
 
         :param parts: what it calls. Each would have run, or each has this :exc:`PoolTimeout`.
@@ -125,10 +146,10 @@ class LeaseContext(Ground):
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             if self.ended:
                 leases = [lease for lease in leases if lease.is_of_current_task()]
-            bound = _lease_of(call.block)
-            if own in [lease.worker for lease in leases]:
+            bound = _lease_of(call.route)
+            if own in [lease.thread for lease in leases]:
                 if not anywhere:
-                    refuse_inside(call.block, call)
+                    refuse_inside(call.route, call)
                 call.place(pool, None, anywhere)
                 return
             if anywhere and leases and pool.take(call, wait=False):
@@ -136,11 +157,11 @@ class LeaseContext(Ground):
             call.stays_out = anywhere
             hold = hold and self._holds and not (anywhere or self.ended)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
-            for lease in filter(None, [owner_of(call.generator, self), bound, *leases]):
+            for lease in filter(None, [self._owner_of(call), bound, *leases]):
                 if lease.put(call, hold and lease.context is self):
                     return
                 if lease is bound and not anywhere:
-                    raise LeaseClosed(f"{call} was called in {call.block}, whose worker is gone")
+                    raise LeaseClosed(f"{call} was called in {call.route}, whose worker is gone")
             lease = self._make_lease(pool, hold)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
@@ -160,8 +181,15 @@ class LeaseContext(Ground):
             if hold:
                 self._leases.append(lease)
 
-    def for_block(self, block: Block) -> LeaseContext:
-        """Return the context whose calls *block*, around the running code, has to itself.
+    def _owner_of(self, call: Call) -> Lease | None:
+        """Return the lease on whose worker a call with a suspended generator has to run."""
+        owner = owner_of(call.generator)
+        if isinstance(owner, Lease) and (owner.context is self or not owner.ended):
+            return owner
+        return None
+
+    def for_block(self, name: str) -> LeaseContext:
+        """Return the context whose calls the block *name*, around the running code, has to itself.
 
         That is this one if it holds its worker: a request's calls stay together. Otherwise it is a
         new one, and neighbours have workers of their own. Nobody waits for a second worker: what
@@ -172,12 +200,12 @@ class LeaseContext(Ground):
         own = threading.current_thread()
         with self._lock:
             leases = [lease for lease in self._leases if not lease.over]
-            below = own in [lease.worker for lease in leases]
+            below = own in [lease.thread for lease in leases]
             if self._holds and not (self.ended or below):
                 return self
-            context = LeaseContext(block.name, holds=True)
+            context = LeaseContext(name, holds=True)
             if below:
-                refuse_inside(block.parent, block)
+                refuse_inside(routes.current_route.get(), name)
             else:
                 context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
             return context
@@ -235,57 +263,21 @@ class _Withdrawn(NamedTuple):
             self.call.refuse(error)
 
 
-def current_context() -> LeaseContext | None:
-    """Return the context whose leases the calling task uses, or None."""
-    context: Any = SyncToAsync.thread_sensitive_context.get(None)
-    executor = getattr(context, "_executor", None)
-    return executor if isinstance(executor, LeaseContext) else None
-
-
-def place(call: Call, anywhere: bool = False) -> None:
-    """Find a thread for *call*: the innermost wins. Runs in the task that makes it.
-
-    :param anywhere: ``thread_sensitive=False``: prefer any free worker.
-    :raises LeaseClosed: if it belongs to a block that has ended.
-    :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
-    """
-    block = call.block
-    if block is not None and not anywhere:
-        block.check(call)
-    frame = live_frame(call.mailbox.loop)
-    context = None if frame is not None else calling_context(block)
-    if context is None:
-        call.place(default_pool(), frame, anywhere)
-    else:
-        context.place(call, anywhere)
-
-
-def calling_context(block: Block | None) -> LeaseContext | None:
-    """Return the context for calls of the running code, which is in *block*; None: it has none."""
-    for each in outwards(block) if block is not None else ():
-        if each.context is not None:
-            return each.context
-    context = current_context()
-    if context is None and (context := stream_context.get()) is not None and context.ended:
-        context = None
-    return context
-
-
-def refuse_inside(block: Block | None, caller: object) -> None:
-    """Refuse *caller*, on an event loop on a worker, if that worker has *block*.
+def refuse_inside(route: object, caller: object) -> None:
+    """Refuse *caller*, on an event loop on a worker, if that worker has the block of *route*.
 
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.
     """
-    lease = _lease_of(block)
+    lease = _lease_of(route)
     own = threading.current_thread()
-    if lease is not None and lease.worker is own:
+    if lease is not None and lease.thread is own:
         raise PoolTimeout(
             f"{caller} is called from an event loop started on {own.name}, which has "
-            f"{block}; elsewhere it would not be in that block. Use async_to_sync in place of "
+            f"{route}; elsewhere it would not be in that block. Use async_to_sync in place of "
             "asyncio.run"
         )
 
 
-def _lease_of(block: Block | None) -> Lease | None:
-    """Return the lease that has *block*, or the next one around it."""
-    return next((each.line for each in outwards(block) if isinstance(each.line, Lease)), None)
+def _lease_of(route: object) -> Lease | None:
+    """Return the lease that has the block *route*, or the next one around it."""
+    return next((each.lease for each in outwards(route) if isinstance(each.lease, Lease)), None)

@@ -1,128 +1,151 @@
-"""The lease of a live synchronous frame's thread, from the first block opened there (step 2).
+"""The lease of a live synchronous frame's thread: a guest there (step 2 of a call).
 
-A frame runs what is handed to it, from its own coroutine and from tasks of dead frames below it.
-Once a block has been opened there, a :class:`FrameLease` stands in front of all that: calls of the
-bridge, Django's ``a``-methods and neighbours that know nothing of the block pass it, and take turns
-as on a worker.
+The first block or stream below a frame sends one work item to its thread, which serves the calls of
+that block in the frame's place, until nothing keeps the lease. Meanwhile other calls wait where
+asgiref has put them, and run in between unless a block is open that is exclusive. Frames that are
+entered in these calls nest on the stack, as they always do.
 
-A frame that ends with a block open rolls it back, on its thread, before ``async_to_sync`` returns.
+A frame that ends with a block or a stream open has it rolled back, or closed, on its thread, before
+``async_to_sync`` returns.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import threading
+import time
 import weakref
-from collections import OrderedDict
-from typing import Any, cast
+from collections import deque
+from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .call import Call
-from .errors import LeaseClosed
-from .frames import FrameItems, frame_thread, items_of, pass_on
-from .mailbox import mailbox_of
-from .settings import Settings
+from .call import Call, hosts, name_of
+from .connections import refresh_own_thread
+from .errors import BridgeError, LeaseClosed
+from .frames import Guest, frame_thread
+from .generators import find_generator, owner_of
+from .lease import Lease
+from .process import default_pool
+from .route import Route
 from .threadless import child_of
-from .turns import Turns
+from .turns import undo
 
-#: Those that may still be waited for as the interpreter exits: Ctrl-C ends a frame, not its tasks.
-frame_leases: weakref.WeakSet[FrameLease] = weakref.WeakSet()
+# Held to make one: code of several event loops may be below one frame.
+_lock = threading.RLock()
 
 
-class FrameLease(Turns):
+class FrameRoute(Route):
+    """Where the calls of blocks and streams below one frame go."""
+
+    name = "a synchronous frame"
+    timed_out = False
+
+    def __init__(self, frame: CurrentThreadExecutor) -> None:
+        self._frame = weakref.ref(frame)
+
+    @property
+    def frame(self) -> CurrentThreadExecutor | None:
+        """The frame."""
+        return self._frame()
+
+    def place(self, call: Call, anywhere: bool = False) -> None:
+        """Put *call* in line.
+
+        :raises LeaseClosed: if the frame has ended.
+        """
+        if anywhere:
+            call.place(default_pool(), self.frame, anywhere, self._put)
+        else:
+            self._put(call)
+
+    def _put(self, call: Call) -> None:
+        frame = self.frame
+        find_generator(call)
+        with _lock:
+            lease = hosts.get(frame) if frame is not None else None
+            owner = owner_of(call.generator)
+            if isinstance(owner, Lease) and owner is not lease:
+                call.generator = None  # it is suspended above the frame, and stays there
+            if isinstance(lease, FrameLease) and lease.put(call):
+                return
+            if frame is not None:
+                hosts[frame] = lease = FrameLease(self, frame)
+                lease.put(call)
+                if lease.begin():
+                    return
+        raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
+
+    def keep(self, lease: Lease) -> None:
+        """Do nothing: all of these calls go to *lease* already."""
+
+    def forget(self, lease: Lease) -> None:
+        """Let go of *lease*, which is over."""
+        with _lock:
+            if (frame := self.frame) is not None and hosts.get(frame) is lease:
+                del hosts[frame]
+
+
+class FrameLease(Lease):
     """A line of calls for the thread that waits in a synchronous frame."""
 
-    def __init__(self, frame: CurrentThreadExecutor, items: FrameItems, settings: Settings) -> None:
-        """Put a line in front of *items*, those of *frame*."""
-        super().__init__("a synchronous frame", settings)
+    _left = "its synchronous frame ended before it"
+
+    def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
+        super().__init__(route, default_pool(), held=False)
         self.thread = frame_thread(frame)
-        self._items = items
-        items.front = self
-        items.last.append(self._end)
-        frame_leases.add(self)
+        self._guest = Guest(frame, self._host)
 
-    def takes(self, item: Any) -> bool:
-        """Put *item*, which asgiref hands to the frame, in line; False if it may run as it is.
+    def begin(self) -> bool:
+        """Ask for the thread. Returns False if the frame has ended."""
+        return self._guest.submit()
 
-        asgiref's lock is held.
+    def _rouse(self) -> bool:
+        self._resting = False
+        self._guest.wake()
+        return False  # it may be in the middle of what it runs for others
 
-        :raises LeaseClosed: if it belongs to a block that has ended.
-        """
-        call = _call_of(item)
-        if call.block is not None:
-            call.block.check(call)
-        with self._lock:
-            if self.over or not (self._running or self._line or self._blocks):
-                return False
-            self._append(call)
-        self._items.push(self._run)
-        return True
-
-    def put(self, call: Call) -> bool:
-        """Put *call* in line. Returns False, and does nothing, if the frame has ended."""
-        with self._items.lock:
-            if self.over or not self._items.push(self._run):
-                return False
-            with self._lock:
-                self._append(call)
-        return True
-
-    def _append(self, call: Call) -> None:
-        super()._append(call)
-        call.watch(self.settings)
-
-    def look(self) -> None:
-        """Have the frame's thread run the calls whose turn it is."""
-        with self._items.lock:
-            self._items.push(self._run)
+    def _refuse_line(self, error: BridgeError) -> None:
+        for call in self._close_line():
+            call.refuse(LeaseClosed(f"{call} came too late: its synchronous frame has ended"))
 
     # On the frame's thread
 
-    def _run(self) -> None:
-        while True:
-            self._items.do_first()
-            if (call := self._next()) is None:
-                return
-            call.run_on_frame()
+    def _host(self) -> None:
+        if not self.claim():
+            return
+        try:
+            self._serve()
+        except BaseException:  # Ctrl-C, which comes out of the frame
+            self._end()
+            undo(self._abandoned, self._left)
+            self.context.forget(self)
+            raise
+        self.finish(None)
 
-    def _next(self) -> Call | None:
-        with self._lock:
-            self._running = call = self._take()
-            return call
+    def _run(self, call: Call) -> bool:
+        call.awaits = None  # what runs there is never stopped
+        return call.run(prepare=refresh_own_thread)
+
+    def _rest(self) -> None:
+        alone = functools.partial(getattr, self.line, "blocks")
+        if not self._guest.wait(lambda: not self._resting, alone, self._refuse_late):
+            self._end()
+
+    def _refuse_late(self, items: deque[Any]) -> float | None:
+        # What asgiref sent to the frame has no timer: a call of the bridge has one.
+        now, timeout = time.monotonic(), self.pool.settings.timeout
+        while items:
+            asked = vars(items[0]).setdefault("asked", now)
+            if now < asked + timeout:
+                return float(asked + timeout - now)
+            item = items.popleft()
+            if item.future.set_running_or_notify_cancel():
+                child = child_of(item.fn)
+                name = name_of(child.func if child is not None else item.fn)
+                item.future.set_exception(self._no_turn(name, asked))
+        return None
 
     def _end(self) -> None:
-        self._items.front = None
-        self.undo(list(self._blocks), "its synchronous frame ended before it")
-        self.dismiss()
-
-    def dismiss(self) -> None:
-        """Take no more calls, and refuse those in line. Any thread."""
-        with self._lock:
-            self.over = True
-            self._blocks.clear()
-            line, self._line = self._line, OrderedDict()
-        for call in line:
-            call.refuse(LeaseClosed(f"{call} came too late: its synchronous frame has ended"))
-
-
-def _call_of(item: Any) -> Call:
-    """Return the call of the bridge that *item* runs, or make it one."""
-    call = getattr(item.fn, "__self__", None)
-    if not isinstance(call, Call):
-        child = child_of(item.fn)
-        name = child.func if child is not None else item.fn
-        call = Call(item.run, name, mailbox_of(asyncio.get_running_loop()))
-        future = cast("asyncio.Future[Any]", call.future)
-        future.add_done_callback(functools.partial(pass_on, item.future))
-    return call
-
-
-def lease_of(frame: CurrentThreadExecutor, settings: Settings) -> FrameLease:
-    """Return the lease of *frame*; it is made by the first block there.
-
-    :raises RuntimeError: if the frame has ended.
-    """
-    items = items_of(frame)
-    lease = items.front
-    return lease if isinstance(lease, FrameLease) else FrameLease(frame, items, settings)
+        self._refuse_line(LeaseClosed("its synchronous frame has ended"))
+        self._abandon()

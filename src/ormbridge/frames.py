@@ -16,14 +16,13 @@ import asyncio
 import contextvars
 import functools
 import threading
-import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
-from asgiref.current_thread_executor import CurrentThreadExecutor, _WorkItem
+from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
@@ -55,7 +54,7 @@ class Ground(CurrentThreadExecutor):
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.fn)
-        run.add_done_callback(functools.partial(pass_on, item.future))
+        run.add_done_callback(functools.partial(_pass_on, item.future))
         item.future.add_done_callback(functools.partial(_pass_cancellation, run))
 
 
@@ -64,7 +63,7 @@ def _pass_cancellation(run: asyncio.Future[Any], outcome: Future[Any]) -> None:
         run.cancel()
 
 
-def pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
+def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
     """Let *outcome*, that of a work item, be that of *run*, if it has not been run."""
     # A work item that ran has set its outcome; one that was refused or answered has none.
     if not (run.cancelled() or outcome.done()):
@@ -75,13 +74,13 @@ def pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def on_ground(ground: Ground) -> AsyncGenerator[None, None]:
-    """Have asgiref send the calls of this block, and of tasks begun in it, to *ground*.
-
-    Tasks that outlive the block go on sending them there.
-    """
-    context = ThreadSensitiveContext(executor=ground)
+async def ground_below(ground: Ground) -> AsyncGenerator[None, None]:
+    """Have asgiref send the calls of this block, and of tasks begun in it, to *ground*."""
     frame = getattr(AsyncToSync.executors, "current", None)
+    if frame is ground:
+        yield
+        return
+    context = ThreadSensitiveContext(executor=ground)
     await context.__aenter__()  # type: ignore[no-untyped-call]
     AsyncToSync.executors.current = ground
     try:
@@ -116,78 +115,54 @@ def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
     return executor._work_thread
 
 
-class Front(Protocol):
-    """Who stands in front of a frame."""
+class Guest:
+    """A work item that has a frame's thread for as long as it likes, in the frame's place."""
 
-    def takes(self, item: Any, /) -> bool:
-        """Say whether the work item is taken care of; asgiref's lock is held."""
-        ...
+    def __init__(self, frame: CurrentThreadExecutor, serve: Callable[[], object]) -> None:
+        self._frame, self._serve = frame, serve
 
-
-class FrameItems(deque[Any]):
-    """The work items of a frame, with somebody in front and something to do at its end.
-
-    asgiref appends to them under its lock, also what comes from a dead frame below. On the frame's
-    thread it asks whether there are any before it leaves the frame.
-    """
-
-    def __init__(self, frame: CurrentThreadExecutor) -> None:
-        super().__init__(frame._work_items)
-        self._frame = weakref.ref(frame)
-        #: asgiref's, which is not re-entrant.
-        self.lock = frame._work_ready
-        self.front: Front | None = None
-        #: What the frame's thread does before it runs anything else; nothing of it may raise.
-        self.first: deque[Callable[[], object]] = deque()
-        #: What the frame's thread does when its coroutine has finished, the last one first.
-        self.last: list[Callable[[], object]] = []
-
-    def append(self, item: Any) -> None:
-        """Add *item*, unless it is taken care of. :attr:`lock` is held."""
-        if self.front is None or not self.front.takes(item):
-            super().append(item)
-
-    def push(self, job: Callable[[], object]) -> bool:
-        """Have *job* run as soon as what runs is done. False if the frame has ended.
-
-        :attr:`lock` is held.
-        """
-        frame = self._frame()
-        if frame is None or frame._broken:
-            return False
-        super().append(_WorkItem(Future(), job))
-        self.lock.notify()
+    def submit(self) -> bool:
+        """Wait for the thread. Returns False if the frame has ended."""
+        with self._frame._work_ready:
+            if self._frame._broken:
+                return False
+            self._frame._work_items.append(self)  # type: ignore[arg-type] # it is run, no more
+            self._frame._work_ready.notify()
         return True
 
-    def do_first(self) -> None:
-        """Do what comes before anything else. Runs on the frame's thread."""
-        while self.first:
-            self.first.popleft()()
+    def run(self) -> None:
+        """Do what asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C."""
+        self._serve()
 
-    def __bool__(self) -> bool:
-        frame = self._frame()
-        if not len(self) and self.last and frame is not None and frame._broken:
-            super().append(_WorkItem(Future(), self.last.pop()))
-        return len(self) > 0
+    def wake(self) -> None:
+        """Have :meth:`wait` look again. Any thread."""
+        with self._frame._work_ready:
+            self._frame._work_ready.notify()
 
+    def wait(
+        self,
+        woken: Callable[[], bool],
+        alone: Callable[[], bool],
+        refuse: Callable[[deque[Any]], float | None],
+    ) -> bool:
+        """Wait until *woken*, and run other work items of the frame meanwhile, unless *alone*.
 
-def items_of(frame: CurrentThreadExecutor) -> FrameItems:
-    """Return the work items of *frame*.
-
-    :raises RuntimeError: if the frame has ended.
-    """
-    with frame._work_ready:
-        if frame._broken:
-            raise RuntimeError("the synchronous frame has ended")
-        items = frame._work_items
-        if not isinstance(items, FrameItems):
-            items = frame._work_items = FrameItems(frame)
-        return items
-
-
-def has_ended(frame: CurrentThreadExecutor) -> bool:
-    """Say whether the coroutine of *frame* has finished."""
-    return frame._broken
+        :param refuse: takes those out that have waited for too long, and returns the seconds until
+            the next one has.
+        :returns: False if the frame's coroutine has finished.
+        """
+        frame = self._frame
+        while True:
+            with frame._work_ready:
+                while not (woken() or frame._broken or (frame._work_items and not alone())):
+                    frame._work_ready.wait(refuse(frame._work_items))
+                if woken():
+                    return True
+                if alone() or not frame._work_items:
+                    return False
+                item = frame._work_items.popleft()
+            item.run()
+            del item
 
 
 def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol
 
 from django.db.models.query import BaseIterable
 
@@ -26,14 +26,18 @@ from .canceller import bounded
 from .errors import LeaseClosed
 from .threadless import CHUNKS, child_of
 
-if TYPE_CHECKING:
-    from .context import LeaseContext
-    from .lease import Lease
-
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
-# Suspended generators, and the leases on whose workers they go on.
-_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Lease] = weakref.WeakKeyDictionary()
+
+class Keeper(Protocol):
+    """What is kept by suspended generators: a lease."""
+
+    def look(self) -> None:
+        """Have the thread look what became of them."""
+
+
+# Suspended generators, and the leases on whose threads they go on.
+_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Keeper] = weakref.WeakKeyDictionary()
 
 
 class _Suspended:
@@ -50,7 +54,7 @@ class _Suspended:
 class SuspendedGenerators:
     """The generators that keep one lease."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Keeper) -> None:
         self._lease = weakref.ref(lease)
         self._suspended: dict[int, _Suspended] = {}  # by the generator's id
 
@@ -85,7 +89,8 @@ class SuspendedGenerators:
         else:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
             suspended.anchor = weakref.ref(anchor, collected)
-            _owners[generator] = cast("Lease", self._lease())
+            if (lease := self._lease()) is not None:
+                _owners[generator] = lease
 
     def _collected(self, loop: Any, suspended: _Suspended, anchor: weakref.ref[Any]) -> None:
         # The worker sees this before its next call. The user's own generators clean up after this,
@@ -168,7 +173,6 @@ def lives_on(task: _Task) -> asyncio.Task[Any] | None:
     return None if running is None or running.done() else running
 
 
-def owner_of(generator: Generator[Any, Any, Any] | None, context: LeaseContext) -> Lease | None:
-    """Return the lease on whose worker a call of *context* with *generator* has to run."""
-    owner = _owners.get(generator) if generator is not None else None
-    return owner if owner and (owner.context is context or not owner.ended) else None
+def owner_of(generator: Generator[Any, Any, Any] | None) -> Keeper | None:
+    """Return the lease on whose thread *generator* goes on."""
+    return _owners.get(generator) if generator is not None else None

@@ -27,7 +27,6 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from . import context as contexts
 from .connections import transaction_open
 from .errors import BridgeError
 from .pool import Pool
@@ -102,10 +101,10 @@ def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
             (worker, lease)
             for pool in live_pools()
             for worker, lease in pool.leases()
-            if not isinstance(getattr(lease, "context", lease), type(contexts.ambient))
+            if not getattr(lease, "is_of_test", False)
         ]
         # A lease that runs no call does not end by itself.
-        running = any(getattr(lease, "_running", lease) is not None for _, lease in left)
+        running = any(getattr(lease, "running", lease) is not None for _, lease in left)
         if not left or time.monotonic() - began > (patience if running else min(_GRACE, patience)):
             return left
         time.sleep(0.005)

@@ -8,7 +8,7 @@ calls left behind.
 Guarantees:
 
 * between two calls the worker and its connections belong to the lease;
-* a call that comes after the end is told so (:meth:`Lease.submit`), never lost;
+* a call that comes after the end is told so (:meth:`Lease.put`), never lost;
 * a call waits at most ``TIMEOUT`` seconds for its turn;
 * the worker is free before the outcome of the last call is handed over.
 
@@ -21,47 +21,60 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from .blocks import Block, outwards
 from .call import Call
 from .connections import ThreadConnections
 from .errors import BridgeError, PoolTimeout, logger
 from .generators import SuspendedGenerators, current_task, lives_on
 from .pool import Pool
 from .stats import PoolStats
-from .turns import Turns
+from .turns import Block, Line, outwards, undo
 from .worker import Worker
 
-if TYPE_CHECKING:
-    from .context import LeaseContext
+
+class Context(Protocol):
+    """What a lease needs of the route whose calls it runs."""
+
+    name: str
+    #: Whether a call of it was refused because no worker became free in time.
+    timed_out: bool
+
+    def keep(self, lease: Any, /) -> None:
+        """Send all calls to *lease*, which goes on after a call. Runs on its worker."""
+
+    def forget(self, lease: Any, /) -> None:
+        """Let go of *lease*, which is over. Runs on its worker."""
 
 
-class Lease(Turns):
+class Lease:
     """A line of calls, and the worker that serves it."""
 
-    def __init__(self, context: LeaseContext, pool: Pool, held: bool) -> None:
+    #: What a block that was left open is told.
+    _left = "it was not left"
+
+    def __init__(self, context: Context, pool: Pool, held: bool) -> None:
         """Make a lease that has no worker yet.
 
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
-        super().__init__(context.name, pool.settings)
-        self.context = context
+        self.context, self.pool = context, pool
         self._task = current_task()
         #: Calls that have run.
         self.calls = 0
-        self.pool = pool
         self.asked = 0.0
-        #: The worker, from the first call on.
-        self.worker: Worker | None = None
+        #: The thread that runs them, from the first one on; a worker, but below a frame.
+        self.thread: threading.Thread | None = None
+        self._connections: ThreadConnections | None = None  # the worker's
         self._claim = threading.Lock()
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
-        # All of the following is guarded by _lock.
+        #: The calls in line. Its lock guards all of the following.
+        self.line = Line()
         self._held = held
         self._pins: set[Block] = set()  # open pinned() blocks
         self._abandoned: list[Block] = []  # those that nobody will leave
@@ -70,11 +83,16 @@ class Lease(Turns):
         #: Whether one was open after the last call.
         self.transaction = False
         self._generators = SuspendedGenerators(self)
+        #: The call that runs.
+        self.running: Call | None = None
         self._resting = False
         self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
         self._last: Call | None = None
+
+    def __str__(self) -> str:
+        return f"{self.context.name}, {'idle' if self.running is None else f'in {self.running}'}"
 
     # On an event loop's thread
 
@@ -83,27 +101,31 @@ class Lease(Turns):
 
         :param hold: whether the lease is held from now on, even if it was released before.
         """
-        with self._lock:
+        with self.line.lock:
             # A fork leaves the child without the worker.
-            if self.over or (self.worker is not None and not self.worker.is_alive()):
+            if self.over or (self.thread is not None and not self.thread.is_alive()):
                 return False
             self._held = self._held or hold
-            if call.block is not None and not call.stays_out:
+            if not call.stays_out:
                 # With its first call, a pinned() block keeps the lease.
-                for block in outwards(call.block):
-                    if block.line is None and not (block.exclusive or block.closing):
-                        block.line = self
+                for block in outwards(call.route):
+                    if block.lease is None and not (block.exclusive or block.closing):
+                        block.lease = self
                         self._pins.add(block)
-            self._append(call)
+            call.line = self
+            self.line.append(call)
             # Whether the first call has to wait, the pool says.
-            roused = self._is_turn_of(call) and self._rouse()
-            if not roused and (self.worker or len(self._line) > 1):
-                call.watch(self.settings)
+            roused = self.line.is_turn_of(call) and self._rouse()
+            if not roused and (self.thread or len(self.line.calls) > 1):
+                self._watch(call)
         return True
+
+    def _watch(self, call: Call) -> None:
+        call.watch(self.pool.settings, _hurry if call.closes else None)
 
     def unpin(self, block: Block) -> None:
         """Let go of *block*, a ``pinned()`` that ends."""
-        with self._lock:
+        with self.line.lock:
             self._pins.discard(block)
             self.look()
 
@@ -120,7 +142,7 @@ class Lease(Turns):
 
         :param end: roll back a transaction that is left open, instead of waiting for its end.
         """
-        with self._lock:
+        with self.line.lock:
             self._held = False
             self.ended = self.ended or end
             if end:
@@ -143,39 +165,41 @@ class Lease(Turns):
 
     def _is_kept(self) -> bool:
         left_open = self.transaction and not self.ended
-        return self._held or left_open or bool(self._blocks or self._pins or self._generators)
+        return self._held or left_open or bool(self.line.blocks or self._pins or self._generators)
 
     def open_blocks(self) -> list[Block]:
         """Return the blocks that keep it. Any thread."""
-        with self._lock:
-            return [*self._blocks, *self._pins]
+        with self.line.lock:
+            return [*self.line.blocks, *self._pins]
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
-        super().forget(call)
+        with self.line.lock:
+            self.line.calls.pop(call, None)
         self.withdraw(only_empty=True)
 
     def waits(self) -> bool:
         """Say whether the lease is still in the pool's line."""
-        return self.worker is None and not self.over
+        return self.thread is None and not self.over
 
-    def withdraw(self, only_empty: bool = False) -> Iterable[Call]:
+    def withdraw(self, only_empty: bool = False) -> list[Call]:
         """Leave the pool's line, and return the calls to be placed elsewhere. Any thread.
 
         :param only_empty: stay there as long as there is a call.
         """
-        with self._lock:
-            if (only_empty and self._line) or not self.claim():
-                return ()
-            line = self._close_line()
+        with self.line.lock:
+            if (only_empty and self.line.calls) or not self.claim():
+                return []
+            calls = self._close_line()
         self.pool.forget(self)  # not under a lock: who frees a coroutine may have the pool's
-        return line
+        return calls
 
     def look(self) -> None:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
-        with self._lock:
+        with self.line.lock:
             # The next call finds it over, and asks for a worker of its own.
-            self.over = self.over or (self._idle and not self._line and not self._is_kept())
+            over = self._idle and not self.line.calls and not self._is_kept()
+            self.over = self.over or over
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -184,6 +208,39 @@ class Lease(Turns):
         if rested:
             self._wake.release()
         return rested
+
+    def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long, maybe with the lease."""
+        self.context.timed_out = True
+        if self.thread is None:
+            return self.pool.time_out(call, seen)
+        return self._no_turn(call, call.asked)
+
+    def _no_turn(self, call: object, asked: float) -> PoolTimeout:
+        with self.line.lock:
+            within = f", inside {self.line.blocks[-1]}" if self.line.blocks else ""
+        return PoolTimeout(
+            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on "
+            f"{getattr(self.thread, 'name', None)}, which has {self}{within}. Calls of one lease run one at a time, "
+            "and those of an open block go first: shorten them, do not wait in a block for what "
+            "runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
+        )
+
+    def hurry(self, call: Call) -> None:
+        """Have *call*, which closes a block, roll back what it has waited for too long."""
+        block = next(outwards(call.route))
+        with self.line.lock:
+            innermost = self.line.blocks[-1] if self.line.blocks else None
+            if call not in self.line.calls or block.overdue is not None:
+                return
+            if innermost in (None, block):  # a block may still open inside it
+                self._watch(call)
+                return
+            block.overdue = PoolTimeout(
+                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
+                "inside it; both were rolled back. Await what you start in a block"
+            )
+        self.look()
 
     # What the pool and its worker need
 
@@ -201,11 +258,14 @@ class Lease(Turns):
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
         self._refuse_line(error)
-        with self._lock:
-            for block in self.open_blocks():
-                logger.warning("%s was not left: its worker is given back", block)
+        for block in self.open_blocks():
+            logger.warning("%s was not left: its worker is given back", block)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        with self.line.lock:
             self._generators.abandon(all_of_them=True)
-            self._abandoned, self._blocks = self._blocks, []
+            self._abandoned, self.line.blocks = self.line.blocks, []
             self._pins.clear()
             self.release(end=True)
 
@@ -217,40 +277,38 @@ class Lease(Turns):
             own.__cause__ = error.__cause__
             call.refuse(own)
 
-    def _close_line(self) -> Iterable[Call]:
-        with self._lock:
+    def _close_line(self) -> list[Call]:
+        with self.line.lock:
             self.over = True
-            line, self._line = self._line, OrderedDict()
-            if self.worker is None:  # their next call may find one
+            if self.thread is None:  # their next call may find one
                 for block in self._pins:
-                    block.line = None
+                    block.lease = None
                 self._pins.clear()
-        return line
-
-    def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
-        """Return the error of *call*, which has waited for too long, maybe with the lease."""
-        self.context.timed_out = True
-        if self.worker is None:
-            return self.pool.time_out(call, seen)
-        return super().time_out(call, seen)
+            return self.line.take_all()
 
     # On the worker
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.thread = self.worker = cast(Worker, threading.current_thread())
+        self.thread = threading.current_thread()
+        self._connections = connections
         connections.leased = True
+        succeeded = self._serve()
+        connections.leased = False
+        return succeeded
+
+    def _serve(self) -> bool:
         succeeded = True
         call = self._next(wait=True)
         while call is not None:
             if not call.claim():
                 call = self._next(wait=True)
                 continue
-            self._running = call
-            succeeded = call.run(connections, connections.replace_dead) and succeeded
-            self._running = None
+            self.running = call
+            succeeded = self._run(call) and succeeded
+            self.running = None
             self.calls += 1
-            with self._lock:
+            with self.line.lock:
                 self._generators.note(call)
             following = self._next(wait=False)
             if following is None and self.over:
@@ -262,35 +320,51 @@ class Lease(Turns):
             call = following
             if call is None:  # and so a resting worker keeps nothing of the last call
                 call = self._next(wait=True)
-        self.undo(self._abandoned, "it was not left")
-        connections.leased = False
+        undo(self._abandoned, self._left)
         self.context.forget(self)  # no cycle is left
         return succeeded
 
+    def _run(self, call: Call) -> bool:
+        own = self._connections
+        return call.run(own, own.replace_dead if own is not None else None)
+
     def _next(self, wait: bool) -> Call | None:
         """Return the next call; None once the lease is over, or without *wait* if there is none."""
-        worker = cast(Worker, self.worker)
-        transaction = worker.connections.in_transaction()
+        own = self._connections
+        transaction = own is not None and own.in_transaction()
         while True:
             self._generators.close_unused()
-            with self._lock:
+            with self.line.lock:
                 self.transaction = transaction
-                call = self._take()
+                call = self.line.take()
                 self._idle = call is None
                 if call is not None:
                     return call
-                self.over = self.over or not (self._line or self._is_kept())
+                self.over = self.over or not (self.line.calls or self._is_kept())
                 if self.over or not wait:
                     return None
                 self._resting = True
+            self._rest()
+
+    def _rest(self) -> None:
+        """Wait until there may be something to do."""
+        worker = self.thread
+        if isinstance(worker, Worker):
             self.pool.hold(worker)
-            self._wake.acquire()
+        self._wake.acquire()
 
     def finish(self, stalled: Callable[[], None] | None) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
         if self._last is not None:
             self._last.finish(stalled)
             self._last = None
+
+
+def _hurry(calls: list[Call]) -> None:
+    """Have *calls*, which close blocks and have waited too long, wait no longer. Their loop."""
+    for call in calls:
+        if isinstance(call.line, Lease):
+            call.line.hurry(call)
 
 
 def _end_lease(lease: weakref.ref[Lease], task: asyncio.Task[Any]) -> None:

@@ -11,15 +11,14 @@ import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import nullcontext
 from typing import Any
 
-from . import context as contexts
-from .blocks import current_block
-from .context import LeaseContext, current_context
+from . import route as routes
+from .context import LeaseContext, on_ground
 from .errors import PoolTimeout, logger
-from .frames import live_frame, on_ground
+from .frames import live_frame
 from .process import default_pool
+from .turns import Block
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -63,19 +62,20 @@ class BridgeMiddleware:
         socket = settings.websocket_lease == "connection"
         holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
         held = holds.get(scope["type"])
-        outer = current_context()
+        outer = routes.current_route.get()
         if held is None or live_frame(asyncio.get_running_loop()) is not None:
             await self.application(scope, receive, send)
             return
-        if outer is not None and not (outer.ended or outer.answered):
-            # Where a test has one context for all, a task that outlives its request goes there too.
-            async with on_ground(outer) if outer is contexts.ambient else nullcontext():
+        while isinstance(outer, Block) and outer.parent is not None:
+            outer = outer.parent
+        if outer is not None and not (isinstance(outer, LeaseContext) and outer.is_over):
+            # In a test, code below a frame that has ended may not be on the ground yet.
+            async with on_ground(routes.current_route.get() or outer):
                 await self.application(scope, receive, send)
             return
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
         context = LeaseContext(name or scope["type"], held, waits_once=scope["type"] == "http")
         # Servers may start a request from within the one before, and so from a block of it.
-        block = current_block.set(None)
         async with on_ground(context):
             try:
                 if scope["type"] == "http":
@@ -84,7 +84,6 @@ class BridgeMiddleware:
                     await self.application(scope, receive, send)
             finally:
                 context.release(end=True)
-                current_block.reset(block)
 
     async def _respond(
         self, context: LeaseContext, scope: Message, receive: Receive, send: Send
@@ -128,7 +127,7 @@ def _spare_channels_a_thread() -> None:
 
     @functools.wraps(aclose)
     async def aclose_outside_contexts() -> None:
-        if current_context() is None:  # where there is one, workers clean up for themselves
+        if routes.current_route.get() is None:  # where there is one, workers clean up
             await aclose()
 
     setattr(consumer, "aclose_old_connections", aclose_outside_contexts)  # noqa: B010 # for mypy
@@ -143,6 +142,6 @@ async def release() -> None:
 
     Without a worker held there is nothing to do.
     """
-    context = current_context()
-    if context is not None:
-        context.release()
+    route = routes.current_route.get()
+    if route is not None:
+        route.release()

@@ -1,6 +1,6 @@
 """Hold a worker for a block of async code: ``pinned()``, and what ``atomic()`` shares with it.
 
-A block (``blocks.py``) is opened on the lease of the block around it, on the one that the request
+A block (``turns.py``) is opened on the lease of the block around it, on the one that the request
 holds, on a synchronous frame's thread, else on a lease of its own.
 
 Guarantees:
@@ -13,24 +13,21 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from .blocks import Block, current_block
+from . import route as routes
 from .call import Call
-from .context import LeaseContext, calling_context
-from .frame_lease import FrameLease, lease_of
-from .frames import live_frame, on_ground
-from .lease import Lease
-from .process import default_pool
-from .turns import Turns
+from .context import LeaseContext, on_ground
+from .frame_lease import FrameRoute
+from .frames import live_frame
+from .turns import Block, Owner
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -45,52 +42,47 @@ class Entered:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.loop = asyncio.get_running_loop()
-        #: What stands in for the lease under a synchronous frame.
-        self.frame: FrameLease | None = None
         #: Whether the coroutine is being freed: then nothing can be waited for.
         self.is_freed = False
         #: The transaction, of ``atomic()``.
         self.work: object = None
-        self._ground: AbstractAsyncContextManager[None] | None = None
-        self._token: contextvars.Token[Block | None] | None = None
-        frame = live_frame(self.loop)
-        if frame is not None:
-            self.frame = lease_of(frame, default_pool().settings)
-            return
-        around = calling_context(block.parent)
-        block.context = around.for_block(block) if around else LeaseContext(block.name, holds=True)
-        if block.context is not around:
-            self._ground = on_ground(block.context)
+        self._is_in = False
+        self._ground = on_ground(block)
+        around, frame = block.parent, live_frame(self.loop)
+        if frame is not None and (around is None or frame is not around.frame):
+            block.base = FrameRoute(frame)
+        elif around is not None:
+            block.base = around.for_block(block.name)
+        else:
+            block.base = LeaseContext(block.name, holds=True)
+        outside = around.base if isinstance(around, Block) else around
+        self._has_own = isinstance(block.base, LeaseContext) and block.base is not outside
 
     async def step_in(self) -> None:
         """Have the calls that follow belong to the block."""
-        self._token = current_block.set(self.block)
-        if self._ground is not None:
-            await self._ground.__aenter__()
+        await self._ground.__aenter__()
+        self._is_in = True
 
     async def step_out(self) -> None:
         """Have the calls that follow belong to what is around the block."""
-        if self._token is not None:
-            token, self._token = self._token, None
+        if self._is_in:
+            self._is_in = False
             with suppress(ValueError):  # in another context; __aexit__() says so
-                current_block.reset(token)
-            if self._ground is not None:
-                with suppress(ValueError):
-                    await self._ground.__aexit__(None, None, None)
+                await self._ground.__aexit__(None, None, None)
 
     def put_later(self, call: Call) -> None:
         """Put *call*, the end, in line: a coroutine may be freed in the middle of anything."""
-        line = cast(Turns, self.block.line)
-        if self.frame is None:
-            line.put(call)
+        put = cast(Owner, self.block.lease).put
+        if self.block.frame is None:
+            put(call)
             return
         with suppress(RuntimeError):  # the loop is closed, and so the frame has ended
-            self.loop.call_soon_threadsafe(line.put, call)
+            self.loop.call_soon_threadsafe(put, call)
 
     def give_back(self, end: bool = True) -> None:
         """Give the worker back, if it is the block's own. Any thread."""
-        if self._ground is not None and self.block.context is not None:
-            self.block.context.release(end)
+        if self._has_own:
+            cast(LeaseContext, self.block.base).release(end)
 
 
 class BlockManager:
@@ -107,7 +99,7 @@ class BlockManager:
         self._entered.append(await self._enter(place))
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
-        block = current_block.get()
+        block = routes.current_route.get()
         entered = next((each for each in self._entered if each.block is block), self._entered[-1])
         self._entered.remove(entered)
         # Only an async generator can wait when it is closed.
@@ -116,7 +108,7 @@ class BlockManager:
         await self._leave(entered, exc_type)
 
     async def _enter(self, name: str) -> Entered:
-        parent = current_block.get()
+        parent = routes.current_route.get()
         if parent is not None:
             parent.check(name)
         entered = Entered(Block(name, parent, self._exclusive))
@@ -125,7 +117,7 @@ class BlockManager:
         return entered
 
     async def _leave(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
-        moved = entered.block is not current_block.get()
+        moved = entered.block is not routes.current_route.get()
         await self._end(entered, RuntimeError if moved else exc_type)
         if moved:
             entered.block.undone = (
@@ -184,8 +176,8 @@ class Pinned(BlockManager):
     async def _end(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
         block = entered.block
         block.close()
-        if isinstance(block.line, Lease):
-            block.line.unpin(block)
+        if block.lease is not None:
+            block.lease.unpin(block)
         await entered.step_out()
         entered.give_back()
 

@@ -16,8 +16,6 @@ import weakref
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
-from .blocks import current_block
-from .frame_lease import frame_leases
 from .pool import Pool
 from .settings import load_settings
 from .stats import PoolStats
@@ -74,8 +72,6 @@ def _close_at_exit() -> None:
     global _exiting
     with _pool_lock:
         _exiting = True
-    for lease in list(frame_leases):
-        lease.dismiss()
     for pool in list(_pools):  # new settings may have replaced one that is still in use
         pool.close(refuse=True)
 
@@ -87,7 +83,6 @@ def _reset_after_fork() -> None:
         pool.disown()
     _pools.clear()
     _pool = None
-    current_block.set(None)  # and the transaction
 
 
 def _reload(setting: str, **kwargs: object) -> None:

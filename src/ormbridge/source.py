@@ -1,7 +1,7 @@
 """Where the rows of a stream come from: its cursor, and the thread where that stays (step 2).
 
-The cursor lives in a suspended generator. On a worker the lease has it in its care
-(``generators.py``), below a synchronous frame the frame. It is closed on its own thread: when it
+The cursor lives in a suspended generator, which the lease has in its care (``generators.py``), also
+that of a synchronous frame. It is closed on its own thread: when it
 has ended, when nobody needs the rows any more, or when the block, request or frame around it ends.
 """
 
@@ -16,17 +16,19 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, cast
 
-from asgiref.current_thread_executor import CurrentThreadExecutor
-
-from .blocks import current_block, outwards
+from . import route as routes
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .chunks import read_chunks
-from .context import LeaseContext, calling_context, stream_context
+from .context import LeaseContext
 from .errors import LeaseClosed
-from .frames import FrameItems, frame_thread, has_ended, items_of, live_frame
+from .frame_lease import FrameRoute
+from .frames import frame_thread, live_frame
 from .lease import Lease
 from .mailbox import Mailbox, mailbox_of
+from .process import default_pool
+from .route import Route
+from .turns import outwards
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]
@@ -50,6 +52,13 @@ class StreamContext(LeaseContext):
         super().__init__(name, holds=False)
         #: For which it goes on.
         self.streams: set[Source] = set()
+
+    def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
+        """Find a worker for *call*; after the last stream, as if there was none."""
+        if self.ended:
+            call.place(default_pool(), None, anywhere)
+        else:
+            super().place(call, anywhere, hold)
 
     def leave(self, source: Source) -> None:
         """Go on without *source*, one of :attr:`streams`; end after the last."""
@@ -76,8 +85,7 @@ class Source:
         self._mailbox: Mailbox | None = None
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
-        self._frame: CurrentThreadExecutor | None = None
-        self._context: LeaseContext | None = None
+        self._route: Route
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: Any = None
         # What to do when nobody needs the rows any more.
@@ -119,38 +127,32 @@ class Source:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
-        for block in outwards(current_block.get()):
+        route, frame = routes.current_route.get(), live_frame(mailbox.loop)
+        for block in outwards(route):
             end = functools.partial(_end_with_block, refuse, self.name, block.name)
             block.streams.add(end)
             self._leave.append(functools.partial(block.streams.discard, end))
-        self._frame = live_frame(mailbox.loop)
-        if self._frame is not None:
-            items = items_of(self._frame)
-            items.last.append(self.close)
-            self._leave.append(functools.partial(_close_on_frame, items, self.close))
-            return
-        self._context = calling_context(current_block.get())
-        if self._context is None:
-            self._context = StreamContext(self.name)
-            stream_context.set(self._context)
-        if isinstance(self._context, StreamContext):
-            self._context.streams.add(self)
-            self._leave.append(functools.partial(self._context.leave, self))
+        if frame is not None and (route is None or frame is not route.frame):
+            route = FrameRoute(frame)
+        elif route is None or (isinstance(route, StreamContext) and route.ended):
+            route = StreamContext(self.name)
+            routes.current_route.set(route)
+        if isinstance(route, StreamContext):
+            route.streams.add(self)
+            self._leave.append(functools.partial(route.leave, self))
+        self._route = route
 
     def _send(self, call: Call) -> None:
         """Send *call* to the thread of the cursor, or to the frame that was entered there since."""
-        if call.block is not None:
-            call.block.check(call)
+        route = call.route = routes.current_route.get()
+        if route is not None:
+            route.check(call)
         frame = live_frame(call.mailbox.loop)
-        self._place = frame, call.block
-        if frame is None or frame_thread(frame) is not self.thread:
-            frame = self._frame
-        if frame is None:
-            cast(LeaseContext, self._context).place(call)
-        elif has_ended(frame):
-            raise LeaseClosed(self._lost())
+        self._place = frame, route
+        if frame is not None and frame_thread(frame) is self.thread:
+            routes.place(call)
         else:
-            frame.submit(call.run_on_frame)
+            self._route.place(call)
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
@@ -159,7 +161,7 @@ class Source:
 
     def has_moved(self) -> bool:
         """Say whether the running code is below another frame or block than at the last fetch."""
-        here = live_frame(asyncio.get_running_loop()), current_block.get()
+        here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
         return bool(self._place != here)
 
     def drop(self) -> None:
@@ -178,7 +180,7 @@ class Source:
         # What is read ahead is not needed. To cancel its statement would abort a transaction.
         if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
             call.stop()
-        # On a lease there is no more to do: it sees for itself that the generator is unused.
+        # The lease sees for itself that the generator is unused.
         for each in leave:
             each()
 
@@ -234,14 +236,6 @@ def heed(future: asyncio.Future[Any]) -> None:
     """Drop an error that nobody comes for, as rows are: asyncio would log it."""
     if not future.cancelled():
         future.exception()
-
-
-def _close_on_frame(items: FrameItems, close: Callable[[], object]) -> None:
-    """Have the frame do *close* as soon as what runs there is done, block or no block."""
-    with items.lock:
-        items.first.append(close)
-        if items.push(items.do_first):  # otherwise it ends, and does so anyway
-            items.last.remove(close)
 
 
 def _end_with_block(refuse: weakref.ref[Callable[[str], None]], name: str, block: str) -> None:

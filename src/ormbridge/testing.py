@@ -28,6 +28,7 @@ import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,11 +40,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
-from . import context as contexts
+from . import route as routes
 from .bridge import database_sync_to_async
 from .call import Call
 from .connections import ThreadConnections, keep_open
-from .context import LeaseContext, refuse_inside
+from .context import GROUND, LeaseContext, refuse_inside
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
 from .errors import BridgeError, logger
@@ -52,6 +53,8 @@ from .lease import Lease
 from .pool import Pool
 from .process import default_pool
 from .queries import assert_num_queries as assert_num_queries
+from .route import Route
+from .turns import Block
 
 
 class TestContext(LeaseContext):
@@ -62,9 +65,6 @@ class TestContext(LeaseContext):
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
         super().__init__(name, holds=True)
-        #: What it is for asgiref, which the code of a test seems to be in.
-        self.everywhere = ThreadSensitiveContext(executor=self)
-        SyncToAsync.context_to_thread_executor[self.everywhere] = self
         self._lent = {connection.alias: connection for connection in connections.all()}
         self._depths = depths()
         # Workers that have the connections.
@@ -84,12 +84,13 @@ class TestContext(LeaseContext):
             vars(below).update(shared)
         return self._below[own]
 
-    def _current(self, default: object = None) -> ThreadSensitiveContext:
-        return self._here().everywhere
+    def _current(self, variable: ContextVar[Route | None]) -> Route:
+        route = variable.get()
+        return route if isinstance(route, Block) else self._here()
 
     def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
         """Send *call* to the worker that has the connections, also if it would go anywhere."""
-        refuse_inside(call.block, call)
+        refuse_inside(call.route, call)
         if call.awaits is not None:  # where it would be stopped elsewhere
             cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
         super(TestContext, self._here()).place(call)
@@ -118,13 +119,20 @@ class TestContext(LeaseContext):
     @contextmanager
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
-        real, left = SyncToAsync.thread_sensitive_context, list[str]()
-        variable = SimpleNamespace(get=self._current, set=real.set, reset=real.reset)
+        left = list[str]()
+        everywhere = ThreadSensitiveContext(executor=GROUND)
         getter = partialmethod(_get, self._lent)
         with ExitStack() as stack:
             patch: Any = mock.patch.object
-            stack.enter_context(patch(SyncToAsync, "thread_sensitive_context", variable))
-            stack.enter_context(patch(contexts, "ambient", self))
+            SyncToAsync.context_to_thread_executor[everywhere] = GROUND
+            stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
+            for owner, name, get in (
+                (SyncToAsync, "thread_sensitive_context", lambda default=None: everywhere),
+                (routes, "current_route", partial(self._current, routes.current_route)),
+            ):
+                real = getattr(owner, name)
+                variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
+                stack.enter_context(patch(owner, name, variable))
             stack.enter_context(patch(type(connections), "__getitem__", getter))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
@@ -161,7 +169,6 @@ class TestContext(LeaseContext):
         """
         leases: list[Lease] = []
         for context in (self, *self._below.values()):
-            SyncToAsync.context_to_thread_executor.pop(context.everywhere, None)
             with context._lock:  # noqa: SLF001 # its own class
                 context.ended = True
                 leases += context._leases  # noqa: SLF001
@@ -171,8 +178,9 @@ class TestContext(LeaseContext):
         with self._returned:
             patience = default_pool().settings.timeout
             if not self._returned.wait_for(lambda: not self._users, patience):
-                running = [lease for lease in leases if lease.worker in self._users]
-                left += [f"{lease} on {lease.thread.name} still runs" for lease in running]
+                running = [each for each in leases if each.thread in self._users]
+                name = "{0} on {0.thread.name} still runs".format
+                left += map(name, running)
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
@@ -183,6 +191,8 @@ class TestContext(LeaseContext):
 
 class _TestLease(Lease):
     """A lease whose worker has the test's connections."""
+
+    is_of_test = True
 
     def run(self, connections: ThreadConnections) -> bool:
         with cast(TestContext, self.context).lend():

@@ -30,15 +30,14 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asgiref.sync import async_to_sync
 from django.db import transaction
 
-from .blocks import outwards
 from .bridge import DatabaseSyncToAsync
 from .call import Call
 from .connections import keep_open
-from .context import LeaseContext
-from .errors import BridgeError, LeaseClosed, TransactionAborted, logger
+from .errors import BridgeError, TransactionAborted, logger
+from .lease import Lease
 from .mailbox import mailbox_of
 from .pinning import BlockManager, Entered
-from .turns import Turns
+from .turns import Owner, outwards, undo
 from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
@@ -60,12 +59,10 @@ class Atomic(BlockManager):
     async def _begin(self, entered: Entered) -> None:
         work = entered.work = _Transaction(entered, *self._options)
         name = f"the beginning of {entered.block}"
-        call, future = _make_call(lambda: work.begin(cast(Turns, call.line)), name, entered)
+        call, future = _make_call(lambda: work.begin(cast(Lease, call.line)), name, entered)
+        call.route = entered.block.parent
         try:
-            if entered.frame is None:
-                cast(LeaseContext, entered.block.context).place(call)
-            elif not entered.frame.put(call):
-                raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
+            entered.block.base.place(call)
             cancelled = await _outlast(future, call, gives_up=True)
             if cancelled is not None:
                 if future.done():
@@ -89,12 +86,12 @@ class Atomic(BlockManager):
         block.close()
         await entered.step_out()
         call, future = _make_call(lambda: work.end(exc_type), f"the end of {block}", entered)
-        call.block = call.closes = block
+        call.route, call.closes = block, True
         try:
             if entered.is_freed:
                 entered.put_later(call)
                 return
-            accepted = cast(Turns, block.line).put(call)
+            accepted = cast(Owner, block.lease).put(call)
             # Where it was rolled back already, its end must not touch the connection.
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
@@ -139,7 +136,7 @@ class _Transaction:
         """Have a beginning that still runs undone as it ends. False if the block is open. Loop."""
         return self._decided.acquire(blocking=False) or not self.begun
 
-    def begin(self, line: Turns) -> None:
+    def begin(self, lease: Lease) -> None:
         """Begin the transaction or savepoint."""
         self._atomic.__enter__()
         if not self._decided.acquire(blocking=False) or self._entered.loop.is_closed():
@@ -151,16 +148,17 @@ class _Transaction:
         self._restores = [each for each in (keep_open(connection), attend(connection)) if each]
         self._witness = cast(Witness, witness_of(connection))
         self._witness.blocks += 1
-        self._block.undo = functools.partial(self._exit, RuntimeError)
-        line.open(self._block)
+        self._block.undo = functools.partial(self._exit, RuntimeError)  # type: ignore[method-assign]
+        self._block.lease = lease
+        lease.line.open(self._block)
         self.begun = True
 
     def end(self, exc_type: type[BaseException] | None) -> None:
         """Commit, or roll back where *exc_type* says that the block failed."""
-        line = cast(Turns, self._block.line)
+        line = cast(Owner, self._block.lease).line
         failure: BaseException | None = self._block.overdue
         try:
-            line.undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
+            undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
                 self._prepare_callbacks()
             self._exit(exc_type or (type(failure) if failure is not None else None))
@@ -191,14 +189,15 @@ class _Transaction:
             cast(Witness, self._witness).blocks -= 1
             for restore in self._restores:
                 restore()
-            self._witness = self._block.undo = None  # no cycle is left
+            self._witness = None  # no cycle is left
+            del self._block.undo
 
     def _prepare_callbacks(self) -> None:
         # Django calls what was given to on_commit(), and drops what that returns.
         connection, around = transaction.get_connection(self._using), self._block.parent
         if len(connection.atomic_blocks) == 1:
             take: Callable[[_Callback], object] = self._callbacks.append
-        elif self._entered.frame and not any(each.exclusive for each in outwards(around)):
+        elif self._block.frame and not any(each.exclusive for each in outwards(around)):
             take = _await_here  # a synchronous atomic() around this one will commit
         else:
             return

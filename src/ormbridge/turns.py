@@ -1,10 +1,14 @@
-"""The line of one thread: calls wait for their turn, blocks decide whose turn it is (step 2).
+"""Whose turn it is: calls in line for one thread, and the blocks that are open there (step 2).
+
+A block is what ``atomic()`` or ``pinned()`` opens. A call belongs to the block that its context
+inherited, whatever task makes it: ``gather``, ``shield``, ``wait_for`` and fixtures change the task
+and keep the context. From the moment that a block begins to close, calls that still belong to it
+are refused.
 
 Guarantees:
 
 * calls run one at a time, in the order in which they came;
-* while a block is open, only calls of the innermost one run; the others wait until it has closed,
-  at most ``TIMEOUT`` seconds;
+* while a block is open, only calls of the innermost one run; the others wait until it has closed;
 * a block that waits to close is never refused. If blocks inside it are still open after ``TIMEOUT``
   seconds, all of them are rolled back.
 """
@@ -14,127 +18,184 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import cast
+from typing import Protocol
 
-from .blocks import Block, outwards
+from asgiref.current_thread_executor import CurrentThreadExecutor
+
 from .call import Call
-from .errors import PoolTimeout
-from .settings import Settings
-from .stats import PoolStats
+from .errors import LeaseClosed, PoolTimeout
+from .route import Route
 
 
-class Turns:
-    """Calls in line for one thread."""
+class Owner(Protocol):
+    """What a block needs of the lease that serves its calls."""
 
-    over = False
-    #: The thread that runs them; a lease has it from its first call on.
-    thread: threading.Thread
+    @property
+    def line(self) -> Line:
+        """The calls in line there."""
+        ...
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        self.name, self.settings = name, settings
-        # Re-entrant: freeing a generator may come in between.
-        self._lock = threading.RLock()
-        # Guarded by _lock.
-        self._line: OrderedDict[Call, None] = OrderedDict()
-        self._blocks: list[Block] = []  # the innermost is at the end
-        self._running: Call | None = None
+    def put(self, call: Call, /) -> bool:
+        """Put *call* in line. Returns False, and does nothing, if the lease takes no more."""
+        ...
+
+    def unpin(self, block: Block, /) -> None:
+        """Let go of *block*, a ``pinned()`` that ends."""
+
+
+class Block(Route):
+    """One ``async with atomic()`` or ``async with pinned()``, entered."""
+
+    def __init__(self, name: str, parent: Route | None, exclusive: bool) -> None:
+        """Make a block that is not open yet.
+
+        :param name: what it is and where it was opened, for error messages.
+        :param parent: the route of the code around it.
+        :param exclusive: whether nothing else runs on its thread while it is the innermost one.
+        """
+        self.name = name
+        self.parent = parent
+        self.exclusive = exclusive
+        #: Where its calls go.
+        self.base: Route
+        #: Where they wait for their turn, from the first one on.
+        self.lease: Owner | None = None
+        #: Whether it takes no more calls.
+        self.closing = False
+        #: Set where it closes although blocks inside it are still open: it waited for too long.
+        self.overdue: PoolTimeout | None = None
+        #: What ends the streams that were opened in it. Used on the loop's thread only.
+        self.streams: set[Callable[[], object]] = set()
+        #: Why it was rolled back while it was open.
+        self.undone = ""
 
     def __str__(self) -> str:
-        running = self._running
-        return f"{self.name}, {'idle' if running is None else f'in {running}'}"
+        return self.name
 
-    def put(self, call: Call) -> bool:
-        """Put *call* in line. Returns False, and does nothing, if the line takes no more calls."""
-        raise NotImplementedError
+    def undo(self) -> None:
+        """Roll it back, on its thread. A transaction has a way of its own."""
 
-    def _append(self, call: Call) -> None:
-        # The lock is held.
+    @property
+    def frame(self) -> CurrentThreadExecutor | None:
+        """The synchronous frame whose thread runs its calls; None if workers do."""
+        return self.base.frame
+
+    def place(self, call: Call, anywhere: bool = False) -> None:
+        """Find a thread for *call*, in the block."""
+        self.base.place(call, anywhere)
+
+    def for_block(self, name: str) -> Route:
+        """Return the route whose calls the block *name*, inside this one, has to itself."""
+        return self.base.for_block(name)
+
+    def release(self) -> None:
+        """Give back what is held between calls around the block."""
+        self.base.release()
+
+    def lost(self) -> LeaseClosed:
+        """Return the error of a block whose end comes too late."""
+        return LeaseClosed(f"{self} was rolled back: {self.undone or 'the interpreter exits'}")
+
+    def close(self) -> None:
+        """Take no more calls, and end the streams that were opened in the block."""
+        self.closing = True
+        for end in list(self.streams):
+            end()
+
+    def check(self, call: object) -> None:
+        """See that *call*, which belongs to the block, may still run.
+
+        :raises LeaseClosed: if the block, or one around it, closes or has closed.
+        """
+        for block in outwards(self):
+            if block.undone:
+                raise block.lost()
+            if block.closing:
+                raise LeaseClosed(
+                    f"{call} was called in {block}, which has ended: the calling task outlived the "
+                    "block. Await the task inside the block, or start it after the block; one that "
+                    "has to outlive it takes asyncio.create_task(…, context=contextvars.Context())"
+                )
+
+
+def outwards(route: object) -> Iterator[Block]:
+    """Yield *route*, if it is a block, and the blocks around it, the innermost first."""
+    while isinstance(route, Block):
+        yield route
+        route = route.parent
+
+
+class Line:
+    """Calls in line for one thread, and the blocks that are open there."""
+
+    def __init__(self) -> None:
+        #: Guards the rest. Re-entrant: freeing a generator may come in between.
+        self.lock = threading.RLock()
+        #: Those that wait, in the order in which they came.
+        self.calls: OrderedDict[Call, None] = OrderedDict()
+        #: Open blocks that are exclusive; the innermost is at the end.
+        self.blocks: list[Block] = []
+
+    def append(self, call: Call) -> None:
+        """Let *call* wait. The lock is held."""
         call.asked = time.monotonic()
-        call.line = self
-        self._line[call] = None
+        self.calls[call] = None
 
-    def _take(self) -> Call | None:
-        """Return the first call in line whose turn it is. The lock is held."""
-        for call in self._line:
-            if not self._blocks or self._is_turn_of(call):
-                del self._line[call]
+    def take(self) -> Call | None:
+        """Return the first call whose turn it is. The lock is held."""
+        for call in self.calls:
+            if not self.blocks or self.is_turn_of(call):
+                del self.calls[call]
                 return call
         return None
 
-    def _is_turn_of(self, call: Call) -> bool:
-        if not self._blocks or (call.closes is not None and call.closes.overdue is not None):
+    def take_all(self) -> list[Call]:
+        """Return all that wait."""
+        with self.lock:
+            calls, self.calls = list(self.calls), OrderedDict()
+        return calls
+
+    def is_turn_of(self, call: Call) -> bool:
+        """Say whether *call* belongs to the innermost block. The lock is held."""
+        own = (each for each in outwards(call.route) if each in self.blocks)
+        block = next(own, None)
+        if not self.blocks or block is self.blocks[-1]:
             return True
-        own = (each for each in outwards(call.block) if each.exclusive and each.line is self)
-        return next(own, None) is self._blocks[-1]
+        return call.closes and block is not None and block.overdue is not None
+
+    # On the thread that runs them
 
     def open(self, block: Block) -> None:
-        """Make *block* the innermost one. Runs on the line's thread."""
-        with self._lock:
-            block.line = self
-            self._blocks.append(block)
+        """Make *block* the innermost one."""
+        with self.lock:
+            self.blocks.append(block)
 
     def close(self, block: Block) -> None:
-        """Take *block* out, and all blocks inside it, which are undone. On the line's thread."""
-        with self._lock:
+        """Take *block* out, and all blocks inside it, which are undone."""
+        with self.lock:
             outlived = self.inside(block)
-            self._blocks = [each for each in self._blocks if each not in (block, *outlived)]
-            stragglers = [call for call in self._line if call.block in outlived]
-            for call in stragglers:
-                del self._line[call]
-        for call in stragglers:
-            call.refuse(cast(Block, call.block).lost())
-
-    def undo(self, blocks: list[Block], why: str) -> None:
-        """Roll *blocks*, the outermost first, back. Runs on the line's thread."""
-        for block in reversed(blocks):
-            block.undone, block.closing = why, True
-            with suppress(Exception):  # then it is rolled back with its connection
-                cast(Callable[[], object], block.undo)()
+            self.blocks = [each for each in self.blocks if each not in (block, *outlived)]
+            stragglers = [
+                (call, each) for each in outlived for call in self.calls if call.route is each
+            ]
+            for call, _ in stragglers:
+                del self.calls[call]
+        for call, lost in stragglers:
+            call.refuse(lost.lost())
 
     def inside(self, block: Block) -> list[Block]:
         """Return the open blocks inside *block*, the outermost first."""
-        with self._lock:
-            if block not in self._blocks:  # all were dismissed: the interpreter exits
+        with self.lock:
+            if block not in self.blocks:  # all were dismissed: the interpreter exits
                 return []
-            return self._blocks[self._blocks.index(block) + 1 :]
+            return self.blocks[self.blocks.index(block) + 1 :]
 
-    def forget(self, call: Call) -> None:
-        """Take *call*, which gave up, out of the line."""
-        with self._lock:
-            self._line.pop(call, None)
 
-    def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
-        """Return the error of *call*, which has waited for its turn for too long."""
-        with self._lock:
-            within = f", inside {self._blocks[-1]}" if self._blocks else ""
-        return PoolTimeout(
-            f"{call} waited {time.monotonic() - call.asked:.1f} s for its turn on "
-            f"{self.thread.name}, which has {self}{within}. Calls of one lease run one at a time, "
-            "and those of an open block go first: shorten them, do not wait in a block for what "
-            "runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
-        )
-
-    def hurry(self, call: Call) -> None:
-        """Have *call*, which closes a block and has waited too long, roll back what it waits for.
-
-        Runs on its loop's thread.
-        """
-        block = cast(Block, call.closes)
-        with self._lock:
-            innermost = self._blocks[-1] if self._blocks else None
-            if call not in self._line or block.overdue is not None:
-                return
-            if innermost in (None, block):  # a block may still open inside it
-                call.watch(self.settings)
-                return
-            block.overdue = PoolTimeout(
-                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
-                "inside it; both were rolled back. Await what you start in a block"
-            )
-        self.look()
-
-    def look(self) -> None:
-        """Have the thread look whether it is the turn of a call in line."""
-        raise NotImplementedError
+def undo(blocks: list[Block], why: str) -> None:
+    """Roll *blocks*, the outermost first, back. Runs on the thread of their calls."""
+    for block in reversed(blocks):
+        block.undone, block.closing = why, True
+        with suppress(Exception):  # then it is rolled back with its connection
+            block.undo()

@@ -1,0 +1,77 @@
+"""Where the calls of the running code go: its route (step 2 of a call).
+
+One context variable says so. A request, a block, a stream and a test each *are* a route; code that
+has none goes to the pool. The innermost wins: a live synchronous frame that was entered inside the
+route goes before it, because the thread that waits there holds the connections of what runs above.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+
+from asgiref.current_thread_executor import CurrentThreadExecutor
+
+from .call import Call
+from .frames import live_frame
+from .process import default_pool
+
+
+class Route:
+    """A place where calls go."""
+
+    @property
+    def frame(self) -> CurrentThreadExecutor | None:
+        """The synchronous frame whose thread runs its calls; None if workers do."""
+        return None
+
+    def check(self, call: object) -> None:
+        """See that *call* may still run.
+
+        :raises LeaseClosed: if it belongs to something that has ended.
+        """
+
+    def place(self, call: Call, anywhere: bool = False) -> None:
+        """Find a thread for *call*. Runs in the task that makes it.
+
+        :param anywhere: ``thread_sensitive=False``: prefer any free worker.
+        :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
+        """
+        raise NotImplementedError
+
+    def for_block(self, name: str) -> Route:
+        """Return the route whose calls the block *name*, around the running code, has to itself."""
+        return self
+
+    def release(self) -> None:
+        """Give a worker that is held between calls back, as soon as nothing is left open."""
+
+
+#: The route of the running code. Others read it from this module: a test may put a route of its own
+#: in its place (testing.py).
+current_route: ContextVar[Route | None] = ContextVar("ormbridge.route", default=None)
+
+
+def place(call: Call, anywhere: bool = False) -> None:
+    """Find a thread for *call*. Runs in the task that makes it.
+
+    :param anywhere: ``thread_sensitive=False``: prefer any free worker.
+    :raises LeaseClosed: if it belongs to a block that has ended.
+    :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
+    """
+    route = call.route = current_route.get()
+    if route is not None and not anywhere:
+        route.check(call)
+    frame = live_frame(call.mailbox.loop)
+    if route is not None and (frame is None or frame is route.frame):
+        route.place(call, anywhere)
+    else:
+        call.place(default_pool(), frame, anywhere)
+
+
+def _reset_after_fork() -> None:
+    current_route.set(None)  # what it has is the parent's
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_reset_after_fork)
