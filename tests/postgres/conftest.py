@@ -1,0 +1,28 @@
+"""Fixtures of the tests of what is stopped."""
+
+import pytest
+
+from tests.core.gate import GUARD
+from tests.support.canceller import Outside, cancellers
+
+
+@pytest.fixture
+def outside(transactional_db):
+    """Hold the tables of users and groups: every statement on them waits, until it is stopped."""
+    outside = Outside()
+    yield outside
+    outside.close()
+
+
+@pytest.fixture
+def one_worker(pool_settings):
+    """Let there be one worker: it serves the next call only when the one before has ended."""
+    pool_settings(MAX_THREADS=1)
+
+
+@pytest.fixture(autouse=True)
+def cancellers_end():
+    """Wait for the threads that stop calls: they end a moment after the call."""
+    yield
+    for thread in cancellers():
+        thread.join(GUARD)
