@@ -1,4 +1,4 @@
-"""The tests of the project.
+"""The tests of ormbridge.
 
 They mirror the tree: a folder for each of the package, ``tests/guide`` for the pages and their
 examples, ``tests/docs`` for the machinery of the site. ``tests/core`` needs nothing of the others.

@@ -118,7 +118,8 @@ async def test_end_waits_for_inner_blocks_at_most_timeout():
     assert isinstance(outer.exception(), PoolTimeout)
     assert re.search(
         r"atomic\(\) at test_inner_blocks\.py:\d+ in two_blocks\.<locals>\.outer waited "
-        r"\d\.\d s for atomic\(\) at test_inner_blocks\.py:\d+ in two_blocks\.<locals>\.inner to end inside it; "
+        r"\d\.\d s for atomic\(\) at test_inner_blocks\.py:\d+ in two_blocks\.<locals>\.inner "
+        r"to end inside it; "
         r"both were rolled back",
         str(outer.exception()),
     )

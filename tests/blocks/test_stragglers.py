@@ -84,7 +84,8 @@ async def test_straggler_is_refused(block, kind):
     assert isinstance(caught.value, RuntimeError)
     assert re.search(
         rf"was called in {block.__name__}\(\) at test_stragglers\.py:\d+ in "
-        r"test_straggler_is_refused, which has ended: the calling task outlived the block\. .*contextvars\.Context\(\)",
+        r"test_straggler_is_refused, which has ended: the calling task outlived the block\. "
+        r".*contextvars\.Context\(\)",
         str(caught.value),
     ) or re.search(rf"{block.__name__}\(\) at test_stragglers.* has ended", str(caught.value))
 

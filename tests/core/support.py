@@ -128,16 +128,14 @@ def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 SETUP = """
-import asyncio, os, sys, threading, time
-import django
+import asyncio, django, os, sys, threading, time
 django.setup()
 from django.conf import settings
 from django.db import connection, connections
 from ormbridge.bridge import database_sync_to_async
 from ormbridge.errors import PoolClosed
 from ormbridge.process import stats
-database = connections.settings["default"]
-database["NAME"] = database["TEST"]["NAME"]
+connections.settings["default"]["NAME"] = connections.settings["default"]["TEST"]["NAME"]
 
 """
 

@@ -5,9 +5,12 @@ import asyncio
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.core.handlers.asgi import ASGIHandler
 from django.http import StreamingHttpResponse
+from django.urls import path
 
 from ormbridge import (
+    BridgeMiddleware,
     LeaseClosed,
     PoolTimeout,
     atomic,
@@ -23,6 +26,18 @@ from tests.support.http import connect, disconnect, get, request, say
 from tests.support.rows import IN_ORDER, NAMES, ROWS
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def site(settings):
+    """Return a function that serves *view* under the middleware."""
+
+    def serve_view(view, *middleware):
+        settings.ROOT_URLCONF = (path("", view),)
+        settings.MIDDLEWARE = [f"{__name__}.{each.__name__}" for each in middleware]
+        return BridgeMiddleware(ASGIHandler())
+
+    return serve_view
 
 
 def sync_middleware(get_response):
