@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 import threading
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import django
 import pytest
@@ -218,12 +218,13 @@ class Other:
         self.waits = threading.Thread(target=self._lock, args=(1,))
 
     def take(self):
-        """Lock the second row, and change so much that the other one is the victim."""
+        """Lock the second row, do so much that the other one is the victim; wait for the first."""
         self._lock(2)
         self.cursor.executemany(
             "INSERT INTO auth_user_groups (user_id, group_id) VALUES (%s, 2)", [(1,), (2,), (3,)]
         )
         self.cursor.execute("UPDATE auth_user SET first_name = 'changed' WHERE id IN (2, 3)")
+        self.waits.start()
 
     def _lock(self, pk):
         self.cursor.execute("SELECT * FROM auth_group WHERE id = %s FOR UPDATE", [pk])
@@ -246,10 +247,12 @@ def prepare():
     User.objects.bulk_create([User(pk=pk, username=str(pk)) for pk in (1, 2, 3)])
 
 
-@mariadb
-@pytest.mark.parametrize("goes_on", [True, False])
-async def test_deadlock_of_a_read(goes_on):
-    """A deadlock rolls back the whole transaction on MariaDB; what follows is not committed."""
+@asynccontextmanager
+async def deadlock():
+    """Have the body be in a block in which the next lock of the second row is lost to a deadlock.
+
+    Nothing of the block is saved, and it raises.
+    """
     await database_sync_to_async(prepare)()
     other = Other()
     try:
@@ -258,37 +261,32 @@ async def test_deadlock_of_a_read(goes_on):
                 await write()
                 await lock(1)
                 await asyncio.to_thread(other.take)
-                other.waits.start()
-                with pytest.raises(DatabaseError, match="1213"):
-                    await lock(2)
-                if goes_on:
-                    with pytest.raises(TransactionManagementError):
-                        await Group.objects.acreate(name="after")
+                yield
     finally:
         await asyncio.to_thread(other.close)
     assert (await groups(), ran) == (["a", "b"], [])
     assert_whole()
+
+
+@mariadb
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_deadlock_of_a_read(goes_on):
+    """A deadlock rolls back the whole transaction on MariaDB; what follows is not committed."""
+    async with deadlock():
+        with pytest.raises(DatabaseError, match="1213"):
+            await lock(2)
+        if goes_on:
+            with pytest.raises(TransactionManagementError):
+                await Group.objects.acreate(name="after")
 
 
 @mariadb
 async def test_deadlock_in_an_inner_block():
     """An inner block does not save the outer one: its savepoint has gone with all the rest."""
-    await database_sync_to_async(prepare)()
-    other = Other()
-    try:
-        with pytest.raises(TransactionAborted, match="1213"):
+    async with deadlock():
+        with pytest.raises(DatabaseError, match="1213"):
             async with atomic():
-                await write()
-                await lock(1)
-                await asyncio.to_thread(other.take)
-                other.waits.start()
-                with pytest.raises(DatabaseError, match="1213"):
-                    async with atomic():
-                        await lock(2)
-    finally:
-        await asyncio.to_thread(other.close)
-    assert (await groups(), ran) == (["a", "b"], [])
-    assert_whole()
+                await lock(2)
 
 
 @mariadb
@@ -689,7 +687,6 @@ def _goes_on_after_a_deadlock():
         Group.objects.create(name="before")
         Group.objects.select_for_update().get(pk=1)
         other.take()
-        other.waits.start()
         with pytest.raises(DatabaseError, match="1213"):
             Group.objects.select_for_update().get(pk=2)
         Group.objects.create(name="after")

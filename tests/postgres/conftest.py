@@ -1,7 +1,11 @@
 """Fixtures of the tests of what is stopped."""
 
+import asyncio
+import threading
+
 import pytest
 
+from ormbridge import canceller as canceller_module
 from tests.core.gate import GUARD
 from tests.support.canceller import Outside, cancellers
 
@@ -26,3 +30,21 @@ def cancellers_end():
     yield
     for thread in cancellers():
         thread.join(GUARD)
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Return a function that waits until the canceller has looked at the worker *number* times."""
+    looked = threading.Semaphore(0)
+    look = canceller_module._cancel_statements
+
+    def count_and_look(call, own, timeout):
+        look(call, own, timeout)
+        looked.release()
+
+    async def looks(number):
+        for _ in range(number):
+            assert await asyncio.to_thread(looked.acquire, timeout=GUARD)
+
+    monkeypatch.setattr(canceller_module, "_cancel_statements", count_and_look)
+    return looks

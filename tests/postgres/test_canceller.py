@@ -249,24 +249,6 @@ async def test_other_functions_sent_by_asgiref_run_to_their_end(outside):
     assert await asyncio.to_thread(done.wait, GUARD)
 
 
-@pytest.fixture
-def looks(monkeypatch):
-    """Return a function that waits until the canceller has looked at the worker *number* times."""
-    looked = threading.Semaphore(0)
-    look = canceller_module._cancel_statements
-
-    def count_and_look(call, own, timeout):
-        look(call, own, timeout)
-        looked.release()
-
-    async def looks(number):
-        for _ in range(number):
-            assert await asyncio.to_thread(looked.acquire, timeout=GUARD)
-
-    monkeypatch.setattr(canceller_module, "_cancel_statements", count_and_look)
-    return looks
-
-
 @postgresql
 async def test_statements_of_what_a_function_awaits_are_not_cancelled(outside, looks):
     """A function that goes on with async_to_sync is not stopped: the thread is a frame's now."""
