@@ -8,9 +8,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from ormbridge.bridge import database_sync_to_async
-from ormbridge.ending import close_everything
 from ormbridge.errors import PoolTimeout
-from ormbridge.process import stats
+from ormbridge.process import end_pools, stats
 from ormbridge.settings import Settings, import_reset, load_settings
 from tests.core.gate import GUARD
 
@@ -147,7 +146,7 @@ async def test_extreme_seconds_work(pool_settings, gate, key, seconds):
     gate.open.set()
     assert await asyncio.wait_for(first, GUARD) == "ormbridge-worker-1"
     assert await asyncio.wait_for(database_sync_to_async(len)("abc"), GUARD) == 3
-    close_everything()
+    end_pools(GUARD)
 
 
 @pytest.mark.parametrize(
