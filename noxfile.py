@@ -31,7 +31,7 @@ CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
 # 1,500 examples, about turns more than about the database: on SQLite only.
 STATEFUL = ["tests/test_stateful.py"]
 # That, and what starts projects of its own: once on each pair of ENDS.
-SLOW = ["tests/guide/test_testing.py", "tests/test_pytest_ormbridge.py", *STATEFUL]
+SLOW = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py", *STATEFUL]
 # The extra that holds the driver, and where the server is when the environment does not say.
 SERVERS = {
     "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),

@@ -6,6 +6,7 @@ import tokenize
 from pathlib import Path
 
 import ormbridge
+from tests.core.support import run_python
 
 SOURCE = Path(ormbridge.__file__).parent
 MODULES = sorted(SOURCE.glob("*.py"))
@@ -134,3 +135,22 @@ def test_package_is_small():
 def test_package_is_typed():
     """The package ships its types."""
     assert (SOURCE / "py.typed").exists()
+
+
+def test_import_refuses_bad_settings():
+    """Where Django has its settings, importing the package fails if they are wrong."""
+    result = run_python(
+        """
+        from django.conf import settings
+        settings.configure(ORMBRIDGE={"TIMEOUT": 0})
+        import ormbridge
+        """
+    )
+    assert result.returncode == 1
+    assert "ImproperlyConfigured: settings.ORMBRIDGE['TIMEOUT'] is 0" in result.stderr
+
+
+def test_import_before_settings_is_fine():
+    """The package can be imported before Django has its settings."""
+    result = run_python("import ormbridge", ASGI_THREADS="2", DJANGO_SETTINGS_MODULE="")
+    assert (result.returncode, result.stderr) == (0, "")

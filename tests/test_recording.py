@@ -200,7 +200,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """Run the tests of *project* with the plugin and nothing else."""
-    return project.runpytest_inprocess("-p", "tests.recording", *arguments)
+    return project.runpytest_inprocess("-p", "tests.support.recording", *arguments)
 
 
 def change(project: pytest.Pytester, old: str, new: str, name: str = "test_greeting.py") -> None:

@@ -52,7 +52,7 @@ from ormbridge.lease import Lease
 from ormbridge.pool import Pool
 from ormbridge.settings import Settings
 from ormbridge.worker import Worker
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.settings import CHOICE
 
 EXAMPLES = int(os.environ.get("ORMBRIDGE_TEST_EXAMPLES", "1500"))

@@ -32,9 +32,9 @@ from ormbridge.context import LeaseContext
 from ormbridge.lease import Lease
 from ormbridge.streaming import Rows
 from ormbridge.streaming import stream as stream_rows
-from tests.gate import GUARD
-from tests.guide.http import connect, disconnect, get, request
-from tests.test_call import until
+from tests.core.gate import GUARD
+from tests.core.support import until
+from tests.support.http import connect, disconnect, get, request
 
 # Another storm, such as one that failed: ORMBRIDGE_TEST_SEED=7. Its number is in the test's id.
 SEEDS = [int(seed) for seed in os.environ.get("ORMBRIDGE_TEST_SEED", "1").split(",")]

@@ -1,4 +1,4 @@
-"""What ``tests/timeline.py`` watches, and the fixture that compares it with a recording."""
+"""What ``tests/support/timeline.py`` watches, and the fixture that compares it with a recording."""
 
 import asyncio
 import json
@@ -15,9 +15,9 @@ from django.db import connection
 from docs._ext import recordings, spans
 from docs._ext.spans import Span
 from ormbridge import database_sync_to_async
-from tests.gate import GUARD
+from tests.core.gate import GUARD
+from tests.support.timeline import Timeline
 from tests.test_recording import change, project, run  # noqa: F401 - a fixture
-from tests.timeline import Timeline
 
 ROOT = recordings.Path(__file__).parents[1]
 
@@ -164,7 +164,7 @@ def test_overlaps_can_be_left_out():
 
 WATCHES = """\
 from types import SimpleNamespace
-from tests.timeline import Timeline
+from tests.support.timeline import Timeline
 
 def test_watches(recorded_timeline):
     module = SimpleNamespace(greet=lambda: None)

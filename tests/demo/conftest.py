@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 
 ROOT = Path(__file__).parents[2]
 

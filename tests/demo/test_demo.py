@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, Page, WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests.core.gate import GUARD
 from tests.demo.conftest import ROOT, Demo
-from tests.gate import GUARD
 
 StartDemo = Callable[..., Demo]
 BOUND = 10

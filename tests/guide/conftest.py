@@ -10,8 +10,8 @@ import pytest
 from django.contrib.auth.models import User
 
 import ormbridge
-from tests.gate import GUARD
-from tests.guide.examples import example_source
+from tests.core.gate import GUARD
+from tests.support.examples import example_source
 
 
 @pytest.fixture(params=["ormbridge", "channels.db"])

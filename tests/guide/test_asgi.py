@@ -25,11 +25,11 @@ from django.test import AsyncClient
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
-from tests.gate import GUARD
-from tests.guide.examples import example_source
-from tests.guide.http import connect, disconnect, get, request, say
-from tests.test_call import until
-from tests.timeline import Timeline
+from tests.core.gate import GUARD
+from tests.core.support import until
+from tests.support.examples import example_source
+from tests.support.http import connect, disconnect, get, request, say
+from tests.support.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_application(project, recorded):
 VISIT_BOTH = """
 import asyncio
 from mysite.asgi import application
-from tests.guide.http import connect, disconnect, get, say
+from tests.support.http import connect, disconnect, get, say
 
 async def main():
     print("http", (await get(application, "/admin/login/"))[:3])
@@ -124,7 +124,7 @@ def test_django_alone(project, recorded):
 VISIT_HTTP = """
 import asyncio
 from mysite.asgi import application
-from tests.guide.http import get
+from tests.support.http import get
 
 print("http", asyncio.run(get(application, "/admin/login/"))[:3])
 """
@@ -139,7 +139,7 @@ START_AND_STOP = """
 import asyncio
 from asgiref.testing import ApplicationCommunicator
 from mysite.asgi import application
-from tests.guide.http import get
+from tests.support.http import get
 
 async def main():
     server = ApplicationCommunicator(application, {"type": "lifespan"})

@@ -9,11 +9,11 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError, connection
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
-from tests.gate import GUARD
-from tests.guide.examples import example_source
-from tests.guide.http import get
+from tests.core.gate import GUARD
 from tests.settings import CHOICE, DATABASES
-from tests.timeline import Timeline
+from tests.support.examples import example_source
+from tests.support.http import get
+from tests.support.timeline import Timeline
 
 
 def test_fix_is_the_import():

@@ -11,8 +11,8 @@ from django.core.checks import run_checks
 from django.core.handlers.asgi import ASGIHandler
 
 from ormbridge import BridgeMiddleware
-from tests.guide.examples import example_source
-from tests.processes import run_python
+from tests.core.support import run_python
+from tests.support.examples import example_source
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
 

@@ -29,14 +29,14 @@ from django.http import HttpResponse
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
-from tests.gate import GUARD
+from tests.core.gate import GUARD
+from tests.core.support import until
+from tests.core.test_connections import resets
 from tests.guide.conftest import run_python
-from tests.guide.examples import example_source
-from tests.guide.http import get
 from tests.settings import CHOICE, DATABASES
-from tests.test_call import until
-from tests.test_connections import resets
-from tests.timeline import Timeline
+from tests.support.examples import example_source
+from tests.support.http import get
+from tests.support.timeline import Timeline
 
 # Nothing here writes a row: with no app available there is no table to empty after each test.
 pytestmark = pytest.mark.django_db(
@@ -602,7 +602,7 @@ async def test_statement_on_a_connection_that_is_not_open_ends_reset(pool_settin
 
 async def test_no_reset_on_threads_that_are_no_workers(pool_settings):
     """RESET does not run on threads of asyncio, of an executor, or of asgiref."""
-    pool_settings(RESET="tests.test_connections.reset")
+    pool_settings(RESET="tests.core.test_connections.reset")
     resets.clear()
     await asyncio.to_thread(len, "")
     await sync_to_async(len, thread_sensitive=False)("")

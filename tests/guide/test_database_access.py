@@ -33,9 +33,9 @@ from django.urls import path
 from django.utils import timezone, translation
 
 from ormbridge import aclose_old_connections, database_sync_to_async, stats
-from tests.gate import GUARD
-from tests.guide.examples import conversation, example_source
+from tests.core.gate import GUARD
 from tests.settings import CHOICE
+from tests.support.examples import conversation, example_source
 
 if django.VERSION >= (6, 1):
     from django.core.exceptions import FieldFetchBlocked

@@ -1,6 +1,6 @@
 """The landing page: the same program before and after the fix."""
 
-from tests.guide.examples import example_source
+from tests.support.examples import example_source
 
 # How long the calls take decides nothing here: on how many threads they run is tested with
 # barriers in test_database_access.py.

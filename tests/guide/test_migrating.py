@@ -13,9 +13,9 @@ from django.db import connection, connections, transaction
 
 import ormbridge
 from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, stats
-from tests.guide.examples import example_source
-from tests.guide.http import connect, disconnect, say
 from tests.settings import CHOICE, DATABASES
+from tests.support.examples import example_source
+from tests.support.http import connect, disconnect, say
 
 # The examples, in the order of the page.
 

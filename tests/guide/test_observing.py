@@ -12,10 +12,10 @@ from django.http import HttpResponse
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, PoolTimeout, database_sync_to_async, stats
-from tests.gate import GUARD
-from tests.guide.examples import example_source
-from tests.guide.http import connect, disconnect, get
-from tests.test_call import until
+from tests.core.gate import GUARD
+from tests.core.support import until
+from tests.support.examples import example_source
+from tests.support.http import connect, disconnect, get
 
 # The examples, in the order of the page.
 

@@ -16,8 +16,8 @@ from ormbridge import (
     pinned,
     stats,
 )
-from tests.gate import GUARD
-from tests.guide.examples import example_source
+from tests.core.gate import GUARD
+from tests.support.examples import example_source
 
 # Settings.
 

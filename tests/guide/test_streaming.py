@@ -22,11 +22,11 @@ from ormbridge import (
     stats,
     stream,
 )
-from tests.gate import GUARD
-from tests.guide.http import get, request
+from tests.core.gate import GUARD
+from tests.core.support import until
 from tests.settings import CHOICE
-from tests.test_call import until
-from tests.timeline import Timeline
+from tests.support.http import get, request
+from tests.support.timeline import Timeline
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from docs._ext import markers
-from tests.guide.examples import example_source
-from tests.processes import run_python
-from tests.project import CHOICES, Project
+from tests.core.support import run_python
 from tests.settings import CHOICE
+from tests.support.examples import example_source
+from tests.support.project import CHOICES, Project
 
 # Examples whose tests pass, and how many those are: under pytest, and under Django's own runner.
 PASS = {

@@ -25,12 +25,12 @@ from ormbridge import (
     pinned,
     stats,
 )
-from tests.gate import GUARD
-from tests.guide.examples import example_source
-from tests.guide.http import connect, disconnect, get, say
+from tests.core.gate import GUARD
+from tests.core.support import until
 from tests.settings import CHOICE
-from tests.test_call import until
-from tests.timeline import Timeline
+from tests.support.examples import example_source
+from tests.support.http import connect, disconnect, get, say
+from tests.support.timeline import Timeline
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

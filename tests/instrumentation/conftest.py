@@ -11,7 +11,7 @@ import pytest
 from django.db import connections
 
 from tests import settings as test_settings
-from tests.processes import run_python
+from tests.core.support import run_python
 from tests.servers.harness import address
 
 

@@ -13,9 +13,9 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-from tests.gate import GUARD, Gate
-from tests.guide.http import get
+from tests.core.gate import GUARD, Gate
 from tests.servers.harness import address
+from tests.support.http import get
 
 #: Many REQUESTS at once run on few WORKERS.
 WORKERS = 3

@@ -121,7 +121,7 @@ def test_view_that_raises(run):
 def test_client_that_leaves_cancels_the_view(run):
     """A client that leaves cancels the view, as without OpenTelemetry; the span ends."""
     script = """
-    from tests.guide.http import request as ask
+    from tests.support.http import request as ask
     entered, cancelled = asyncio.Event(), asyncio.Event()
 
     async def view(request):

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.servers.project import LOCK
 
 ROOT = Path(__file__).absolute().parents[2]

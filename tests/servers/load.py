@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from websockets.asyncio.client import connect
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.servers.client import CutError, get, opened, read_head
 from tests.servers.harness import COMMANDS, Outside, Sampler, Server, new_database, until
 

@@ -15,10 +15,10 @@ from django.contrib.auth.models import Group
 from django.db import connection, connections
 
 from ormbridge import atomic, database_sync_to_async, pinned, stats
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.guide.conftest import run_python
-from tests.guide.examples import example_source
 from tests.servers.harness import ROOT, address, until
+from tests.support.examples import example_source
 from tests.tenants.runs import new_database, scenarios
 
 RESET_TENANT = "examples.connections_reset_tenants.reset_tenant"

@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.servers.client import get, opened, read_head
 from tests.servers.conftest import BOUND
 from tests.servers.harness import COMMANDS, Sampler, Server, until

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.servers.client import get
 from tests.servers.harness import Server
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 from tests.servers.client import CutError, get
 from tests.servers.harness import COMMANDS, Server, until
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests import settings as test_settings
-from tests.processes import run_python
+from tests.core.support import run_python
 
 
 @contextmanager

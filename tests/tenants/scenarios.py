@@ -22,7 +22,7 @@ from django.db import connection  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats  # noqa: E402
-from tests.gate import GUARD  # noqa: E402
+from tests.core.gate import GUARD  # noqa: E402
 from tests.tenants import TENANTS, views  # noqa: E402
 from tests.tenants.models import Client, Domain, owner  # noqa: E402
 

@@ -1,0 +1,289 @@
+"""Blocks that nobody leaves: the loop ends, or the process."""
+
+# What a block does, and raises, is more than one statement.
+
+import asyncio
+import gc
+import re
+import threading
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import (
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ormbridge import (
+    atomic,
+    stats,
+)
+from tests.core.gate import Gate
+from tests.core.support import run, until
+from tests.support.blocks import (
+    assert_whole,
+    create,
+    first,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+# The end of the process
+
+EXIT = """
+import atexit
+from django.contrib.auth.models import User
+from ormbridge import LeaseClosed, atomic, pinned
+
+inside, leave = threading.Event(), asyncio.Event()
+
+async def work():
+    async with BLOCK():
+        await User.objects.acreate(username="ann")
+        inside.set()
+        await leave.wait()
+        await User.objects.acreate(username="bob")
+
+async def main():
+    try:
+        await work()
+    except RuntimeError as error:
+        print(type(error).__name__, flush=True)
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(main())
+threading.Thread(target=loop.run_forever, daemon=True).start()
+inside.wait()
+
+def end():
+    loop.call_soon_threadsafe(leave.set)
+    while not task.done():
+        time.sleep(0.001)
+
+atexit.register(end)
+"""
+
+
+# All that is printed of a block that nobody left.
+LEFT = re.compile(r"(?P<block>.*) was not left: its worker is given back.*\n")
+
+
+def test_interpreter_exit_rolls_an_open_block_back():
+    """A block that is open as the interpreter exits is rolled back, and the process ends."""
+    result = run(EXIT.replace("BLOCK", "atomic"))
+    assert LEFT.fullmatch(result.stderr)["block"] == "atomic() at <string>:19 in work"
+    assert result.stdout.splitlines() == ["LeaseClosed"]
+    assert result.returncode == 0
+    assert User.objects.count() == 0
+
+
+def test_interpreter_exit_with_pinned():
+    """A pinned() that is open as the interpreter exits loses its worker, and the process ends."""
+    result = run(EXIT.replace("BLOCK", "pinned"))
+    assert LEFT.fullmatch(result.stderr)["block"] == "pinned() at <string>:19 in work"
+    assert result.stdout.splitlines() == ["LeaseClosed"]
+    assert result.returncode == 0
+    assert User.objects.count() == 1
+
+
+def test_interpreter_exit_during_commit():
+    """A COMMIT that runs as the interpreter exits is done before the process ends."""
+    result = run(
+        """
+from django.contrib.auth.models import User
+from django.db.backends.base.base import BaseDatabaseWrapper
+from ormbridge import atomic
+
+committing, exiting = threading.Event(), threading.Event()
+threading._register_atexit(exiting.set)
+original = BaseDatabaseWrapper._commit
+
+def commit(self):
+    committing.set()
+    exiting.wait()
+    time.sleep(0.05)  # a pool that does not wait would be gone by then
+    original(self)
+    print("committed", flush=True)
+
+BaseDatabaseWrapper._commit = commit
+
+async def work():
+    async with atomic():
+        await User.objects.acreate(username="ann")
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(work())
+threading.Thread(target=loop.run_forever, daemon=True).start()
+committing.wait()
+"""
+    )
+    assert result.stdout.splitlines() == ["committed"]
+    assert result.returncode == 0
+    assert User.objects.count() == 1
+
+
+def test_interrupt_of_a_frame_with_a_block_open():
+    """Ctrl-C in async_to_sync leaves its tasks behind; one in a block does not keep the process."""
+    result = run(
+        """
+import os, signal
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import User
+from ormbridge import atomic
+
+interrupted, exiting = threading.Event(), threading.Event()
+threading._register_atexit(exiting.set)
+
+def interrupt(*args):
+    if not interrupted.is_set():
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+
+async def work():
+    async with atomic():
+        await User.objects.acreate(username="ann")
+        while not interrupted.is_set():  # what interrupts a call goes to its caller
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(exiting.wait)
+
+try:
+    async_to_sync(work)()
+except KeyboardInterrupt:
+    interrupted.set()
+    print("interrupted", flush=True)
+"""
+    )
+    assert result.stdout.splitlines() == ["interrupted"]
+    assert result.returncode == 0
+    assert User.objects.count() == 0
+
+
+BY_HAND = """
+import sys
+from django.contrib.auth.models import User
+from ormbridge import atomic, pinned, stats
+
+async def main():
+    block = BLOCK()
+    await block.__aenter__()
+    CALL
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("call", ["await User.objects.acreate(username='ann')", ""])
+@pytest.mark.parametrize("block", ["atomic", "pinned"])
+def test_block_entered_by_hand_and_never_left(transactional_db, block, call):
+    """A program that never leaves a block ends as it likes; one line names the block."""
+    result = run(BY_HAND.replace("BLOCK", block).replace("CALL", call))
+    if block == "pinned" and not call:  # it has never had a worker
+        assert result.stderr == ""
+    else:
+        assert LEFT.fullmatch(result.stderr)["block"] == f"{block}() at <string>:18 in main"
+    assert result.returncode == 3
+    assert User.objects.count() == (1 if block == "pinned" and call else 0)
+
+
+# The end of a loop
+
+
+def test_loop_that_ends_rolls_an_open_block_back():
+    """asyncio.run() that returns while a task is in a block rolls it back before it does."""
+
+    async def main():
+        inside = asyncio.Event()
+
+        async def work():
+            async with atomic():
+                await create(username="ann")
+                inside.set()
+                await asyncio.Event().wait()
+
+        tasks.append(asyncio.create_task(work()))
+        await inside.wait()
+
+    tasks = []
+    asyncio.run(main())
+    assert tasks[0].cancelled()
+    assert stats().holders == ()
+    assert User.objects.count() == 0
+
+
+def test_loop_that_ends_during_commit_lets_it_stand():
+    """asyncio.run() that returns while a task commits waits for the commit."""
+    gate = Gate()
+
+    async def main():
+        async def work():
+            async with atomic():
+                await create(username="ann")
+
+        tasks.append(asyncio.create_task(work()))
+        await gate.entered()
+        # Opened when the loop's end has cancelled the task.
+        asyncio.create_task(open_when_cancelled())  # noqa: RUF006 - the loop's end awaits it
+
+    async def open_when_cancelled():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gate.open.set()
+
+    tasks = []
+    with first(BaseDatabaseWrapper, "_commit", gate):
+        asyncio.run(main())
+    assert tasks[0].cancelled()
+    assert stats().holders == ()
+    assert User.objects.count() == 1
+
+
+def test_loop_that_ends_during_enter_undoes_it():
+    """asyncio.run() that returns while a block is entered undoes that."""
+    gate = Gate()
+
+    async def main():
+        async def work():
+            async with atomic():
+                raise AssertionError("must not be entered")
+
+        tasks.append(asyncio.create_task(work()))
+        await gate.entered()
+        asyncio.get_running_loop().call_soon(gate.open.set)
+
+    tasks = []
+    with first(transaction.Atomic, "__enter__", gate):
+        asyncio.run(main())
+    assert tasks[0].cancelled()
+    assert stats().holders == ()
+
+
+# Python reports that the coroutine, which it frees, did not simply end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_loop_that_is_dropped_with_a_block_open():
+    """A loop that closes with a task in a block leaves no lease, and no transaction, behind."""
+    inside = threading.Event()
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+            inside.set()
+            await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work())
+
+    async def wait():
+        await until(inside.is_set)
+
+    loop.run_until_complete(wait())
+    loop.close()
+    task._log_destroy_pending = False
+    del task, loop
+    gc.collect()
+    assert_whole()
+    assert User.objects.count() == 0

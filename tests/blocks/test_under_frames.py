@@ -1,0 +1,509 @@
+"""Blocks under a synchronous frame: on its thread, with its transaction, to its end."""
+
+# What a block does, and raises, is more than one statement.
+# ruff: noqa: PT012
+
+import asyncio
+import contextvars
+import functools
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.test import TestCase
+
+from ormbridge import (
+    LeaseClosed,
+    PoolTimeout,
+    atomic,
+    database_sync_to_async,
+    pinned,
+    stats,
+)
+from tests.core.gate import GUARD
+from tests.core.support import set_timeout, thread_name
+from tests.support.blocks import (
+    create,
+    ended,
+    first,
+    in_atomic_block,
+    main_thread,
+    turns,
+    usernames,
+)
+from tests.support.http import get
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_block_under_async_to_sync():
+    """Under async_to_sync a block runs on the thread that waits, and takes no worker."""
+
+    async def work():
+        async with atomic():
+            names = {
+                await database_sync_to_async(thread_name)(),
+                await sync_to_async(thread_name)(),
+            }
+            assert await database_sync_to_async(in_atomic_block)()
+            await User.objects.acreate(username="ann")
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await User.objects.acreate(username="bob")
+                raise ZeroDivisionError
+        return names
+
+    assert async_to_sync(work)() == {main_thread()}
+    assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
+    assert stats().threads == 0
+
+
+def test_pinned_under_async_to_sync():
+    """Under async_to_sync pinned() is the frame's thread, and a straggler of it is refused."""
+
+    async def straggle():
+        await over.wait()
+        return await User.objects.acount()
+
+    over = asyncio.Event()
+
+    async def work():
+        async with pinned():
+            names = {
+                await database_sync_to_async(thread_name)(),
+                await sync_to_async(thread_name)(),
+            }
+            task = asyncio.create_task(straggle())
+        over.set()
+        with pytest.raises(LeaseClosed):
+            await task
+        return names
+
+    assert async_to_sync(work)() == {main_thread()}
+    assert stats().threads == 0
+
+
+def test_blocks_under_a_frame_take_turns(record):
+    """Under a frame, gathered blocks run one after the other, in a block and outside of one."""
+
+    @atomic()
+    async def work(number):
+        await create(username=f"{number} first")
+        await turns()
+        await User.objects.acreate(username=f"{number} second")
+        if number % 2:
+            raise LookupError
+
+    async def outside():
+        await asyncio.gather(*(work(n) for n in range(2)), return_exceptions=True)
+
+    async def inside():
+        async with atomic():
+            await asyncio.gather(*(work(n) for n in range(2, 4)), return_exceptions=True)
+
+    async_to_sync(outside)()
+    async_to_sync(inside)()
+    assert record == [
+        *("COMMIT", "ROLLBACK"),
+        *("SAVEPOINT", "RELEASE", "SAVEPOINT", "ROLLBACK TO", "RELEASE", "COMMIT"),
+    ]
+    names = ["0 first", "0 second", "2 first", "2 second"]
+    assert sorted(User.objects.values_list("username", flat=True)) == names
+
+
+def test_neighbour_under_a_frame_waits():
+    """A call beside a block under one frame waits for it, the bridge's and Django's own."""
+
+    async def block():
+        async with atomic():
+            inside.set()
+            await leave.wait()
+            await User.objects.acreate(username="ann")
+            raise ZeroDivisionError
+
+    async def work():
+        task = asyncio.create_task(block())
+        await inside.wait()
+        beside = [
+            asyncio.create_task(create(username="bridge")),
+            asyncio.create_task(User.objects.acreate(username="native")),
+            asyncio.create_task(sync_to_async(in_atomic_block)()),
+        ]
+        await turns()
+        assert not any(each.done() for each in beside)
+        leave.set()
+        await ended(task)
+        assert (await asyncio.gather(*beside))[2] is False
+
+    inside, leave = asyncio.Event(), asyncio.Event()
+    async_to_sync(work)()
+    assert sorted(User.objects.values_list("username", flat=True)) == ["bridge", "native"]
+
+
+def test_neighbour_under_a_frame_that_waits_too_long():
+    """It gets PoolTimeout after TIMEOUT, which names the frame's thread and the block."""
+
+    async def block():
+        async with atomic():
+            inside.set()
+            await leave.wait()
+            await create(username="ann")
+
+    async def work():
+        task = asyncio.create_task(block())
+        await inside.wait()
+        set_timeout(0.01)
+        for call in (create(username="bridge"), User.objects.acreate(username="native")):
+            with pytest.raises(
+                PoolTimeout,
+                match=rf"for its turn on {main_thread()}, which has a synchronous frame, .*, "
+                r"inside atomic\(\) at test_under_frames\.py:\d+ in test_neighbour_under",
+            ):
+                await call
+        set_timeout(GUARD)
+        leave.set()
+        await task
+
+    inside, leave = asyncio.Event(), asyncio.Event()
+    async_to_sync(work)()
+    assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
+
+
+def test_cancelled_neighbour_under_a_frame_never_runs():
+    """A call that is cancelled while it waits beside a block of a frame never runs."""
+
+    async def block():
+        async with atomic():
+            inside.set()
+            await leave.wait()
+
+    async def work():
+        task = asyncio.create_task(block())
+        await inside.wait()
+        beside = [
+            asyncio.create_task(create(username="bridge")),
+            asyncio.create_task(User.objects.acreate(username="native")),
+            asyncio.create_task(atomic()(turns)()),
+        ]
+        await turns()
+        for each in beside:
+            each.cancel()
+        await asyncio.wait(beside)
+        assert all(each.cancelled() for each in beside)
+        leave.set()
+        await task
+        assert await User.objects.acount() == 0
+
+    inside, leave = asyncio.Event(), asyncio.Event()
+    async_to_sync(work)()
+
+
+@pytest.mark.parametrize("moment", ["__enter__", "__exit__"])
+def test_cancelled_under_a_frame(gate, moment):
+    """Under a frame a cancelled enter is undone, and a cancel during COMMIT lets it stand."""
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+
+    async def main():
+        with first(transaction.Atomic, moment, gate):
+            task = asyncio.create_task(work())
+            await gate.entered()
+            task.cancel()
+            await turns()
+            assert not task.done()
+            gate.open.set()
+            await ended(task)
+        assert task.cancelled()
+        assert not await database_sync_to_async(in_atomic_block)()
+
+    async_to_sync(main)()
+    names = ["ann"] if moment == "__exit__" else []
+    assert sorted(User.objects.values_list("username", flat=True)) == names
+
+
+async def test_straggler_after_the_end_of_the_frame():
+    """A task that outlives both block and frame is refused; one of the frame alone goes on."""
+
+    async def straggle():
+        await over.wait()
+        return await usernames()
+
+    async def inside():
+        tasks.append(asyncio.create_task(straggle()))
+        async with atomic():
+            tasks.append(asyncio.create_task(straggle()))
+            tasks.append(asyncio.create_task(over.wait()))
+            await create(username="ann")
+
+    over, tasks = asyncio.Event(), []
+    await database_sync_to_async(async_to_sync(inside))()
+    over.set()
+    assert await tasks[0] == ["ann"]
+    with pytest.raises(LeaseClosed):
+        await tasks[1]
+
+
+async def test_native_straggler_after_the_end_of_the_frame():
+    """An a-method in a task that outlives both block and frame is refused, too."""
+
+    async def straggle():
+        await over.wait()
+        await User.objects.acreate(username="bob")
+
+    async def inside():
+        async with atomic():
+            tasks.append(asyncio.create_task(straggle()))
+            await create(username="ann")
+
+    over, tasks = asyncio.Event(), []
+    await database_sync_to_async(async_to_sync(inside))()
+    over.set()
+    with pytest.raises(RuntimeError):
+        await tasks[0]
+    assert await usernames() == ["ann"]
+
+
+async def in_a_frame_that_ends(block, call):
+    """Start a task in *block* under a frame that ends before it; return the task.
+
+    :param call: what the task awaits when the event that is returned, too, is set.
+    """
+
+    async def outlive():
+        async with block():
+            await create(username="ann")
+            inside.set()
+            await over.wait()
+            await call()
+
+    async def frame():
+        task = asyncio.create_task(outlive())
+        await inside.wait()
+        return task
+
+    inside, over = asyncio.Event(), asyncio.Event()
+    return await database_sync_to_async(async_to_sync(frame))(), over
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(turns, id="none"),
+        pytest.param(lambda: create(username="bob"), id="bridge"),
+    ],
+)
+async def test_frame_that_ends_with_a_block_open(call):
+    """A block that outlives its frame is rolled back with it, and its task gets LeaseClosed."""
+    task, over = await in_a_frame_that_ends(atomic, call)
+    over.set()
+    await ended(task)
+    assert isinstance(task.exception(), LeaseClosed)
+    assert await usernames() == []
+
+
+async def test_native_call_in_a_block_whose_frame_has_ended():
+    """asgiref itself refuses it."""
+    task, over = await in_a_frame_that_ends(atomic, lambda: User.objects.acreate(username="bob"))
+    over.set()
+    await ended(task)
+    assert isinstance(task.exception(), RuntimeError)
+    assert await usernames() == []
+
+
+async def test_neighbour_of_a_block_whose_frame_has_ended(visit):
+    """In a request, a call beside a block that outlived its frame never lands in it."""
+
+    async def fail():
+        raise ZeroDivisionError
+
+    async def work():
+        task, over = await in_a_frame_that_ends(atomic, fail)
+        neighbour = asyncio.create_task(create(username="neighbour"))
+        await turns()
+        over.set()
+        await ended(task)
+        await neighbour
+
+    await visit("http", {}, work)
+    assert await usernames() == ["neighbour"]
+
+
+def test_loop_of_a_frame_that_ends_with_a_block_open():
+    """Where async_to_sync runs its own loop, a task left in a block is rolled back by its end."""
+
+    async def outlive():
+        async with atomic():
+            await create(username="ann")
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def frame():
+        tasks.append(asyncio.create_task(outlive()))
+        await inside.wait()
+
+    inside, tasks = asyncio.Event(), []
+    async_to_sync(frame)()
+    assert tasks[0].cancelled()
+    assert not connection.in_atomic_block
+    assert User.objects.count() == 0
+
+
+def test_frame_in_a_frame():
+    """Blocks of nested frames on one thread are savepoints of each other."""
+
+    async def inner():
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await User.objects.acreate(username="bob")
+                raise ZeroDivisionError
+        async with atomic():
+            await create(username="cyd")
+        return await sync_to_async(thread_name)()
+
+    async def outer():
+        async with atomic():
+            await create(username="ann")
+            return await database_sync_to_async(async_to_sync(inner))()
+
+    assert async_to_sync(outer)() == main_thread()
+    assert sorted(User.objects.values_list("username", flat=True)) == ["ann", "cyd"]
+
+
+def test_context_and_errors_under_a_busy_frame():
+    """Calls that go through a frame's line carry context variables, results and errors."""
+    variable = contextvars.ContextVar("variable", default=0)
+
+    def change():
+        variable.set(variable.get() + 1)
+        return variable.get()
+
+    def stop():
+        raise StopIteration
+
+    async def work():
+        async with atomic():
+            found = [await database_sync_to_async(change)(), await sync_to_async(change)()]
+            with pytest.raises(ZeroDivisionError):
+                await sync_to_async(lambda: 1 / 0)()
+            with pytest.raises(ZeroDivisionError):
+                await database_sync_to_async(lambda: 1 / 0)()
+            with pytest.raises(RuntimeError):
+                await database_sync_to_async(stop)()
+            return [*found, variable.get()]
+
+    assert async_to_sync(work)() == [1, 2, 2]
+
+
+def test_thread_sensitive_false_under_a_frame():
+    """``thread_sensitive=False`` in a block of a frame leaves it for a worker."""
+
+    async def work():
+        async with atomic():
+            call = database_sync_to_async(
+                lambda: (thread_name(), connection.in_atomic_block), thread_sensitive=False
+            )
+            return await call()
+
+    assert async_to_sync(work)() == ("ormbridge-worker-1", False)
+
+
+async def test_sync_view_in_a_request(serve):
+    """A sync view that uses async_to_sync has its blocks on its own worker."""
+
+    async def work():
+        async with atomic():
+            name = await sync_to_async(thread_name)()
+            await User.objects.acreate(username="ann")
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await create(username="bob")
+                raise ZeroDivisionError
+        return name
+
+    def view(request):
+        return HttpResponse(f"{thread_name()} {async_to_sync(work)()}")
+
+    assert await get(serve(view)) == "200 ormbridge-worker-1 ormbridge-worker-1"
+    assert await usernames() == ["ann"]
+
+
+async def test_sync_view_with_one_worker(serve, pool_settings):
+    """Sync views with blocks, more of them than workers, all end."""
+    pool_settings(MAX_THREADS=1)
+
+    @atomic()
+    async def work(path):
+        await User.objects.acreate(username=path)
+        await asyncio.gather(create(username=f"{path} 1"), create(username=f"{path} 2"))
+
+    def view(request):
+        async_to_sync(work)(f"{len(paths)}")
+        return HttpResponse()
+
+    class Paths(list):
+        def __len__(self):
+            self.append(None)
+            return super().__len__()
+
+    paths = Paths()
+    application = serve(view)
+    await asyncio.gather(*(get(application) for _ in range(3)))
+    assert len(await usernames()) == 9
+
+
+class InDjangosTestCase(TestCase):
+    """Under Django's TestCase blocks are savepoints of the test's transaction."""
+
+    async def test_block(self):
+        """A block sees what the test wrote, and nests in its transaction."""
+        await User.objects.acreate(username="ann")
+        async with atomic():
+            assert await sync_to_async(thread_name)() == main_thread()
+            assert await usernames() == ["ann"]
+            await create(username="bob")
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await create(username="cyd")
+                raise ZeroDivisionError
+        assert await usernames() == ["ann", "bob"]
+        assert stats().threads == 0
+
+    async def test_durable(self):
+        """TestCase lets durable blocks be: as in Django, its own block does not count."""
+        async with atomic(durable=True):
+            await create(username="ann")
+
+    async def test_gather(self):
+        """Gathered blocks take turns."""
+
+        @atomic()
+        async def work(number):
+            await create(username=f"{number}")
+            await turns()
+            if number == 1:
+                raise LookupError
+
+        await asyncio.gather(*(work(n) for n in range(3)), return_exceptions=True)
+        assert await usernames() == ["0", "2"]
+
+    def test_callbacks_can_be_captured(self):
+        """captureOnCommitCallbacks() finds plain and async callbacks, and runs them."""
+        ran = []
+
+        async def asynchronous():
+            ran.append(await sync_to_async(thread_name)())
+
+        @atomic()
+        async def work():
+            await sync_to_async(transaction.on_commit)(functools.partial(ran.append, "plain"))
+            await sync_to_async(transaction.on_commit)(asynchronous)
+
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            async_to_sync(work)()
+            assert ran == []
+        assert len(callbacks) == 2
+        assert ran == ["plain", main_thread()]

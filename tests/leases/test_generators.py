@@ -1,0 +1,156 @@
+"""Iterations that are suspended, left or dropped: whose worker they keep, and how long."""
+
+import asyncio
+import gc
+from unittest import mock
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
+from django.db.models.query import BaseIterable
+
+from ormbridge import (
+    BridgeMiddleware,
+    database_sync_to_async,
+    stats,
+)
+from tests.core.support import no_worker_is_leased, thread_name, until
+from tests.support.applications import serve
+from tests.support.http import connect, disconnect, get, say
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_suspended_generator_keeps_its_worker():
+    """Between the chunks of aiterator() the worker stays; calls in between run on it too."""
+    users = [User(username=str(number)) for number in range(5)]
+    await database_sync_to_async(User.objects.bulk_create)(users)
+
+    async def answer(text):
+        threads, leased, rows = set(), set(), 0
+        async for _ in User.objects.aiterator(chunk_size=2):
+            rows += 1
+            leased.add(len(stats().holders))
+            threads.add(await sync_to_async(thread_name)())
+        await no_worker_is_leased()
+        return rows, len(threads), leased
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "(5, 1, {0, 1})"
+    await disconnect(socket)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_collected_generator_gives_its_worker_back():
+    """A generator that is left early keeps its worker until it is collected."""
+
+    def numbers():
+        yield from range(10)
+
+    async def answer(text):
+        generator = numbers()
+        await sync_to_async(next)(generator, None)
+        kept = len(stats().holders)
+        del generator
+        gc.collect()
+        await no_worker_is_leased()
+        return kept
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "1"
+    await disconnect(socket)
+
+
+async def test_iteration_left_early_is_closed_on_its_worker():
+    """The cursor of an aiterator() that is left early is closed on the worker, not on the loop."""
+    closed = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            try:
+                yield from range(5)
+            finally:
+                closed.append(thread_name())
+
+    async def answer(text):
+        rows = []
+        async for row in Rows(None, chunk_size=2):
+            rows.append(row)
+            break
+        return rows[0]
+
+    socket = await connect(serve(answer))
+    assert await say(socket) == "0"
+    await disconnect(socket)
+    gc.collect()
+    await no_worker_is_leased()
+    assert closed == ["ormbridge-worker-1"]
+
+
+async def test_generator_outlives_its_socket():
+    """A task that goes on with a suspended generator after the socket closed keeps its worker."""
+    go_on = asyncio.Event()
+    tasks = []
+
+    def threads():
+        while True:
+            yield thread_name()
+
+    async def iterate():
+        generator = threads()
+        first = await sync_to_async(next)(generator, None)
+        await go_on.wait()
+        kept = len(stats().holders)
+        second = await sync_to_async(next)(generator, None)
+        await sync_to_async(generator.close)()
+        return first == second, kept
+
+    async def answer(text):
+        tasks.append(asyncio.create_task(iterate()))
+
+    socket = await connect(serve(answer))
+    await say(socket)
+    await until(lambda: stats().holders)
+    await disconnect(socket)
+    go_on.set()
+    assert await tasks[0] == (True, 1)
+    tasks.clear()
+    gc.collect()
+    await no_worker_is_leased()
+
+
+async def test_generator_that_outlives_its_request_keeps_no_worker(pool_settings):
+    """What a request leaves suspended keeps its worker to the end of the request, not longer."""
+    pool_settings(MAX_THREADS=2)
+
+    def numbers():
+        yield from range(10)
+
+    shared = numbers()
+
+    async def application(scope, receive, send):
+        number = await sync_to_async(next)(shared)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(number).encode()})
+
+    application = BridgeMiddleware(application)
+    for number in range(5):
+        assert await get(application) == f"200 {number}"
+        await no_worker_is_leased()
+
+
+async def test_iteration_of_a_client_that_left_keeps_no_worker():
+    """Where something keeps the iteration of an ended request alive, its worker is free."""
+    cycle = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            yield from range(5)
+
+    async def application(scope, receive, send):
+        rows = aiter(Rows(None, chunk_size=2))
+        cycle.append(rows)
+        await anext(rows)
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+    await no_worker_is_leased()
