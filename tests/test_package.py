@@ -33,7 +33,7 @@ ORDER = [
     "generators",
     "turns",
     "call",
-    "blocks",
+    "route",
     "canceller",
     "threadless",
     "pool",

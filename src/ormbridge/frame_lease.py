@@ -74,7 +74,7 @@ class FrameRoute(Route):
                 lease.put(call)
                 if lease.begin():
                     return
-        raise LeaseClosed(f"{call} came too late: its synchronous frame has ended")
+        raise _too_late(call)
 
     def keep(self, lease: Lease) -> None:
         """Do nothing: all of these calls go to *lease* already."""
@@ -107,7 +107,7 @@ class FrameLease(Lease):
 
     def _refuse_line(self, error: BridgeError) -> None:
         for call in self._close_line():
-            call.refuse(LeaseClosed(f"{call} came too late: its synchronous frame has ended"))
+            call.refuse(_too_late(call))
 
     # On the frame's thread
 
@@ -149,3 +149,8 @@ class FrameLease(Lease):
     def _end(self) -> None:
         self._refuse_line(LeaseClosed("its synchronous frame has ended"))
         self._abandon()
+
+
+def _too_late(call: Call) -> LeaseClosed:
+    remedy = "" if call.iteration is None else "; iterate on it to its end there"
+    return LeaseClosed(f"{call} came too late: its synchronous frame has ended{remedy}")

@@ -219,11 +219,11 @@ class Lease:
     def _no_turn(self, call: object, asked: float) -> PoolTimeout:
         with self.line.lock:
             within = f", inside {self.line.blocks[-1]}" if self.line.blocks else ""
+        thread = getattr(self.thread, "name", None)
         return PoolTimeout(
-            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on "
-            f"{getattr(self.thread, 'name', None)}, which has {self}{within}. Calls of one lease run one at a time, "
-            "and those of an open block go first: shorten them, do not wait in a block for what "
-            "runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
+            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {thread}, which has "
+            f"{self}{within}. Calls of one lease run one at a time, and those of an open block go "
+            "first: shorten them, do not wait in a block for what runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
         )
 
     def hurry(self, call: Call) -> None:

@@ -24,7 +24,7 @@ from ormbridge import (
     release,
     stats,
 )
-from ormbridge.context import current_context
+from ormbridge import route as routes
 from ormbridge.lease import Lease
 from ormbridge.process import default_pool
 from tests.core.gate import GUARD
@@ -296,7 +296,7 @@ async def test_requests_in_a_row_do_not_keep_each_other():
     async def application(scope, receive, send):
         nonlocal variables
         await sync_to_async(thread_name)()
-        contexts.append(weakref.ref(current_context()))
+        contexts.append(weakref.ref(routes.current_route.get()))
         variables = contextvars.copy_context()
 
     scope = {"type": "http", "method": "GET", "path": "/"}

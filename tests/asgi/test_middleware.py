@@ -21,7 +21,7 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.context import current_context
+from ormbridge import route as routes
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.support.applications import SyncOnly  # noqa: F401 - found by its name
@@ -595,7 +595,7 @@ async def test_request_that_begins_inside_an_answered_one_is_its_own():
 
     async def inner(scope, receive, send):
         await sync_to_async(thread_name)()
-        leases.append(current_context())
+        leases.append(routes.current_route.get())
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 

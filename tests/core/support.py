@@ -18,7 +18,6 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from ormbridge import process
-from ormbridge.call import _expire
 from ormbridge.mailbox import mailbox_of
 from ormbridge.process import stats
 from ormbridge.worker import Worker
@@ -60,13 +59,13 @@ def set_timeout(seconds: float) -> None:
     For a test in which some call must be out of time: it sets this when all that must be in time
     is done, and sets GUARD again before what comes after. On the thread of the event loop.
     """
-    settings = process.default_pool().settings
+    settings, before = process.default_pool().settings, process.default_pool().settings.timeout
     object.__setattr__(settings, "timeout", seconds)
     watched = mailbox_of(asyncio.get_running_loop())._waiting
-    for waiting in [watched[each] for each in list(watched) if each[1] is _expire]:
-        for call in list(waiting):
-            del waiting[call]
-            call.watch(settings)
+    for key in [each for each in watched if each[0] == before]:
+        for call in list(watched[key]):
+            del watched[key][call]
+            call.watch(settings, key[1])
 
 
 def raw():

@@ -27,8 +27,7 @@ from ormbridge import (
 )
 from ormbridge import canceller as canceller_module
 from ormbridge.canceller import awaited_by
-from ormbridge.context import LeaseContext
-from ormbridge.frames import on_ground
+from ormbridge.context import LeaseContext, RouteGround, on_ground
 from ormbridge.threadless import child_of
 from tests.core.gate import GUARD
 from tests.core.support import until
@@ -354,19 +353,20 @@ async def test_only_methods_of_django_are_stoppable(settings):
     assert awaited_by(print, None) is None
 
 
-async def test_what_asgiref_submits_says_what_is_awaited():
+async def test_what_asgiref_submits_says_what_is_awaited(monkeypatch):
     """The job that asgiref submits has the list of what the function awaits: this is its shape."""
     jobs = []
 
-    class Executor(LeaseContext):
-        def submit(self, job, /, *args, **kwargs):
-            jobs.append(job)
-            return super().submit(job, *args, **kwargs)
+    def submit(ground, job, /, *args, **kwargs):
+        jobs.append(job)
+        return original(ground, job, *args, **kwargs)
 
     async def inner():
         return [list(awaited_by(job, child_of(job))) for job in jobs]
 
-    async with on_ground(Executor("test", holds=False)):
+    original = RouteGround.submit
+    monkeypatch.setattr(RouteGround, "submit", submit)
+    async with on_ground(LeaseContext("test", holds=False)):
         saved = User(username="ada")
         saved.save = None  # an instance may hide the method
         await User.objects.acount()

@@ -13,9 +13,9 @@ from ormbridge import (
     stream,
 )
 from ormbridge.call import Call, _expire
-from ormbridge.context import place
 from ormbridge.mailbox import mailbox_of
 from ormbridge.process import default_pool
+from ormbridge.route import place
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
 from tests.support.rows import NAMES

@@ -16,6 +16,8 @@ from ormbridge import (
     stats,
     stream,
 )
+from ormbridge.call import hosts
+from ormbridge.frames import live_frame
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
 from tests.support.rows import NAMES, ROWS, Watch, make_users
@@ -77,7 +79,9 @@ def test_frame_that_ends_closes_the_cursor(watch):
         await anext(kept[0])  # in hand
         await anext(kept[0])  # read ahead
         await anext(kept[0])
-        with pytest.raises(LeaseClosed, match="synchronous frame in which it was opened has ended"):
+        with pytest.raises(
+            LeaseClosed, match="its synchronous frame has ended; iterate on it to its end there"
+        ):
             await anext(kept[0])
         kept[1].cancel()
 
@@ -105,16 +109,14 @@ def test_many_streams_below_one_frame_leave_nothing(watch):
     """What has to be done as a frame ends is taken back with each stream."""
 
     async def below():
-        from ormbridge.frames import live_frame
-
         for _ in range(5):
             async for _ in stream(watch.rows(), 3):
                 break
             assert [row async for row in stream(watch.rows(), 3)] != []
         frame = live_frame(asyncio.get_running_loop())
         await until(lambda: len(watch.closed) == 10)
-        await asyncio.sleep(0)
-        return len(frame._work_items.last)
+        await until(lambda: frame not in hosts)
+        return len(frame._work_items)
 
     assert async_to_sync(below)() == 0
 

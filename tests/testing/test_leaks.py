@@ -11,8 +11,7 @@ from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 
 from ormbridge import atomic, database_sync_to_async
-from ormbridge.context import LeaseContext
-from ormbridge.frames import on_ground
+from ormbridge.context import LeaseContext, on_ground
 from ormbridge.leaks import leases_left, place, watched
 from tests.settings import CHOICE
 

@@ -15,7 +15,7 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge.context import current_context
+from ormbridge import route as routes
 from ormbridge.testing import one_transaction
 from tests.support.ways import WAYS, _count_and_close, iterating, make, names, streaming
 
@@ -173,7 +173,7 @@ def test_threads_of_a_synchronous_test_have_their_connections(db, bob):
 
 async def test_async_test_with_db_is_left_alone(db):
     """An async test with ``db`` calls as without the plugin."""
-    assert current_context() is None
+    assert routes.current_route.get() is None
 
 
 def test_both_fixtures_asked_for_in_a_synchronous_test(db, bob, request):

@@ -24,8 +24,8 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge.context import current_context
-from ormbridge.frames import on_ground
+from ormbridge import route as routes
+from ormbridge.context import on_ground
 from ormbridge.testing import capture_on_commit_callbacks, one_transaction
 from tests.core.gate import GUARD
 from tests.settings import CHOICE
@@ -440,7 +440,7 @@ def test_everything_is_put_back(transactional_db):
     assert len(SyncToAsync.context_to_thread_executor) == contexts
     assert set(vars(connections["default"])) == patched
     assert "__getitem__" not in vars(type(connections))
-    assert current_context() is None
+    assert routes.current_route.get() is None
     assert not connection.allow_thread_sharing
     own = connections["default"].connection
     assert asyncio.run(database_sync_to_async(lambda: connection.connection)()) is not own
@@ -540,7 +540,9 @@ def test_task_that_outlives_the_test(transactional_db, below):
         return await database_sync_to_async(lambda: connections["default"])()
 
     async def begin():
-        context = on_ground(current_context()) if below == "the middleware" else nullcontext()
+        context = (
+            on_ground(routes.current_route.get()) if below == "the middleware" else nullcontext()
+        )
         async with context:
             task = asyncio.create_task(outlive())
         await begun.wait()
