@@ -16,7 +16,7 @@ def fences(language: str) -> list[str]:
 
 def test_snippets_are_examples() -> None:
     """What Python the README shows is the inline form of the guide, which the tests of that run."""
-    example = (ROOT / "examples" / "database_access_inline.py").read_text(encoding="utf-8")
+    example = (ROOT / "examples/database_access/inline.py").read_text(encoding="utf-8")
 
     assert [excerpt(example).text] == fences("python")
 

@@ -1,6 +1,8 @@
 """The plugin that records what examples print and which tests passed."""
 
+import importlib.metadata
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 def test_every_example_has_its_recording():
     """Each example was run as it is now, and no recording is left over."""
     assert [problem.message for problem in recordings.problems(ROOT)] == []
+
+
+def test_pasted_example_hides_no_module():
+    """No example has the name of a module: a file ``json.py`` would be imported instead of it."""
+    modules = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys()
+    names = {Path(name).name for name in recordings.examples(ROOT)}
+    assert names & modules == set()
 
 
 # Markers.

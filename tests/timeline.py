@@ -6,7 +6,7 @@
     timeline.watch(module, "query")
     application = timeline.application(module.application)
     ...  # run it
-    recorded_timeline("asgi_sockets", timeline)
+    recorded_timeline("asgi/sockets", timeline)
 
 Nothing of the package is touched: the functions of the example are replaced by ones that note the
 time and the thread and call them. The request or socket travels in a context variable, which

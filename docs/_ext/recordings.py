@@ -1,6 +1,7 @@
 """Recordings: what each example printed when a test last ran it.
 
-``examples/recorded/<name>.json`` belongs to ``examples/<name>.py`` and holds the lines that it
+An example is named by its page and its file: ``transactions/sign_up``. Its recording,
+``examples/recorded/<name>.json``, belongs to ``examples/<name>.py`` and holds the lines that it
 printed and the digest of the source that printed them. A recording whose digest is not that of
 today's source is *stale*. ``nox -s record`` writes recordings; nothing else does.
 
@@ -62,8 +63,13 @@ class Problem:
 
 
 def examples(root: Path) -> list[str]:
-    """Return the names of all examples, sorted."""
-    return sorted(path.stem for path in (root / "examples").glob("*.py") if path.stem != "__init__")
+    """Return the names of all examples, sorted: every module that is not in a package."""
+    folder = root / "examples"
+    return sorted(
+        path.relative_to(folder).with_suffix("").as_posix()
+        for path in folder.rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    )
 
 
 def example_path(root: Path, name: str) -> Path:
@@ -162,13 +168,15 @@ def problems(root: Path) -> Iterator[Problem]:
             yield Problem(
                 name, shown, f"example '{name}' changed after its output was recorded; {REMEDY}"
             )
-    for path in sorted((root / "examples" / "recorded").glob("*.json")):
-        if path.stem.endswith(".timeline"):
+    folder = root / "examples" / "recorded"
+    for path in sorted(folder.rglob("*.json")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name.endswith(".timeline"):
             continue  # see spans
-        if path.stem not in known:
+        if name not in known:
             shown = path.relative_to(root).as_posix()
             yield Problem(
-                path.stem,
+                name,
                 shown,
-                f"recording '{path.stem}' has no example (examples/{path.stem}.py); delete {shown}",
+                f"recording '{name}' has no example (examples/{name}.py); delete {shown}",
             )

@@ -61,8 +61,9 @@ def timeline_path(root: Path, name: str) -> Path:
 
 def names(root: Path) -> list[str]:
     """Return the names of all timelines, sorted."""
-    found = (root / "examples" / "recorded").glob(f"*{SUFFIX}")
-    return sorted(path.name.removesuffix(SUFFIX) for path in found)
+    folder = root / "examples" / "recorded"
+    found = folder.rglob(f"*{SUFFIX}")
+    return sorted(path.relative_to(folder).as_posix().removesuffix(SUFFIX) for path in found)
 
 
 def most_at_once(spans: Iterable[Span]) -> int:
