@@ -13,8 +13,8 @@ file; ``--record-fresh`` starts an empty one. A test counts as passed if every o
 ran and passed. If some were skipped or left out (``-k``), nothing is said about the test in this
 environment.
 
-File formats and comparison are those of ``docs/_ext/recordings.py``, ``docs/_ext/spans.py`` and
-``docs/_ext/runs.py``, which the build of the site reads with.
+File formats and comparison are those of ``docs/_ext/record``, which the build of the site reads
+with.
 """
 
 import datetime as dt
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import proofs, recordings, runs, spans
+from docs._ext.record import proofs, recordings, runs, spans
 from tests.timeline import Timeline
 
 RECORDER = pytest.StashKey["Recorder"]()

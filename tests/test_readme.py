@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from docs._ext.markers import excerpt
+from docs._ext.record.markers import excerpt
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import markers, proofs, recordings, runs
+from docs._ext.record import markers, proofs, recordings, runs
 
 ROOT = Path(__file__).parents[1]
 

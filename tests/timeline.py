@@ -28,7 +28,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
-from docs._ext.spans import Span
+from docs._ext.record.spans import Span
 
 
 @dataclass

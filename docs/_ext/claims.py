@@ -24,7 +24,7 @@ from sphinx.util.docutils import SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
-from . import proofs, runs
+from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
-from . import recordings
 from .examples import shown
+from .record import recordings
 
 logger = logging.getLogger(__name__)
 

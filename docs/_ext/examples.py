@@ -28,7 +28,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import markers, recordings
+from .record import markers, recordings
 
 logger = logging.getLogger(__name__)
 

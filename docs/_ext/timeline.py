@@ -32,10 +32,10 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import spans
 from .proven import enumerated, plural, row
-from .recordings import RecordingError, example_path
-from .spans import Span
+from .record import spans
+from .record.recordings import RecordingError, example_path
+from .record.spans import Span
 
 logger = logging.getLogger(__name__)
 

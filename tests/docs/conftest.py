@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.console import strip_colors
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from docs._ext import proofs, recordings, runs
+from docs._ext.record import proofs, recordings, runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ EXTENSIONS = ["examples", "claims", "proven", "closed_set"]
 CLAIM = "tests/test_greeting.py::test_greets"
 
 FILES = {
-    "examples/greeting.py": """\
+    "examples/index/greeting.py": """\
 def greet(name):
     return f"Hello, {name}"  # <--
 
@@ -52,7 +52,7 @@ def test_other():
 
 The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not claimed.
 
-```{{example}} greeting
+```{{example}} index/greeting
 :output:
 ```
 
@@ -161,6 +161,6 @@ def site(tmp_path: Path) -> Site:
     site = Site(tmp_path)
     for name, text in FILES.items():
         site.write(name, text)
-    recordings.save(site.root, "greeting", ["Hello, ada"])
+    recordings.save(site.root, "index/greeting", ["Hello, ada"])
     site.record()
     return site

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from docs._ext import runs
+from docs._ext.record import runs
 from tests.docs.conftest import CLAIM, Site
 
 ENTRY = "test-greeting-test-greets"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import markers
+from docs._ext.record import markers
 from tests.guide.examples import example_source
 from tests.processes import run_python
 from tests.project import CHOICES, Project
