@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 EXTENSIONS = ["examples", "claims", "proven", "closed_set"]
 CLAIM = "tests/test_greeting.py::test_greets"
+NOTE = f"\n[^greets]: {CLAIM}\n"
 
 FILES = {
     "examples/index/greeting.py": """\
@@ -50,7 +51,7 @@ def test_other():
     "docs/index.md": f"""\
 # Home
 
-The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not claimed.
+The page begins. `greet` says hello to a name.[^greets] This is not claimed.
 
 ```{{example}} index/greeting
 :output:
@@ -60,7 +61,7 @@ The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not cl
 guide
 proven
 ```
-""",
+{NOTE}""",
     "docs/guide.md": "# Guide\n\nNothing here.\n",
     "docs/proven.md": "# Proven\n\n```{proven}\n```\n",
 }

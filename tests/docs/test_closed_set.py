@@ -128,7 +128,7 @@ def test_parallel_build_that_warns_fails(site: Site):
     """Several processes read the pages, and ``-W`` makes each of the warnings an error."""
     for number in range(12):  # Sphinx reads a few pages in one process whatever it is told
         site.write(f"docs/page{number}.md", f"---\norphan: true\n---\n# Page {number}\n")
-    site.add("docs/page3.md", "\nOne. {claim}`tests/test_greeting.py::test_gone`\n")
+    site.add("docs/page3.md", "\nOne.[^gone]\n\n[^gone]: tests/test_greeting.py::test_gone\n")
     site.write("examples/index/unshown.py", "")
     extensions = ["myst_parser", *(f"docs._ext.{each}" for each in EXTENSIONS)]
     site.write("conf.py", f"extensions = {extensions!r}\nhtml_theme = 'basic'\n")
