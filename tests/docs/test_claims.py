@@ -1,11 +1,12 @@
 """Claims in footnotes, and the ``proven`` directive."""
 
+import dataclasses
 import re
 
 import pytest
 
 from docs._ext.record import runs
-from tests.docs.conftest import CLAIM, NOTE, Site
+from tests.docs.conftest import CLAIM, NOTE, POSTGRESQL, Site
 
 ENTRY = "test-greeting-test-greets"
 
@@ -78,10 +79,11 @@ def test_list_follows_the_pages(site: Site):
 def test_list_follows_the_run(site: Site):
     """A new record shows on the page in the next build, though no page changed."""
     site.build()
-    site.path(runs.RUN).write_text(
-        site.path(runs.RUN).read_text().replace("PostgreSQL 15.6", "PostgreSQL 17.1")
-    )
-    site.build()
+    run = runs.load(site.root)
+    newer = dataclasses.replace(POSTGRESQL, database="PostgreSQL 17.1")
+    run.add(newer, "2025-02-28", {CLAIM: (run.tests[CLAIM].sha256, True)})
+    runs.save(site.root, run)
+    assert site.build() == []
     assert "Passed on PostgreSQL 17.1, with" in site.html("proven")
 
 
@@ -144,6 +146,15 @@ def spoil_run(site: Site) -> None:
     site.path(runs.RUN).unlink()
 
 
+def spoil_seal(site: Site) -> None:
+    site.record(passed=False)
+    site.replace(runs.RUN, '"failed": [0]', '"failed": []')
+
+
+def spoil_environment(site: Site) -> None:
+    site.replace(runs.RUN, "PostgreSQL 15.6", "PostgreSQL 17.1")
+
+
 def spoil_json(site: Site) -> None:
     site.write(runs.RUN, "[]")
 
@@ -165,6 +176,10 @@ REFUSED = {
     "recorded; run: nox -s record",
     spoil_run: "1 claims: no run is recorded (docs/_recorded/run.json is missing); "
     "run: nox -s record",
+    spoil_seal: "1 claims: docs/_recorded/run.json was changed by hand and is not what was "
+    f"recorded (1 tests, '{CLAIM}' the first); run: nox -s record",
+    spoil_environment: "1 claims: docs/_recorded/run.json was changed by hand and is not what was "
+    f"recorded (1 tests, '{CLAIM}' the first); run: nox -s record",
     spoil_json: "1 claims: docs/_recorded/run.json is damaged (TypeError('list indices must be "
     "integers or slices, not str')); run: nox -s record",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from docs._ext.record import recordings
 from tests.docs.conftest import EXTENSIONS, Site
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,21 @@ def test_damaged_recording_is_refused(site: Site):
     (warning,) = site.build()
     assert "examples/recorded/index/greeting.json is not a recording (JSONDecodeError" in warning
     assert "run: nox -s record" in warning
+
+
+def test_edited_recording_is_refused(site: Site):
+    """A recording says what was printed, to the last figure: one that was edited is refused."""
+    recordings.save(site.root, "index/greeting", ["Hello, ada, after 0.11 s"])
+    assert site.build() == []
+    site.replace("examples/recorded/index/greeting.json", "0.11 s", "0.01 s")
+    expected = [
+        "docs/index.md:5: WARNING: examples/index/greeting.py: "
+        "examples/recorded/index/greeting.json was changed by hand and is not what was recorded; "
+        "run: nox -s record [example]"
+    ]
+    assert site.build() == expected
+    assert site.build() == expected, "the next build must not forget the warning"
+    assert len(site.code("index")) == 1, "nor may the page show it"
 
 
 def test_example_that_no_page_shows_is_refused(site: Site):

@@ -1,5 +1,6 @@
 """The ``example`` directive."""
 
+from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
 
@@ -65,7 +66,7 @@ def test_unknown_example_is_refused(site: Site):
 
 def test_output_of_an_example_that_prints_nothing_is_refused(site: Site):
     """A page cannot show an output that is not there."""
-    site.replace("examples/recorded/index/greeting.json", '"Hello, ada"', "")
+    recordings.save(site.root, "index/greeting", [])
     assert site.build() == [
         "docs/index.md:5: WARNING: example 'index/greeting' printed nothing when it was recorded; "
         "take ':output:' away [example]"
@@ -83,6 +84,6 @@ def test_page_is_read_again_when_its_example_changes(site: Site):
 def test_page_is_read_again_when_its_recording_changes(site: Site):
     """A second build in the same directory shows the output as it is recorded now."""
     site.build()
-    site.replace("examples/recorded/index/greeting.json", "Hello, ada", "Good day, ada")
+    recordings.save(site.root, "index/greeting", ["Good day, ada"])
     assert site.build() == []
     assert site.code("index")[1] == "Good day, ada\n"

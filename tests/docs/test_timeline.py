@@ -184,6 +184,17 @@ def test_damaged_recording_is_refused(site: Site):
     assert "examples/recorded/index/greeting.timeline.json is not a timeline" in warning
 
 
+def test_edited_recording_is_refused(site: Site):
+    """A call that was made shorter by hand fails the build."""
+    path = spans.timeline_path(site.root, "index/greeting")
+    ended = str(SPANS[0].ended)
+    path.write_text(path.read_text().replace(f'"ended": {ended}', '"ended": 0.07', 1))
+    assert site.build() == [
+        "docs/guide.md:5: WARNING: examples/recorded/index/greeting.timeline.json was changed by "
+        "hand and is not what was recorded; run: nox -s record [timeline]"
+    ]
+
+
 def test_timeline_that_no_page_shows_is_refused(site: Site):
     """A recording that is left over fails the build, whether its example is there or not."""
     record(site, "index/greeting-slow")

@@ -6,6 +6,7 @@
 ``spans``      what its calls did then, for a picture
 ``proofs``     the tests that sentences name: their source and docstring
 ``runs``       what the tests did in the last recorded run
+``seals``      whether a file is still what was recorded
 ============== =========================================================================
 
 Plain functions, which need nothing but the standard library.

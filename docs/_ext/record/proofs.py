@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .recordings import digest
+from .seals import digest
 
 
 class UnknownTestError(ValueError):

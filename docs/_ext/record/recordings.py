@@ -10,12 +10,13 @@ Two outputs are equal if they differ only in what :data:`MEASURED` lists: figure
 share. Such a figure on a page is therefore one that was measured, not one that was made up.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .seals import BROKEN, digest, seal
 
 REMEDY = "run: nox -s record"
 
@@ -41,7 +42,7 @@ PLACES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 class RecordingError(ValueError):
-    """A recording that is missing or cannot be read."""
+    """A recording that is missing, cannot be read or was edited."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,6 @@ def recording_path(root: Path, name: str) -> Path:
     return root / "examples" / "recorded" / f"{name}.json"
 
 
-def digest(text: str) -> str:
-    """Return the SHA-256 of *text*, whatever its line ends."""
-    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()
-
-
 def lines_of(output: str, root: Path) -> tuple[str, ...]:
     """Return the lines of *output* with paths of this machine cut.
 
@@ -111,7 +107,7 @@ def masked(lines: Iterable[str]) -> list[str]:
 def load(root: Path, name: str) -> Recording:
     """Return the recording of the example *name*.
 
-    :raises RecordingError: if it is missing or damaged.
+    :raises RecordingError: if it is missing, damaged or edited.
     """
     path = recording_path(root, name)
     shown = path.relative_to(root).as_posix()
@@ -119,9 +115,13 @@ def load(root: Path, name: str) -> Recording:
         raise RecordingError(f"example '{name}' has no recording ({shown} is missing); {REMEDY}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Recording(str(data["example"]), str(data["sha256"]), tuple(map(str, data["output"])))
-    except (ValueError, KeyError, TypeError) as error:
+        whole = data.get("seal") == seal(data)
+        found = Recording(data["example"], data["sha256"], tuple(map(str, data["output"])))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordingError(f"{shown} is not a recording ({error!r}); {REMEDY}") from error
+    if not whole:
+        raise RecordingError(f"{shown} {BROKEN}; {REMEDY}")
+    return found
 
 
 def save(root: Path, name: str, output: Sequence[str]) -> bool:
@@ -145,6 +145,7 @@ def save(root: Path, name: str, output: Sequence[str]) -> bool:
     path = recording_path(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"example": new.example, "sha256": new.sha256, "output": list(new.output)}
+    data["seal"] = seal(data)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return True
 
@@ -158,11 +159,9 @@ def problems(root: Path) -> Iterator[Problem]:
         try:
             recording = load(root, name)
         except RecordingError as error:
-            yield Problem(
-                name,
-                shown,
-                f"{error}. If no test runs it, add one that calls recorded('{name}', ...)",
-            )
+            missing = not recording_path(root, name).is_file()
+            more = f". If no test runs it, add one that calls recorded('{name}', ...)" * missing
+            yield Problem(name, shown, f"{error}{more}")
             continue
         if recording.sha256 != digest(path.read_text(encoding="utf-8")):
             yield Problem(

@@ -8,7 +8,8 @@ A record holds for the source it was made from (see ``proofs``). Once this chang
 nothing, and :func:`check` says so until the next recording.
 
 File format: ``environments`` is a list; in ``tests`` each id has the digest of its source, the day
-of the record, and in ``passed`` and ``failed`` the positions of environments in the list.
+since which it is as recorded, in ``passed`` and ``failed`` the positions of environments in the
+list, and the seal of all this.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from . import proofs
 from .recordings import REMEDY
+from .seals import BROKEN, seal
 
 RUN = "docs/_recorded/run.json"
 
@@ -36,6 +38,12 @@ class Environment:
     channels: str
     asgiref: str
 
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What a newer run of the same kind replaces: database, Python and Django, as 3.13."""
+        minors = [".".join(each.split(".")[:2]) for each in (self.python, self.django)]
+        return (self.database.partition(" ")[0], *minors)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -45,6 +53,15 @@ class Outcome:
     recorded: str
     passed: frozenset[Environment]
     failed: frozenset[Environment]
+
+    @property
+    def seal(self) -> str:
+        """The seal; the name of the test is not in it: the digest of the source stands for that."""
+        where = {
+            name: [asdict(each) for each in sorted(found)]
+            for name, found in (("passed", self.passed), ("failed", self.failed))
+        }
+        return seal({"sha256": self.sha256, "recorded": self.recorded, **where})
 
 
 @dataclass
@@ -63,25 +80,31 @@ class Run:
     ) -> None:
         """Merge the *results* of one run: test id to (digest of the source, whether it passed).
 
-        What other environments did with the same source is kept; of other sources nothing is.
+        What environments of other kinds did with the same source is kept, and the day of it; of
+        other sources nothing is.
         """
+        here = {environment}
         for test, (sha256, passed) in results.items():
             old = self.tests.get(test)
-            if old is None or old.sha256 != sha256:
-                old = Outcome(sha256, day, frozenset(), frozenset())
-            here = frozenset({environment})
+            kept: list[set[Environment]] = [set(), set()]
+            if old is not None and old.sha256 == sha256:
+                kept = [
+                    {each for each in found if each.kind != environment.kind}
+                    for found in (old.passed, old.failed)
+                ]
             self.tests[test] = Outcome(
                 sha256,
-                day,
-                old.passed | here if passed else old.passed - here,
-                old.failed - here if passed else old.failed | here,
+                min(day, old.recorded) if old is not None and any(kept) else day,
+                frozenset(kept[0] | here if passed else kept[0]),
+                frozenset(kept[1] if passed else kept[1] | here),
             )
 
 
-def load(root: Path) -> Run:
+def load(root: Path, *, mend: bool = False) -> Run:
     """Return the recorded run.
 
-    :raises RunError: if there is none or it is damaged.
+    :param mend: whether to leave out what was edited, for whoever records it anew.
+    :raises RunError: if there is none, or it is damaged or edited.
     """
     path = root / RUN
     if not path.is_file():
@@ -89,19 +112,22 @@ def load(root: Path) -> Run:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         known = [Environment(**each) for each in data["environments"]]
-        return Run(
-            {
-                test: Outcome(
-                    each["sha256"],
-                    each["recorded"],
-                    frozenset(known[i] for i in each["passed"]),
-                    frozenset(known[i] for i in each["failed"]),
-                )
-                for test, each in data["tests"].items()
-            }
-        )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        seals = {test: each.get("seal") for test, each in data["tests"].items()}
+        found = {
+            test: Outcome(
+                each["sha256"],
+                each["recorded"],
+                frozenset(known[i] for i in each["passed"]),
+                frozenset(known[i] for i in each["failed"]),
+            )
+            for test, each in data["tests"].items()
+        }
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise RunError(f"{RUN} is damaged ({error!r}); {REMEDY}") from error
+    edited = [test for test, outcome in found.items() if outcome.seal != seals[test]]
+    if edited and not mend:
+        raise RunError(f"{RUN} {BROKEN} ({len(edited)} tests, '{edited[0]}' the first); {REMEDY}")
+    return Run({test: outcome for test, outcome in found.items() if test not in edited})
 
 
 def save(root: Path, run: Run) -> None:
@@ -118,6 +144,7 @@ def save(root: Path, run: Run) -> None:
             "recorded": each.recorded,
             "passed": indices(each.passed),
             "failed": indices(each.failed),
+            "seal": each.seal,
         }
         for test, each in sorted(run.tests.items())
     }

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .recordings import REMEDY, RecordingError, digest, example_path
+from .recordings import REMEDY, RecordingError, example_path
+from .seals import BROKEN, digest, seal
 
 SUFFIX = ".timeline.json"
 
@@ -107,7 +108,7 @@ def structure(spans: Iterable[Span], *, overlaps: bool = True) -> dict[str, Any]
 def load(root: Path, name: str) -> Timeline:
     """Return the timeline *name*.
 
-    :raises RecordingError: if it is missing, damaged, or older than its example.
+    :raises RecordingError: if it is missing, damaged, edited, or older than its example.
     """
     path = timeline_path(root, name)
     shown = path.relative_to(root).as_posix()
@@ -115,12 +116,15 @@ def load(root: Path, name: str) -> Timeline:
         raise RecordingError(f"timeline '{name}' is not recorded ({shown} is missing); {REMEDY}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        whole = data.pop("seal", None) == seal(data)
         spans = [
             Span(**{**each, "connections": tuple(each["connections"])}) for each in data["spans"]
         ]
         timeline = Timeline(**{**data, "spans": tuple(spans)})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordingError(f"{shown} is not a timeline ({error!r}); {REMEDY}") from error
+    if not whole:
+        raise RecordingError(f"{shown} {BROKEN}; {REMEDY}")
     source = example_path(root, example_of(name))
     if not source.is_file():
         raise RecordingError(f"timeline '{name}' has no example; delete {shown}")
@@ -151,7 +155,8 @@ def save(
         pass
     source = example_path(root, example_of(name))
     sha256 = digest(source.read_text(encoding="utf-8"))
-    new = asdict(Timeline(f"{example_of(name)}.py", sha256, day, environment, spans))
+    data = asdict(Timeline(f"{example_of(name)}.py", sha256, day, environment, spans))
+    new = {**data, "seal": seal(data)}
     lines = [f"    {json.dumps(each, ensure_ascii=False)}" for each in new.pop("spans")]
     head = json.dumps(new, indent=2, ensure_ascii=False).removesuffix("\n}")
     path = timeline_path(root, name)
