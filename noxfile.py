@@ -265,6 +265,28 @@ def record(session: nox.Session, django: str) -> None:
         session.warn(f"{database} does not answer: what is recorded of it is kept")
 
 
+@nox.session(name="new-example", venv_backend="none")
+def new_example(session: nox.Session) -> None:
+    """Begin an example: file, test, section of a page, record; asks for its page and name."""
+    name = session.posargs or [input("Page and name, such as transactions/transfer: ").strip()]
+    script = [sys.executable, "docs/_scaffold/new_example.py", *name]
+    test = str(session.run(*script, external=True, silent=True)).strip()
+    path, page = test.partition("::")[0], name[0].partition("/")[0]
+    print(f"""
+Begun. Now make of it what you want to show:
+
+    examples/{name[0]}.py
+    {path}, at the end
+    docs, the page {page}, at the end
+
+Then run:
+
+    nox -s record -- {test}
+    nox -s docs
+""")
+    session.notify(f"record(python='{HERE[0]}', django='{HERE[1]}')", [test])
+
+
 @nox.session(allow_parallel=True)
 def lint(session: nox.Session) -> None:
     """Check the style of the code and its format (ruff)."""
