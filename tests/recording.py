@@ -169,9 +169,8 @@ class Recorder:
 
     def __init__(self, root: Path, *, fresh: bool) -> None:
         self.root = root
-        self.run = runs.Run()
-        if not fresh and (root / runs.RUN).exists():
-            self.run = runs.load(root, mend=True)
+        self.fresh = fresh
+        self.earlier()  # if it cannot be read, now is the time to say so
         self.said: list[str] = []
         self.database = ""
         self.today = dt.datetime.now(dt.UTC).date().isoformat()
@@ -229,12 +228,19 @@ class Recorder:
                 results[test] = (proofs.find(self.root, test).sha256, not failed)
             except proofs.UnknownTestError:
                 continue  # made by a plugin: no claim can name it
-        before = dict(self.run.tests)
-        self.run.add(self.environment(), self.today, results)
-        for test in [each for each in self.run.tests if not self.exists(each)]:
-            del self.run.tests[test]
-        runs.save(self.root, self.run)
-        self.said = list(self.report(before, results.keys()))
+        run = self.earlier()
+        before = dict(run.tests)
+        run.add(self.environment(), self.today, results)
+        for test in [each for each in run.tests if not self.exists(each)]:
+            del run.tests[test]
+        runs.save(self.root, run)
+        self.said = list(self.report(before, run, results.keys()))
+
+    def earlier(self) -> runs.Run:
+        """Return what is recorded already."""
+        if self.fresh or not (self.root / runs.RUN).exists():
+            return runs.Run()
+        return runs.load(self.root, mend=True)
 
     def exists(self, test: str) -> bool:
         """Say whether *test* is still in the tree."""
@@ -244,13 +250,15 @@ class Recorder:
             return False
         return True
 
-    def report(self, before: dict[str, runs.Outcome], ran: Collection[str]) -> Iterator[str]:
+    def report(
+        self, before: dict[str, runs.Outcome], run: runs.Run, ran: Collection[str]
+    ) -> Iterator[str]:
         """Yield what was recorded, what of the same files is kept, and what could not be."""
         here = self.environment()
         yield f"recorded: {named(here)}: {len(ran)} tests"
         files = {test.partition("::")[0] for test in ran}
-        after = self.run.tests
-        for other in self.run.environments:
+        after = run.tests
+        for other in run.environments:
             tests = [
                 test
                 for test, outcome in after.items()
