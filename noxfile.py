@@ -23,6 +23,7 @@ nox.options.download_python = "never"
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BUILD = ROOT / "build"
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # The releases of Django under test, oldest first, and the first Python that each runs on.
 DJANGO_NEEDS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
@@ -50,13 +51,12 @@ def pythons_found() -> tuple[list[str], list[str]]:
     Each is started once: a name on the path may be a stub for a version that is not installed.
     The Python that runs nox is always in, so that a run of the tests is never empty.
     """
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if shutil.which(f"python{running}") is None:
+    if shutil.which(f"python{RUNNING}") is None:
         # nox finds a session's Python by that name; this one goes by another.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    found, missing = [running], []
+    found, missing = [RUNNING], []
     for version in nox.project.python_versions(PYPROJECT):
-        if version == running:
+        if version == RUNNING:
             continue
         command = [f"python{version}", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
         try:
@@ -74,6 +74,8 @@ MATRIX = [
     for django, needed in DJANGO_NEEDS.items()
     if minor(python) >= needed
 ]
+# The Python that runs nox, with the newest Django that runs on it.
+DJANGO_HERE = [django for python, django in MATRIX if python == RUNNING][-1]
 # The oldest and the newest pair, or the one pair there is: for what is too slow for all.
 ENDS = sorted({MATRIX[0], MATRIX[-1]}, key=MATRIX.index)
 
@@ -214,28 +216,75 @@ def tests_docs(session: nox.Session) -> None:
     run_tests(session, "tests/docs")
 
 
+# The tests that have no business with the database of the run: the groups that they need, and where
+# they run.
+ASIDE = {
+    "tests/docs": (("site", "browser"), "sqlite"),
+    "tests/demo": (("demo", "browser"), "sqlite"),
+    "tests/typing": (("typing",), "sqlite"),
+    "tests/servers": (("servers",), "postgresql"),
+    "tests/instrumentation": (("instrumentation",), "postgresql"),
+}
+# One file is recorded with this Python and the newest Django.
+HERE = (RUNNING, DJANGO_HERE)
+
+
 @nox.session
-@nox.parametrize("python,django", ENDS)
+@nox.parametrize("python,django", sorted({*ENDS, HERE}, key=MATRIX.index))
 def record(session: nox.Session, django: str) -> None:
-    """Record what the examples print and which tests pass, on SQLite and what else answers."""
-    servers = [database for database in SERVERS if server_answers(database)]
-    extras = ["channels", *(SERVERS[database][0] for database in servers)]
-    groups = ("tests", "demo", "site", "browser", "servers", "instrumentation", "typing")
-    install(session, *groups, extras=",".join(extras), django=django)
-    first = (session.python, django) == ENDS[0]
-    less = without(SLOW) if (session.python, django) != ENDS[-1] else []
-    run_tests(session, "--record-fresh" if first else "--record", *less)
-    for database in servers:
-        run_tests(session, "--record", *less, database=database)
-    # Slow, and about the servers more than about the pair: once.
-    if "postgresql" in servers and (session.python, django) == ENDS[-1]:
-        for folder in ("tests/servers", "tests/instrumentation"):
-            run_tests(session, "--record", folder, database="postgresql")
-    # The types and the machinery of the site touch no database, and the demo has its own.
-    run_tests(session, "--record", "tests/docs", "tests/demo", "tests/typing")
-    print(f"\nRecorded on {', '.join(['sqlite', *servers])}.", flush=True)
-    for database in SERVERS.keys() - set(servers):
-        session.warn(f"{database} does not answer: the record does not speak of it")
+    """Record what examples print and which tests pass: of all tests, or of the file after `--`."""
+    pair, paths = (session.python, django), session.posargs
+    if pair not in ([HERE] if paths else ENDS):
+        session.skip("one pair of Python and Django is enough for a file")
+    databases = ["sqlite", *(each for each in SERVERS if server_answers(each))]
+    extras = ["channels", *(SERVERS[each][0] for each in databases[1:])]
+    folders = [each for each in ASIDE if any(each in path for path in paths) or not paths]
+    install(
+        session,
+        *("tests", *(group for folder in folders for group in ASIDE[folder][0])),
+        extras=",".join(extras),
+        django=django,
+    )
+    if paths:
+        for database in [ASIDE[each][1] for each in folders] or databases:
+            run_tests(session, "--record", database=database)
+        return
+    # What was recorded before is forgotten only where all of it can be run.
+    supported = nox.project.python_versions(PYPROJECT)
+    whole = set(SERVERS) < set(databases) and not {supported[0], supported[-1]} & set(MISSING)
+    how = "--record-fresh" if whole and pair == ENDS[0] else "--record"
+    last = pair == ENDS[-1]
+    for database in databases:
+        run_tests(session, how, *([] if last else without(SLOW)), database=database)
+        how = "--record"
+    for folder in folders if last else []:  # slow, and about other things than the pair: once
+        if ASIDE[folder][1] in databases:
+            run_tests(session, how, folder, database=ASIDE[folder][1])
+    print(f"\nRecorded on {', '.join(databases)}.", flush=True)
+    for database in SERVERS.keys() - set(databases):
+        session.warn(f"{database} does not answer: what is recorded of it is kept")
+
+
+@nox.session(name="new-example", venv_backend="none")
+def new_example(session: nox.Session) -> None:
+    """Begin an example: file, test, section of a page, record; asks for its page and name."""
+    name = session.posargs or [input("Page and name, such as transactions/transfer: ").strip()]
+    script = [sys.executable, "docs/_scaffold/new_example.py", *name]
+    test = str(session.run(*script, external=True, silent=True)).strip()
+    path, page = test.partition("::")[0], name[0].partition("/")[0]
+    print(f"""
+Begun. Now make of it what you want to show:
+
+    examples/{name[0]}.py
+    {path}, at the end
+    docs, the page {page}, at the end
+
+Then run:
+
+    nox -s record -- {test}
+    nox -s docs
+""")
+    session.notify(f"record(python='{HERE[0]}', django='{HERE[1]}')", [test])
 
 
 @nox.session(allow_parallel=True)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from docs._ext.markers import excerpt
+from docs._ext.record.markers import excerpt
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,7 +16,7 @@ def fences(language: str) -> list[str]:
 
 def test_snippets_are_examples() -> None:
     """What Python the README shows is the inline form of the guide, which the tests of that run."""
-    example = (ROOT / "examples" / "database_access_inline.py").read_text(encoding="utf-8")
+    example = (ROOT / "examples/database_access/inline.py").read_text(encoding="utf-8")
 
     assert [excerpt(example).text] == fences("python")
 

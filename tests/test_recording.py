@@ -1,11 +1,13 @@
 """The plugin that records what examples print and which tests passed."""
 
+import importlib.metadata
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from docs._ext import markers, proofs, recordings, runs
+from docs._ext.record import markers, proofs, recordings, runs, seals
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 def test_every_example_has_its_recording():
     """Each example was run as it is now, and no recording is left over."""
     assert [problem.message for problem in recordings.problems(ROOT)] == []
+
+
+def test_pasted_example_hides_no_module():
+    """No example has the name of a module: a file ``json.py`` would be imported instead of it."""
+    modules = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys()
+    names = {Path(name).name for name in recordings.examples(ROOT)}
+    assert names & modules == set()
 
 
 # Markers.
@@ -227,6 +236,7 @@ def test_recorded_output_passes(project: pytest.Pytester):
         "example": "greeting.py",
         "sha256": recordings.digest("print('Hello, ada')\n"),
         "output": ["Hello, ada"],
+        "seal": seals.seal({key: recording[key] for key in ("example", "sha256", "output")}),
     }
     assert outcomes(project) == {GREETS: (1, 0), PLAIN: (1, 0)}
     run(project).assert_outcomes(passed=3)
@@ -338,6 +348,89 @@ def test_runs_merge(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     assert "3.99.0" in {each.python for each in runs.load(project.path).environments}
     run(project, "--record-fresh", PLAIN)
     assert outcomes(project) == {PLAIN: (1, 0)}
+
+
+def test_newer_run_of_the_same_kind_replaces_the_older(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    """Another patch release of Python or of the database is no other environment."""
+    for release in ("3.99.0", "3.99.1"):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("platform.python_version", lambda release=release: release)
+            run(project, "--record")
+    run(project, "--record")
+    assert outcomes(project) == {GREETS: (2, 0), PLAIN: (2, 0)}
+    assert "3.99.0" not in {each.python for each in runs.load(project.path).environments}
+
+
+def test_kept_record_keeps_its_day():
+    """A test is proven since the day of its oldest environment that still counts."""
+    here, there = (runs.Environment("SQLite 3", python, "6.1", "", "") for python in ("3.1", "3.2"))
+    record = runs.Run()
+    record.add(there, "2025-01-31", {"a": ("0", True)})
+    record.add(here, "2025-02-28", {"a": ("0", True)})
+    assert record.tests["a"].recorded == "2025-01-31"
+    record.add(there, "2025-03-31", {"a": ("1", True)})
+    assert record.tests["a"].recorded == "2025-03-31"
+
+
+def test_what_could_not_be_run_is_kept_and_named(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    """What another database or file proved stays, and the end of the run says what that is."""
+    (project.path / "test_far.py").write_text("def test_far():\n    pass\n")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("platform.python_version", lambda: "3.99.0")
+        run(project, "--record")
+    change(project, "def test_plain():\n    assert PLAIN", "def test_new():\n    assert PLAIN")
+    change(project, 'f"Hello, {', '"Hello, " + f"{')
+    with (project.path / "test_greeting.py").open("a") as tests:
+        tests.write("\nif not PLAIN:\n    def test_plain():\n        assert PLAIN\n")
+    result = run(project, "--record", "test_greeting.py")
+    assert outcomes(project) == {
+        GREETS: (1, 0),
+        PLAIN: (1, 0),
+        "test_greeting.py::test_new": (1, 0),
+        "test_far.py::test_far": (1, 0),
+    }
+    result.stdout.fnmatch_lines(
+        [
+            "recorded: no database, Python 3.*: 2 tests",
+            "kept: no database, Python 3.99.0*: 1 tests, 1 of them not run now",
+            f"  {PLAIN}",
+            f"changed, to be run anew: no database, Python 3.99.0*: {GREETS}",
+        ]
+    )
+
+
+def test_record_of_a_test_that_is_gone_goes(project: pytest.Pytester):
+    """Nobody runs it any more."""
+    run(project, "--record")
+    change(project, "def test_plain", "def test_simple")
+    run(project, "--record", GREETS)
+    assert outcomes(project) == {GREETS: (1, 0)}
+
+
+def test_record_that_was_edited_is_made_anew(project: pytest.Pytester):
+    """What does not hold is no reason not to record; the rest stays."""
+    run(project, "--record")
+    path = project.path / runs.RUN
+    path.write_text(path.read_text().replace(runs.load(project.path).tests[PLAIN].seal, "0"))
+    with pytest.raises(runs.RunError, match="was changed by hand"):
+        runs.load(project.path)
+    run(project, "--record", GREETS)
+    assert outcomes(project) == {GREETS: (1, 0)}
+    run(project, "--record", PLAIN)
+    assert outcomes(project) == {GREETS: (1, 0), PLAIN: (1, 0)}
+
+
+def test_damaged_record_is_refused_at_once(project: pytest.Pytester):
+    """The tests do not run for nothing."""
+    run(project, "--record")
+    (project.path / runs.RUN).write_text("<<<<<<<")
+    result = run(project, "--record")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{runs.RUN} is damaged*, or git checkout {runs.RUN}"])
 
 
 def test_result_in_the_same_environment_is_replaced(project: pytest.Pytester):

@@ -5,7 +5,7 @@ import pytest
 from tests.settings import CHOICE
 from tests.tenants.runs import new_database, scenarios
 
-RESET = "examples.connections_reset_tenants.reset_tenant"
+RESET = "examples.connections.reset_tenants.reset_tenant"
 #: What each kind of user sees, each time that it looks.
 EXPECTED = {
     "requests": {"own": 400},
@@ -42,7 +42,7 @@ if CHOICE == "postgresql":  # django-tenants knows no other
         """With RESET, 240 requests at once, sockets and tasks see their own tenant, or public."""
         seen = scenarios(database, middleware=middleware, age=age, RESET=RESET)
         assert without_a_choice(seen) == EXPECTED
-        recorded("connections_reset_tenants", "")
+        recorded("connections/reset_tenants", "")
 
     def test_search_path_that_is_set_once(database):
         """The same where django-tenants sets the search_path once for each set_tenant()."""

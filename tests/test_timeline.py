@@ -12,8 +12,8 @@ from channels.consumer import SyncConsumer
 from channels.exceptions import StopConsumer
 from django.db import connection
 
-from docs._ext import recordings, spans
-from docs._ext.spans import Span
+from docs._ext.record import recordings, spans
+from docs._ext.record.spans import Span
 from ormbridge import database_sync_to_async
 from tests.core.gate import GUARD
 from tests.support.timeline import Timeline

@@ -14,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from .proven import enumerated, row
+from .record.seals import BROKEN, seal
 
 RESULTS = "docs/_recorded/bench.json"
 REMEDY = f"run 'nox -s bench -- --json {RESULTS}'"
@@ -32,6 +33,8 @@ class Benchmark(SphinxDirective):
         if not path.exists():
             raise self.error(f"{RESULTS} is missing; {REMEDY}")
         results = json.loads(path.read_text(encoding="utf-8"))
+        if results.get("seal") != seal(results):
+            raise self.error(f"{RESULTS} {BROKEN}; {REMEDY}")
         if name == "machine":
             return [nodes.paragraph("", machine(results))]
         if name not in results["rows"]:

@@ -1,12 +1,17 @@
-"""The ``claim`` role: a sentence names the test that proves it.
+"""Claims: a sentence names the test that proves it, in a footnote.
 
 ::
 
-    Twenty calls run at once. {claim}`tests/guide/test_database_access.py::test_calls_run_at_once`
+    Twenty calls run at once.[^calls-run-at-once]
 
-The role stands behind its sentence and shows the small mark *tested*, a link to this test on
-the page with the ``proven`` directive. Every build checks every claim of the site: it warns if
-the test is unknown, is not in the recorded run, did not pass there, or changed after it.
+    [^calls-run-at-once]: tests/guide/test_database_access.py::test_calls_run_at_once
+
+A footnote is a claim if its text is a test id and nothing else; all others stay footnotes. The note
+stands once, at the end of the section that refers to it first. On the page there is no note: each
+reference becomes the small mark *tested*, a link to this test on the page with the ``proven``
+directive. A note that nothing refers to is refused, and so is, by docutils, a reference without a
+note. Every build checks every claim of the site: it warns if the test is unknown, is not in the
+recorded run, did not pass there, or changed after it.
 """
 
 import re
@@ -14,20 +19,24 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 from docutils import nodes
+from docutils.transforms.references import Footnotes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors import EnvironmentCollector
+from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
-from . import proofs, runs
+from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
 
+# A single word that names a file of Python or something in it.
+_TEST = re.compile(r"\S*(?:\.py|::)\S*")
 # A sentence ends at a stop, perhaps with a closing bracket or quote, before a blank.
 _END = re.compile(r"[.!?][)\"”]*\s+(?=[A-Z0-9(\"“]|$)")
 
@@ -47,14 +56,42 @@ class mark(nodes.Inline, nodes.Element):  # noqa: N801 - docutils names nodes in
     """The mark behind a sentence; ``test`` is the id of its test."""
 
 
-class ClaimRole(SphinxRole):
-    """Place the mark."""
+class NotesToMarks(SphinxTransform):
+    """Put marks in the place of the references to claims, and take their notes out."""
 
-    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Return the mark; it is checked when all pages are read."""
-        node = mark("", test=self.text.strip())
-        self.set_source_info(node)
-        return [node], []
+    # Before MyST sorts the notes, two steps ahead of docutils, which numbers them.
+    default_priority = Footnotes.default_priority - 10
+
+    def apply(self, **kwargs: Any) -> None:
+        """Do so; the marks are checked when all pages are read."""
+        document = self.document
+        for note in [*document.autofootnotes, *document.footnotes]:
+            test = note.children[-1].astext() if note.children else ""
+            if not _TEST.fullmatch(test):
+                continue
+            (document.autofootnotes if note.get("auto") else document.footnotes).remove(note)
+            note.parent.remove(note)
+            references = [
+                each for name in note["names"] for each in document.footnote_refs.pop(name, [])
+            ]
+            for reference in references:
+                if reference in document.autofootnote_refs:
+                    document.autofootnote_refs.remove(reference)
+                node = mark("", test=test)
+                node.source, node.line = reference.source, reference.line
+                # A note clings to its word, a mark does not. `replace_self` would keep the
+                # number that docutils gave to the reference.
+                place = reference.parent.index(reference)
+                reference.parent[place : place + 1] = [nodes.Text(" "), node]
+            if not references:
+                self.env.note_reread()
+                logger.warning(
+                    "no sentence refers to the note '%s' (%s); write [^%s] behind the sentence "
+                    "that the test proves, or delete the note",
+                    *(note["names"][0], test, note["names"][0]),
+                    location=note,
+                    type="claim",
+                )
 
 
 class Claims(EnvironmentCollector):
@@ -175,10 +212,10 @@ def skip(self: nodes.NodeVisitor, node: mark) -> None:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Add the role."""
+    """Add the mark, and what makes it of a note."""
     others = dict.fromkeys(("latex", "text", "man", "texinfo"), (skip, None))
     app.add_node(mark, html=(visit_html, None), **others)  # type: ignore[arg-type]
-    app.add_role("claim", ClaimRole())
+    app.add_transform(NotesToMarks)
     app.add_env_collector(Claims)
     app.connect("env-updated", check_claims)
     return {

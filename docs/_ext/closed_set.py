@@ -4,7 +4,7 @@ Every build checks all of it, whatever pages it reads:
 
 * a page shows no Python but what ``example`` brought in: no fence, no ``code-block``, no
   ``literalinclude``, also none that hides behind another language or none;
-* every module in ``examples/`` is shown as a whole by some page;
+* every module in ``examples/<page>/`` is shown as a whole by some page;
 * every example has a recording made from the source it has today, and no recording is left over;
 * every package in ``examples/`` has tests in ``tests/<name>/``. It is an application to start, too
   large for a page, so none has to show it.
@@ -20,8 +20,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
-from . import recordings
 from .examples import shown
+from .record import recordings
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def find_strays(app: Sphinx, doctree: nodes.document) -> None:
         app.env.note_reread()
         first = next(iter(block.astext().strip().splitlines()), "")
         logger.warning(
-            "Python that no test runs (%r); move it to examples/<name>.py, "
+            "Python that no test runs (%r); move it to examples/<page>/<name>.py, "
             "let a test run it, and show it with the 'example' directive",
             first,
             location=block,

@@ -2,11 +2,11 @@
 
 ::
 
-    ```{example} database_access_inline
+    ```{example} database_access/inline
     :output:
     ```
 
-shows the whole module ``examples/database_access_inline.py``, its file name above it. ``output``
+shows the whole module ``examples/database_access/inline.py``, its file name above it. ``output``
 adds what it printed when it was last recorded, under the word "prints" or what is written behind
 ``:output:``. ``part`` shows one part only (see ``markers``). A part alone does not count as showing
 the example: a reader must be able to copy all of it.
@@ -28,7 +28,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import markers, recordings
+from .record import markers, recordings
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import proofs, runs
 from .claims import Claim, claims, entry_anchor
 from .examples import literal
+from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
 

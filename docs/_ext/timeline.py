@@ -2,12 +2,12 @@
 
 ::
 
-    ```{timeline} asgi_sockets-before
+    ```{timeline} asgi/sockets_before
     :caption: Twenty sockets, one thread
-    :scale: asgi_sockets-after
+    :scale: asgi/sockets_after
     ```
 
-draws ``examples/recorded/asgi_sockets-before.timeline.json`` (see ``spans``) as a picture: a lane
+draws ``examples/recorded/asgi/sockets_before.timeline.json`` (see ``spans``) as a picture: a lane
 for each thread, a bar for each call, a colour and a number for each request or socket, and how many
 calls waited. ``scale`` draws it on the same scale as the timelines that it names, whichever is the
 longest. The figures follow as a table that can be folded out.
@@ -32,10 +32,10 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from . import spans
 from .proven import enumerated, plural, row
-from .recordings import RecordingError, example_path
-from .spans import Span
+from .record import spans
+from .record.recordings import RecordingError, example_path
+from .record.spans import Span
 
 logger = logging.getLogger(__name__)
 

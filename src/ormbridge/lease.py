@@ -223,7 +223,8 @@ class Lease:
         return PoolTimeout(
             f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {thread}, which has "
             f"{self}{within}. Calls of one lease run one at a time, and those of an open block go "
-            "first: shorten them, do not wait in a block for what runs outside it, or raise settings.ORMBRIDGE['TIMEOUT']"
+            "first: shorten them, do not wait in a block for what runs outside it, or raise "
+            "settings.ORMBRIDGE['TIMEOUT']"
         )
 
     def hurry(self, call: Call) -> None:

@@ -35,6 +35,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from docs._ext.record.seals import seal
 from tests.bench.contestant import DATABASE, KEPT, NATIVE, PLAIN, POOL, THREADS, configure
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -333,6 +334,7 @@ def main():
                     rounds = rounds_of(row, options, environment)
             report["rows"][name] = summary(row, rounds)
             show(report["rows"][name])
+    report["seal"] = seal(report)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -14,15 +14,16 @@ from sphinx.application import Sphinx
 from sphinx.util.console import strip_colors
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from docs._ext import proofs, recordings, runs
+from docs._ext.record import proofs, recordings, runs
 
 ROOT = Path(__file__).parents[2]
 
 EXTENSIONS = ["examples", "claims", "proven", "closed_set"]
 CLAIM = "tests/test_greeting.py::test_greets"
+NOTE = f"\n[^greets]: {CLAIM}\n"
 
 FILES = {
-    "examples/greeting.py": """\
+    "examples/index/greeting.py": """\
 def greet(name):
     return f"Hello, {name}"  # <--
 
@@ -50,9 +51,9 @@ def test_other():
     "docs/index.md": f"""\
 # Home
 
-The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not claimed.
+The page begins. `greet` says hello to a name.[^greets] This is not claimed.
 
-```{{example}} greeting
+```{{example}} index/greeting
 :output:
 ```
 
@@ -60,7 +61,7 @@ The page begins. `greet` says hello to a name. {{claim}}`{CLAIM}` This is not cl
 guide
 proven
 ```
-""",
+{NOTE}""",
     "docs/guide.md": "# Guide\n\nNothing here.\n",
     "docs/proven.md": "# Proven\n\n```{proven}\n```\n",
 }
@@ -161,6 +162,6 @@ def site(tmp_path: Path) -> Site:
     site = Site(tmp_path)
     for name, text in FILES.items():
         site.write(name, text)
-    recordings.save(site.root, "greeting", ["Hello, ada"])
+    recordings.save(site.root, "index/greeting", ["Hello, ada"])
     site.record()
     return site

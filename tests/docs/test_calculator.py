@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from docs._ext import calculator, recordings
+from docs._ext import calculator
+from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
 FORMULA = "processes * threads * aliases ≤ max_connections - reserved - others"
@@ -39,9 +40,9 @@ CASES = {
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a page with the project's own ``conf.py``; return the file."""
     site = Site(tmp_path_factory.mktemp("site"))
-    site.write("examples/greeting.py", "print('Hello')\n")
-    recordings.save(site.root, "greeting", ["Hello"])
-    shown = "```{calculator}\n```\n\n```{example} greeting\n```\n\n{doc}`no`\n"
+    site.write("examples/index/greeting.py", "print('Hello')\n")
+    recordings.save(site.root, "index/greeting", ["Hello"])
+    shown = "```{calculator}\n```\n\n```{example} index/greeting\n```\n\n{doc}`no`\n"
     site.write("docs/index.md", f"# Home\n\n{shown}")
     site.write("docs/no.md", "---\norphan: true\n---\n\n# No calculator\n")
     site.build_as_project()

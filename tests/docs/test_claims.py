@@ -1,11 +1,12 @@
-"""The ``claim`` role and the ``proven`` directive."""
+"""Claims in footnotes, and the ``proven`` directive."""
 
+import dataclasses
 import re
 
 import pytest
 
-from docs._ext import runs
-from tests.docs.conftest import CLAIM, Site
+from docs._ext.record import runs
+from tests.docs.conftest import CLAIM, NOTE, POSTGRESQL, Site
 
 ENTRY = "test-greeting-test-greets"
 
@@ -54,7 +55,7 @@ def test_page_tells_the_versions(site: Site):
 
 def test_test_claimed_twice_has_one_entry(site: Site):
     """A test that two pages name has one entry with two links back."""
-    site.add("docs/guide.md", f"\nIt greets. {{claim}}`{CLAIM}`\n")
+    site.add("docs/guide.md", f"\nIt greets.[^greets]\n{NOTE}")
     assert site.build() == []
     html = site.html("proven")
     assert html.count(f'id="{ENTRY}"') == 1
@@ -67,7 +68,7 @@ def test_list_follows_the_pages(site: Site):
     """A claim that goes from a page goes from the list in the next build, and back again."""
     text = site.path("docs/index.md").read_text()
     site.build()
-    site.replace("docs/index.md", f"{{claim}}`{CLAIM}`", "")
+    site.write("docs/index.md", text.replace("[^greets] ", " ").replace(NOTE, ""))
     assert site.build() == []
     assert "No page makes a claim yet." in site.html("proven")
     site.write("docs/index.md", text)
@@ -78,10 +79,11 @@ def test_list_follows_the_pages(site: Site):
 def test_list_follows_the_run(site: Site):
     """A new record shows on the page in the next build, though no page changed."""
     site.build()
-    site.path(runs.RUN).write_text(
-        site.path(runs.RUN).read_text().replace("PostgreSQL 15.6", "PostgreSQL 17.1")
-    )
-    site.build()
+    run = runs.load(site.root)
+    newer = dataclasses.replace(POSTGRESQL, database="PostgreSQL 17.1")
+    run.add(newer, "2025-02-28", {CLAIM: (run.tests[CLAIM].sha256, True)})
+    runs.save(site.root, run)
+    assert site.build() == []
     assert "Passed on PostgreSQL 17.1, with" in site.html("proven")
 
 
@@ -103,9 +105,7 @@ SENTENCES = {
 @pytest.mark.parametrize(("text", "expected"), SENTENCES.values(), ids=SENTENCES)
 def test_sentence_is_the_one_before_the_mark(site: Site, text: str, expected: str | None):
     """What counts as the sentence is the text from the last stop to the mark."""
-    mark = f"{{claim}}`{CLAIM}`"
-    site.replace("docs/index.md", mark, "")
-    site.add("docs/guide.md", "\n" + text.replace("{}", mark) + "\n")
+    site.add("docs/guide.md", "\n" + text.replace("{}", "[^greets]") + "\n" + NOTE)
     assert site.build() == []
     said = re.findall(
         r'<span class="proven-sentence">(.*?)</span> <a', site.html("proven"), re.DOTALL
@@ -146,6 +146,15 @@ def spoil_run(site: Site) -> None:
     site.path(runs.RUN).unlink()
 
 
+def spoil_seal(site: Site) -> None:
+    site.record(passed=False)
+    site.replace(runs.RUN, '"failed": [0]', '"failed": []')
+
+
+def spoil_environment(site: Site) -> None:
+    site.replace(runs.RUN, "PostgreSQL 15.6", "PostgreSQL 17.1")
+
+
 def spoil_json(site: Site) -> None:
     site.write(runs.RUN, "[]")
 
@@ -167,6 +176,10 @@ REFUSED = {
     "recorded; run: nox -s record",
     spoil_run: "1 claims: no run is recorded (docs/_recorded/run.json is missing); "
     "run: nox -s record",
+    spoil_seal: "1 claims: docs/_recorded/run.json was changed by hand and is not what was "
+    f"recorded (1 tests, '{CLAIM}' the first); run: nox -s record",
+    spoil_environment: "1 claims: docs/_recorded/run.json was changed by hand and is not what was "
+    f"recorded (1 tests, '{CLAIM}' the first); run: nox -s record",
     spoil_json: "1 claims: docs/_recorded/run.json is damaged (TypeError('list indices must be "
     "integers or slices, not str')); run: nox -s record",
 }
@@ -185,11 +198,49 @@ def test_claim_that_is_not_proven_is_refused(site: Site, spoil):
 
 def test_claim_without_a_sentence_is_refused(site: Site):
     """A mark that stands alone proves nothing."""
-    site.add("docs/guide.md", f"\n{{claim}}`{CLAIM}`\n")
+    site.add("docs/guide.md", f"\n[^greets]\n{NOTE}")
     assert site.build() == [
         f"docs/guide.md:5: WARNING: claim '{CLAIM}' follows no sentence; "
         "put it behind the sentence it proves [claim]"
     ]
+
+
+def test_note_that_nothing_refers_to_is_refused(site: Site):
+    """A note alone proves no sentence; the warning names it and what to do."""
+    site.add("docs/guide.md", NOTE)
+    expected = [
+        "docs/guide.md:5: WARNING: no sentence refers to the note 'greets' "
+        f"({CLAIM}); write [^greets] behind the sentence that the test proves, or delete the note "
+        "[claim]"
+    ]
+    assert site.build() == expected
+    assert site.build() == expected, "the next build must not forget the warning"
+
+
+def test_reference_without_a_note_is_refused(site: Site):
+    """A sentence cannot refer to a note that the page does not have."""
+    site.add("docs/guide.md", "\nIt greets.[^greets]\n")
+    expected = 'docs/guide.md:5: ERROR: Unknown target name: "greets". [docutils]'
+    assert expected in site.build()
+
+
+def test_note_written_twice_is_refused(site: Site):
+    """A page has one note of a name: two could name different tests."""
+    site.add("docs/guide.md", f"\nIt greets.[^greets]\n{NOTE}{NOTE}")
+    (warning,) = site.build()
+    assert "docs/guide.md:9: WARNING: Duplicate footnote definition found" in warning
+
+
+def test_other_footnotes_stay(site: Site):
+    """A note whose text is not a test is a footnote as everywhere, and one test may have many."""
+    text = "It greets.[^greets] Politely.[^why] Always.[^greets]\n\n[^why]: As tests/ says.\n"
+    site.add("docs/guide.md", f"\n{text}{NOTE}")
+    assert site.build() == []
+    html = site.html("guide")
+    assert re.findall(r'class="claim" id="([\w-]+)"', html) == ["claim-1", "claim-2"]
+    assert "As tests/ says." in html
+    assert html.count('class="footnote-reference') == 1
+    assert CLAIM not in html
 
 
 def test_claims_need_the_page_they_link_to(site: Site):

@@ -1,5 +1,6 @@
 """The ``example`` directive."""
 
+from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
 
@@ -30,24 +31,24 @@ def test_caption_is_the_file_name(site: Site):
     site.replace("docs/index.md", ":output:", ":output: says")
     site.build()
     html = site.html("index")
-    assert '<span class="caption-text">examples/greeting.py</span>' in html
+    assert '<span class="caption-text">examples/index/greeting.py</span>' in html
     assert '<p class="example-output-label">says</p>' in html
 
 
 def test_part_shows_only_its_lines(site: Site):
     """``:part:`` shows what lies between the markers of this name."""
-    site.add("docs/guide.md", "\n```{example} greeting\n:part: call\n```\n")
+    site.add("docs/guide.md", "\n```{example} index/greeting\n:part: call\n```\n")
     assert site.build() == []
     assert site.code("guide") == ['print(greet("ada"))\n']
-    assert "examples/greeting.py (call)" in site.html("guide")
+    assert "examples/index/greeting.py (call)" in site.html("guide")
 
 
 def test_unknown_part_is_refused(site: Site):
     """The warning names page, line, example, the parts there are, and what to add."""
-    site.add("docs/guide.md", "\n```{example} greeting\n:part: cell\n```\n")
+    site.add("docs/guide.md", "\n```{example} index/greeting\n:part: cell\n```\n")
     expected = [
-        "docs/guide.md:5: WARNING: example 'greeting', examples/greeting.py: no part 'cell' "
-        "(parts: call); enclose it in '# [cell]' and '# [/cell]' [example]"
+        "docs/guide.md:5: WARNING: example 'index/greeting', examples/index/greeting.py: "
+        "no part 'cell' (parts: call); enclose it in '# [cell]' and '# [/cell]' [example]"
     ]
     assert site.build() == expected
     assert site.build() == expected, "the next build must not forget the warning"
@@ -55,19 +56,19 @@ def test_unknown_part_is_refused(site: Site):
 
 def test_unknown_example_is_refused(site: Site):
     """The warning names page, line and the file that does not exist."""
-    site.add("docs/guide.md", "\n```{example} greetings\n```\n")
+    site.add("docs/guide.md", "\n```{example} index/greetings\n```\n")
     expected = [
-        "docs/guide.md:5: WARNING: no example 'greetings': examples/greetings.py does not exist; "
-        "correct the name or add the file [example]"
+        "docs/guide.md:5: WARNING: no example 'index/greetings': "
+        "examples/index/greetings.py does not exist; correct the name or add the file [example]"
     ]
     assert site.build() == expected
 
 
 def test_output_of_an_example_that_prints_nothing_is_refused(site: Site):
     """A page cannot show an output that is not there."""
-    site.replace("examples/recorded/greeting.json", '"Hello, ada"', "")
+    recordings.save(site.root, "index/greeting", [])
     assert site.build() == [
-        "docs/index.md:5: WARNING: example 'greeting' printed nothing when it was recorded; "
+        "docs/index.md:5: WARNING: example 'index/greeting' printed nothing when it was recorded; "
         "take ':output:' away [example]"
     ]
 
@@ -75,7 +76,7 @@ def test_output_of_an_example_that_prints_nothing_is_refused(site: Site):
 def test_page_is_read_again_when_its_example_changes(site: Site):
     """A second build in the same directory shows the example as it is now."""
     site.build()
-    site.replace("examples/greeting.py", "Hello", "Good day")
+    site.replace("examples/index/greeting.py", "Hello", "Good day")
     site.build()
     assert "Good day" in site.code("index")[0]
 
@@ -83,6 +84,6 @@ def test_page_is_read_again_when_its_example_changes(site: Site):
 def test_page_is_read_again_when_its_recording_changes(site: Site):
     """A second build in the same directory shows the output as it is recorded now."""
     site.build()
-    site.replace("examples/recorded/greeting.json", "Hello, ada", "Good day, ada")
+    recordings.save(site.root, "index/greeting", ["Good day, ada"])
     assert site.build() == []
     assert site.code("index")[1] == "Good day, ada\n"

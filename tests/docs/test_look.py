@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from docs._ext import recordings
+from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
 
@@ -12,10 +12,10 @@ from tests.docs.conftest import Site
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Build a page with the project's own ``conf.py`` and return its HTML."""
     site = Site(tmp_path_factory.mktemp("site"))
-    site.write("examples/greeting.py", "print('Hello')\n")
-    recordings.save(site.root, "greeting", ["Hello"])
+    site.write("examples/index/greeting.py", "print('Hello')\n")
+    recordings.save(site.root, "index/greeting", ["Hello"])
     table = "| a | b |\n|---|---|\n| {py:func}`len` | c |\n"
-    example = "```{example} greeting\n:output:\n```\n"
+    example = "```{example} index/greeting\n:output:\n```\n"
     toctree = "```{toctree}\n:caption: Pages\nother\n```\n"
     site.write("docs/index.md", f"# Home\n\n{table}\n## More\n\n{example}\n{toctree}")
     site.write("docs/other.md", "# Other\n")

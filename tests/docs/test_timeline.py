@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from docs._ext import spans
-from docs._ext.spans import Span
+from docs._ext.record import spans
+from docs._ext.record.spans import Span
 from tests.docs.conftest import EXTENSIONS, Site
 
 ENVIRONMENT = {
@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "channels": "",
     "asgiref": "3.13.0",
 }
-SHOWN = "\n```{timeline} greeting\n:caption: Three greetings, *two* threads\n```\n"
+SHOWN = "\n```{timeline} index/greeting\n:caption: Three greetings, *two* threads\n```\n"
 #: Two sockets take turns on one thread, a third has a thread and a connection of its own.
 SPANS = (
     Span("greet", "socket 1", "worker-1", (1,), 0.0, 0.0, 0.1),
@@ -25,7 +25,7 @@ SPANS = (
 )
 
 
-def record(site: Site, name: str = "greeting", found: tuple[Span, ...] = SPANS) -> None:
+def record(site: Site, name: str = "index/greeting", found: tuple[Span, ...] = SPANS) -> None:
     """Write the timeline *name*."""
     spans.save(site.root, name, found, ENVIRONMENT, "2025-01-31")
 
@@ -126,9 +126,9 @@ def test_environment_is_told(site: Site):
 
 def test_scale_of_another(site: Site):
     """Two pictures on one scale can be compared: the longest fills the width."""
-    record(site, "greeting-slow", (Span("greet", "socket 1", "worker-1", (), 0.0, 0.0, 0.4),))
-    site.replace("docs/guide.md", ":caption:", ":scale: greeting-slow\n:caption:")
-    site.add("docs/guide.md", "\n```{timeline} greeting-slow\n:caption: One greeting\n```\n")
+    record(site, "index/greeting-slow", (Span("greet", "socket 1", "worker-1", (), 0.0, 0.0, 0.4),))
+    site.replace("docs/guide.md", ":caption:", ":scale: index/greeting-slow\n:caption:")
+    site.add("docs/guide.md", "\n```{timeline} index/greeting-slow\n:caption: One greeting\n```\n")
     assert site.build() == []
     widths = [width for _, _, width, _ in figures(site.html("guide"), "call")]
     assert widths == ["25.000", "25.000", "12.500", "100.000"]
@@ -156,10 +156,10 @@ def test_names_are_escaped(site: Site):
 
 def test_missing_recording_is_refused(site: Site):
     """Without its recording the build fails, in this build and in the next."""
-    spans.timeline_path(site.root, "greeting").unlink()
+    spans.timeline_path(site.root, "index/greeting").unlink()
     expected = [
-        "docs/guide.md:5: WARNING: timeline 'greeting' is not recorded "
-        "(examples/recorded/greeting.timeline.json is missing); run: nox -s record [timeline]"
+        "docs/guide.md:5: WARNING: timeline 'index/greeting' is not recorded "
+        "(examples/recorded/index/greeting.timeline.json is missing); run: nox -s record [timeline]"
     ]
     assert site.build() == expected
     assert site.build() == expected
@@ -168,9 +168,9 @@ def test_missing_recording_is_refused(site: Site):
 def test_example_changed_after_the_recording(site: Site):
     """A timeline that is older than its example fails the build."""
     site.build()
-    site.add("examples/greeting.py", "\nprint('again')\n")
+    site.add("examples/index/greeting.py", "\nprint('again')\n")
     expected = (
-        "docs/guide.md:5: WARNING: timeline 'greeting' is older than its example; "
+        "docs/guide.md:5: WARNING: timeline 'index/greeting' is older than its example; "
         "run: nox -s record [timeline]"
     )
     assert expected in site.build()
@@ -179,17 +179,28 @@ def test_example_changed_after_the_recording(site: Site):
 
 def test_damaged_recording_is_refused(site: Site):
     """A file that is no timeline is named."""
-    site.write("examples/recorded/greeting.timeline.json", "{}")
+    site.write("examples/recorded/index/greeting.timeline.json", "{}")
     (warning,) = site.build()
-    assert "examples/recorded/greeting.timeline.json is not a timeline" in warning
+    assert "examples/recorded/index/greeting.timeline.json is not a timeline" in warning
+
+
+def test_edited_recording_is_refused(site: Site):
+    """A call that was made shorter by hand fails the build."""
+    path = spans.timeline_path(site.root, "index/greeting")
+    ended = str(SPANS[0].ended)
+    path.write_text(path.read_text().replace(f'"ended": {ended}', '"ended": 0.07', 1))
+    assert site.build() == [
+        "docs/guide.md:5: WARNING: examples/recorded/index/greeting.timeline.json was changed by "
+        "hand and is not what was recorded; run: nox -s record [timeline]"
+    ]
 
 
 def test_timeline_that_no_page_shows_is_refused(site: Site):
     """A recording that is left over fails the build, whether its example is there or not."""
-    record(site, "greeting-slow")
-    path = "examples/recorded/greeting-slow.timeline.json"
+    record(site, "index/greeting-slow")
+    path = "examples/recorded/index/greeting-slow.timeline.json"
     expected = [
-        f"WARNING: {path}: no page shows the timeline 'greeting-slow'; show it with the "
+        f"WARNING: {path}: no page shows the timeline 'index/greeting-slow'; show it with the "
         "'timeline' directive or delete it [timeline]"
     ]
     assert site.build() == expected
@@ -199,7 +210,7 @@ def test_timeline_that_no_page_shows_is_refused(site: Site):
 def test_caption_is_asked_for(site: Site):
     """A picture without a caption says nothing to who cannot see it."""
     site.replace("docs/guide.md", ":caption: Three greetings, *two* threads\n", "")
-    assert "timeline 'greeting' has no caption" in "".join(site.build())
+    assert "timeline 'index/greeting' has no caption" in "".join(site.build())
 
 
 def test_page_is_read_again_when_its_timeline_changes(site: Site):

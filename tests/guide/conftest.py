@@ -25,7 +25,7 @@ def load_example() -> Callable[..., types.ModuleType]:
     """Return a function that runs an example's source as a new module."""
 
     def load(name: str, package: str = "ormbridge") -> types.ModuleType:
-        module = types.ModuleType(name)
+        module = types.ModuleType(name.rpartition("/")[2])
         exec(compile(example_source(name, package), f"{name}.py", "exec"), module.__dict__)
         return module
 

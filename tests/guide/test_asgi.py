@@ -98,7 +98,7 @@ def project(tmp_path):
 
 def test_application(project, recorded):
     """An ``asgi.py`` with HTTP and WebSockets runs in a fresh project as it is."""
-    recorded("asgi_application", project("asgi_application", VISIT_BOTH))
+    recorded("asgi/application", project("asgi/application", VISIT_BOTH))
 
 
 VISIT_BOTH = """
@@ -118,7 +118,7 @@ asyncio.run(main())
 
 def test_django_alone(project, recorded):
     """An ``asgi.py`` without Channels runs in a fresh project as it is."""
-    recorded("asgi_django", project("asgi_django", VISIT_HTTP))
+    recorded("asgi/http_only", project("asgi/http_only", VISIT_HTTP))
 
 
 VISIT_HTTP = """
@@ -132,7 +132,7 @@ print("http", asyncio.run(get(application, "/admin/login/"))[:3])
 
 def test_lifespan(project, recorded):
     """What the application has for ``lifespan`` is called, as if the middleware were not there."""
-    recorded("asgi_lifespan", project("asgi_lifespan", START_AND_STOP))
+    recorded("asgi/lifespan", project("asgi/lifespan", START_AND_STOP))
 
 
 START_AND_STOP = """
@@ -156,15 +156,15 @@ asyncio.run(main())
 
 def test_sockets_before(run_script, recorded):
     """Twenty sockets whose handlers take 50 ms, without the middleware."""
-    recorded("asgi_sockets_before", run_script(example_source("asgi_sockets_before")))
+    recorded("asgi/sockets_before", run_script(example_source("asgi/sockets_before")))
 
 
 def test_sockets_after(run_script, recorded):
     """Twenty sockets whose handlers take 50 ms, under the middleware."""
-    recorded("asgi_sockets_after", run_script(example_source("asgi_sockets_after")))
+    recorded("asgi/sockets_after", run_script(example_source("asgi/sockets_after")))
 
 
-@pytest.mark.parametrize("name", ["asgi_sockets", "asgi_background"])
+@pytest.mark.parametrize("name", ["asgi/sockets", "asgi/background"])
 def test_fix_is_one_line(name):
     """The program before and the program after differ in ``BridgeMiddleware`` alone."""
     before, after = (ast.parse(example_source(f"{name}_{way}")) for way in ("before", "after"))
@@ -185,7 +185,7 @@ class WithoutMiddleware(ast.NodeTransformer):
 
 
 @pytest.mark.parametrize(
-    ("name", "threads"), [("asgi_sockets_before", 1), ("asgi_sockets_after", 10)]
+    ("name", "threads"), [("asgi/sockets_before", 1), ("asgi/sockets_after", 10)]
 )
 async def test_sockets_timeline(name, threads, load_example, pool_settings, recorded_timeline):
     """Twenty sockets run on one thread without the middleware, on ten workers under it."""
@@ -207,9 +207,9 @@ async def test_sockets_timeline(name, threads, load_example, pool_settings, reco
 
 async def test_request_stays_on_its_worker(load_example, settings, recorded):
     """The calls of one request, by whatever way they come, run on one worker."""
-    settings.ROOT_URLCONF = load_example("asgi_worker")
+    settings.ROOT_URLCONF = load_example("asgi/worker")
     application = BridgeMiddleware(ASGIHandler())
-    recorded("asgi_worker", await get(application, "/threads/"))
+    recorded("asgi/worker", await get(application, "/threads/"))
 
 
 async def test_requests_timeline(
@@ -219,29 +219,29 @@ async def test_requests_timeline(
     answers = []
     for name in ("held", "released"):
         pool_settings(MAX_THREADS=2)
-        settings.ROOT_URLCONF = module = load_example("asgi_requests")
+        settings.ROOT_URLCONF = module = load_example("asgi/two_requests")
         timeline = Timeline()
         timeline.watch(module, "query")
         application = timeline.application(BridgeMiddleware(ASGIHandler()), holds=name == "held")
         answers += await asyncio.gather(*[get(application, f"/{name}/") for _ in range(4)])
-        recorded_timeline(f"asgi_requests-{name}", timeline, overlaps=False)
+        recorded_timeline(f"asgi/two_requests-{name}", timeline, overlaps=False)
         calls = [span for span in timeline.spans if not span.held]
         # The third call is the second one of a request that holds its worker, or another one's.
         assert len({span.where for span in calls[:3]}) == {"held": 2, "released": 3}[name]
-    recorded("asgi_requests", "\n".join(answers))
+    recorded("asgi/two_requests", "\n".join(answers))
 
 
 def test_websocket_lease(run_script, recorded):
     """With ``WEBSOCKET_LEASE`` at ``"connection"`` an open socket keeps the worker of its calls."""
-    output = run_script(example_source("asgi_websocket_lease"))
+    output = run_script(example_source("asgi/websocket_lease"))
     # A busy machine waits a little longer than TIMEOUT, and says so.
-    recorded("asgi_websocket_lease", re.sub(r"\d+\.\d s", "0.5 s", output))
+    recorded("asgi/websocket_lease", re.sub(r"\d+\.\d s", "0.5 s", output))
 
 
 async def test_events(ada, load_example, settings, pool_settings, recorded):
     """Event streams that release their worker are open at once on a single worker."""
     pool_settings(MAX_THREADS=1)
-    settings.ROOT_URLCONF = load_example("asgi_events")
+    settings.ROOT_URLCONF = load_example("asgi/events")
     application = BridgeMiddleware(ASGIHandler())
     clients = [request(application, "/events/") for _ in range(3)]
     seen = []
@@ -253,22 +253,22 @@ async def test_events(ada, load_example, settings, pool_settings, recorded):
     for client in clients:
         await client.send_input({"type": "http.disconnect"})
         await client.wait(GUARD)
-    recorded("asgi_events", "\n".join(seen))
+    recorded("asgi/events", "\n".join(seen))
 
 
 def test_task_that_outlives_its_request_fails(run_script, recorded):
     """Without the middleware, under sync middleware, the task of a request that is over fails."""
-    recorded("asgi_background_before", run_script(example_source("asgi_background_before")))
+    recorded("asgi/background_before", run_script(example_source("asgi/background_before")))
 
 
 def test_task_that_outlives_its_request(run_script, recorded):
     """Under the middleware the task of a request that is over uses the ORM."""
-    recorded("asgi_background_after", run_script(example_source("asgi_background_after")))
+    recorded("asgi/background_after", run_script(example_source("asgi/background_after")))
 
 
 def test_unavailable(run_script, recorded):
     """A request that gets no worker in time is answered with 503."""
-    recorded("asgi_unavailable", run_script(example_source("asgi_unavailable")))
+    recorded("asgi/unavailable", run_script(example_source("asgi/unavailable")))
 
 
 # HTTP.
@@ -574,7 +574,7 @@ def slow_clients(ada, settings, pool_settings, load_example):
     """Return a function that wraps a stream of rows in the class of the example."""
     User.objects.create(username="bob")
     settings.ROOT_URLCONF = (path("rows", rows), path("count", count))
-    return load_example("asgi_slow_clients").SlowClients
+    return load_example("asgi/slow_clients").SlowClients
 
 
 async def test_stalled_clients_hold_the_workers(slow_clients, pool_settings):
@@ -600,7 +600,7 @@ async def test_slow_clients_are_given_up(slow_clients, pool_settings, recorded):
     assert await get(application, "/count") == "200 2"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(client.task, GUARD)
-    recorded("asgi_slow_clients", "")
+    recorded("asgi/slow_clients", "")
 
 
 async def test_generator_at_its_yield_is_not_closed(settings):

@@ -19,7 +19,7 @@ from tests.support.timeline import Timeline
 def test_fix_is_the_import():
     """The programs before and after differ in the import of the bridge, and in nothing else."""
     before, after = (
-        set(example_source(f"cancellation_timeout_{when}").splitlines())
+        set(example_source(f"cancellation/timeout_{when}").splitlines())
         for when in ("before", "after")
     )
     assert before - after == {"from channels.db import database_sync_to_async"}
@@ -37,10 +37,10 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_timeout(run_script, recorded, when):
         """With Channels the query goes on after its timeout, with the bridge it is stopped."""
-        output = run_script(example_source(f"cancellation_timeout_{when}"), **SERVER)
+        output = run_script(example_source(f"cancellation/timeout_{when}"), **SERVER)
         slow = "slow, " if when == "before" else ""
         assert output.splitlines()[-1] == f"ran to their end: first, {slow}next"
-        recorded(f"cancellation_timeout_{when}", output)
+        recorded(f"cancellation/timeout_{when}", output)
 
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("when", ["before", "after"])
@@ -50,7 +50,7 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         """The next call has the thread when the slow query has ended, or was stopped."""
         pool_settings(MAX_THREADS=1)
         monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
-        module = load_example(f"cancellation_timeout_{when}")
+        module = load_example(f"cancellation/timeout_{when}")
         timeline = Timeline()
         timeline.watch(module, "query")
         query = module.query
@@ -64,27 +64,27 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         assert [span.where for span in timeline.spans] == ["first", "slow", "next"]
         assert len({span.thread for span in timeline.spans}) == 1
         assert ("slow" in module.ran_to_their_end) is (when == "before")
-        recorded_timeline(f"cancellation_timeout_{when}", timeline)
+        recorded_timeline(f"cancellation/timeout_{when}", timeline)
 
     @pytest.mark.django_db(transaction=True)
     async def test_view(load_example, settings, pool_settings, recorded):
         """A view whose query takes too long answers with an error, from the same worker."""
         pool_settings(MAX_THREADS=1)
         await database_sync_to_async(User.objects.create)(username="ada")
-        settings.ROOT_URLCONF = load_example("cancellation_view")
+        settings.ROOT_URLCONF = load_example("cancellation/view")
         answer = asyncio.create_task(get(BridgeMiddleware(ASGIHandler()), "/report/"))
-        recorded("cancellation_view", await asyncio.wait_for(answer, GUARD))
+        recorded("cancellation/view", await asyncio.wait_for(answer, GUARD))
         assert stats().threads == 1
 
     def test_transaction(run_script, recorded):
         """Code that swallows the cancellation in a transaction cannot go on in it."""
-        output = run_script(example_source("cancellation_transaction"), **SERVER)
-        recorded("cancellation_transaction", output)
+        output = run_script(example_source("cancellation/transaction"), **SERVER)
+        recorded("cancellation/transaction", output)
 
     def test_statement_timeout(run_script, recorded):
         """A statement that the server stopped in an inner block leaves the outer one whole."""
-        output = run_script(example_source("cancellation_statement_timeout"), **SERVER)
-        recorded("cancellation_statement_timeout", output)
+        output = run_script(example_source("cancellation/statement_timeout"), **SERVER)
+        recorded("cancellation/statement_timeout", output)
 
     @pytest.mark.django_db(transaction=True)
     async def test_network(load_example, connection_settings, recorded):
@@ -94,13 +94,13 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
             connection.ensure_connection()
             return connection.connection.info.get_parameters()
 
-        options = load_example("cancellation_network").DATABASES["default"]["OPTIONS"]
+        options = load_example("cancellation/network").DATABASES["default"]["OPTIONS"]
         connection_settings(OPTIONS=options)
         known = await database_sync_to_async(parameters)()
         assert {name: known[name] for name in options} == {
             name: str(value) for name, value in options.items()
         }
-        recorded("cancellation_network", "\n".join(f"{name}={known[name]}" for name in options))
+        recorded("cancellation/network", "\n".join(f"{name}={known[name]}" for name in options))
 
 
 if CHOICE == "mariadb":
@@ -108,7 +108,7 @@ if CHOICE == "mariadb":
     @pytest.mark.django_db(transaction=True)
     async def test_network_mariadb(load_example, network, connection_settings, recorded):
         """With ``read_timeout`` the worker is free when the network has stalled for as long."""
-        options = load_example("cancellation_network_mariadb").DATABASES["default"]["OPTIONS"]
+        options = load_example("cancellation/network_mariadb").DATABASES["default"]["OPTIONS"]
         assert options["read_timeout"] == 30
         connection_settings(OPTIONS={**options, "read_timeout": 1, "connect_timeout": 2})
         count = database_sync_to_async(User.objects.count)
@@ -121,4 +121,4 @@ if CHOICE == "mariadb":
         assert stats().idle == stats().threads
         network.go_on()
         assert await count() == 0
-        recorded("cancellation_network_mariadb", f"OperationalError {lost.value.args[0]}")
+        recorded("cancellation/network_mariadb", f"OperationalError {lost.value.args[0]}")

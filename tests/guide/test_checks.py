@@ -19,21 +19,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
 
 def test_warnings(recorded):
     """``manage.py check`` shows the ten warnings, each with its id and a hint."""
-    result = run_python(example_source("checks_warnings"))
+    result = run_python(example_source("checks/warned"))
     assert (result.returncode, result.stdout) == (0, "")
-    recorded("checks_warnings", result.stderr)
+    recorded("checks/warned", result.stderr)
 
 
 def test_remedied(recorded):
     """With each setting put right, ``manage.py check`` has nothing to say."""
-    result = run_python(example_source("checks_remedied"))
+    result = run_python(example_source("checks/remedied"))
     assert (result.returncode, result.stderr) == (0, "")
-    recorded("checks_remedied", result.stdout)
+    recorded("checks/remedied", result.stdout)
 
 
 def test_page_shows_each_message():
     """Each warning has its section, which begins with what ``manage.py check`` prints of it."""
-    printed = run_python(example_source("checks_warnings")).stderr
+    printed = run_python(example_source("checks/warned")).stderr
     messages = re.findall(r"^(.*\(ormbridge\.(W\d+)\).*)\n\t(HINT: .*)$", printed, re.MULTILINE)
     assert sorted(name for _, name, _ in messages) == [f"W{number:03}" for number in range(1, 11)]
     page = PAGE.read_text(encoding="utf-8")

@@ -87,21 +87,21 @@ async def no_worker_is_leased():
 
 def test_requests(run_script, recorded):
     """Without the middleware a hundred requests leave a hundred connections open, with it five."""
-    recorded("connections_requests", run_script(example_source("connections_requests")))
+    recorded("connections/per_request", run_script(example_source("connections/per_request")))
 
 
 async def test_two_workers(serve, load_example, pool_settings, recorded, recorded_timeline):
     """Six requests at once share two workers, and the two connections that these keep."""
     pool_settings(MAX_THREADS=2)
-    module = load_example("connections_two_workers")
+    module = load_example("connections/two_workers")
     timeline = Timeline()
     timeline.watch(module, "query")
     # What the worker is held for in between is tested with the middleware.
     application = timeline.application(serve(module), holds=True)
     answers = await asyncio.gather(*[get(application) for _ in range(6)])
-    recorded("connections_two_workers", "\n".join(answers))
+    recorded("connections/two_workers", "\n".join(answers))
     # Which requests run side by side, and for how long, is up to the machine.
-    recorded_timeline("connections_two_workers", timeline, overlaps=False)
+    recorded_timeline("connections/two_workers", timeline, overlaps=False)
 
 
 async def test_request_connects_once_at_conn_max_age_zero(serve, connection_settings):
@@ -284,13 +284,13 @@ if INITDB is not None:  # the tests' own server is nobody's to fill up
 
     def test_too_many_clients(run_script, recorded, small_server):
         """More threads than the server has room for: some calls cannot connect."""
-        source = example_source("connections_too_many")
+        source = example_source("connections/too_many")
         output = run_script(source, PGHOST=small_server, PGUSER="postgres")
-        recorded("connections_too_many", output.replace(small_server, "/var/run/postgresql"))
+        recorded("connections/too_many", output.replace(small_server, "/var/run/postgresql"))
 
     def test_enough_room_for_clients(run_script):
         """On a server that has room for them all, the example says so."""
-        output = run_script(example_source("connections_too_many"), **SERVER)
+        output = run_script(example_source("connections/too_many"), **SERVER)
         assert output == (
             "10 connected, 0 did not\nThis server has room for all of them: try more threads.\n"
         )
@@ -322,13 +322,13 @@ if CHOICE == "postgresql":
 
     def test_psycopg_pool(run_script, recorded):
         """With as many connections in psycopg's pool as there are workers, all calls run."""
-        output = run_script(example_source("connections_psycopg_pool"), **SERVER)
-        recorded("connections_psycopg_pool", output)
+        output = run_script(example_source("connections/with_psycopg_pool"), **SERVER)
+        recorded("connections/with_psycopg_pool", output)
 
     def test_psycopg_pool_too_small(run_script, recorded):
         """With fewer connections than workers, a call gives up in psycopg's pool."""
-        output = run_script(example_source("connections_pool_too_small"), **SERVER)
-        recorded("connections_pool_too_small", output)
+        output = run_script(example_source("connections/pool_too_small"), **SERVER)
+        recorded("connections/pool_too_small", output)
 
     @pytest.mark.parametrize(
         ("before", "environment", "expected"),
@@ -344,7 +344,7 @@ if CHOICE == "postgresql":
     )
     def test_psycopg_pool_that_cannot_connect(tmp_path, before, environment, expected):
         """Where nobody can have a connection, the example ends with the reason."""
-        source = before + example_source("connections_pool_too_small")
+        source = before + example_source("connections/pool_too_small")
         finished = run_python(tmp_path, source, stderr=subprocess.STDOUT, **SERVER | environment)
         assert (finished.returncode, expected in finished.stdout) == (1, True), finished.stdout
 
@@ -364,7 +364,7 @@ if CHOICE == "postgresql":
 
     def test_pooled_connection_goes_back_after_each_call(run_script):
         """With psycopg's pool a worker has a connection only while it runs a call."""
-        source = example_source("connections_psycopg_pool").replace(
+        source = example_source("connections/with_psycopg_pool").replace(
             "    connection.close_pool()",
             "    found = connection.pool.get_stats()\n"
             "    print(found['pool_size'], found['pool_available'])\n"
@@ -375,12 +375,12 @@ if CHOICE == "postgresql":
 
     def test_thread_that_ends_keeps_its_place_in_psycopg_pool(run_script, recorded):
         """A thread that is no worker takes its connection with it, unless it closes it."""
-        output = run_script(example_source("connections_to_thread"), **SERVER)
-        recorded("connections_to_thread", output)
+        output = run_script(example_source("connections/to_thread"), **SERVER)
+        recorded("connections/to_thread", output)
 
     def test_others_share_psycopg_pool(run_script):
         """Threads that are no workers take their connections from the same pool of psycopg."""
-        source = example_source("connections_pool_too_small").replace(
+        source = example_source("connections/pool_too_small").replace(
             "@database_sync_to_async\ndef write_report", "def write_report"
         )
         source = source.replace("write_report()", "asyncio.to_thread(write_report)", 2)
@@ -388,7 +388,7 @@ if CHOICE == "postgresql":
         source = source.replace("    may_end.wait()", "    may_end.wait()\n    connection.close()")
         assert "to_thread(write_report)" in source
         assert run_script(source, **SERVER) == run_script(
-            example_source("connections_pool_too_small"), **SERVER
+            example_source("connections/pool_too_small"), **SERVER
         )
 
 
@@ -496,8 +496,8 @@ STATE = {
         "pragma": ("PRAGMA query_only = 1", "PRAGMA query_only"),
     },
 }[CHOICE]
-RESETS = ["connections_reset_by_closing"] + ["connections_reset"] * (CHOICE == "postgresql")
-RESET = "examples.connections_reset.reset_session"
+RESETS = ["reset_by_closing"] + ["reset"] * (CHOICE == "postgresql")
+RESET = "examples.connections.reset.reset_session"
 
 
 @pytest.fixture(params=STATE)
@@ -524,7 +524,7 @@ async def test_session_state_reaches_the_next_call(state, pool_settings):
 @pytest.mark.parametrize("name", RESETS)
 async def test_reset_clears_session_state(state, name, pool_settings):
     """With the example's RESET the next call sees nothing of it."""
-    pool_settings(MAX_THREADS=1, RESET=f"examples.{name}.reset_session")
+    pool_settings(MAX_THREADS=1, RESET=f"examples.connections.{name}.reset_session")
     before, after = await answers_around(state)
     assert after == before
     assert stats().discarded == 0
@@ -542,17 +542,17 @@ async def ask_twice(application):
 @pytest.mark.parametrize("place", ["thread", "object"])
 async def test_reset_clears_thread_and_object(place, serve, pool_settings, recorded):
     """What a request leaves on its thread, or Django's object, is there without RESET alone."""
-    name = f"connections_reset_{place}"
     # Not a copy of it: RESET has to clear what the views use.
-    application = serve(importlib.import_module(f"examples.{name}"))
+    application = serve(importlib.import_module(f"examples.connections.reset_{place}"))
     pool_settings(MAX_THREADS=1)
     without = await ask_twice(application)
-    pool_settings(MAX_THREADS=1, RESET=f"examples.{name}.reset_{place}")
-    recorded(name, f"without RESET:\n{without}\n\nwith RESET:\n{await ask_twice(application)}")
+    pool_settings(MAX_THREADS=1, RESET=f"examples.connections.reset_{place}.reset_{place}")
+    output = f"without RESET:\n{without}\n\nwith RESET:\n{await ask_twice(application)}"
+    recorded(f"connections/reset_{place}", output)
 
 
 @pytest.mark.parametrize(
-    ("age", "reset"), [(0, None), (60, "examples.connections_reset_by_closing.reset_session")]
+    ("age", "reset"), [(0, None), (60, "examples.connections.reset_by_closing.reset_session")]
 )
 async def test_djangos_object_ends_with_its_connection(
     age, reset, pool_settings, connection_settings
@@ -616,12 +616,12 @@ async def test_no_reset_on_threads_that_are_no_workers(pool_settings):
 
 async def test_reset_by_closing(pool_settings, recorded):
     """A RESET that closes the connection costs a new one for each lease."""
-    pool_settings(MAX_THREADS=1, RESET="examples.connections_reset_by_closing.reset_session")
+    pool_settings(MAX_THREADS=1, RESET="examples.connections.reset_by_closing.reset_session")
     with noting_connections() as opened:
         for _ in range(3):
             await database_sync_to_async(ask)("SELECT 42")
     assert len(opened) == 3
-    recorded("connections_reset_by_closing", "")
+    recorded("connections/reset_by_closing", "")
 
 
 if CHOICE == "postgresql":
@@ -629,14 +629,14 @@ if CHOICE == "postgresql":
     async def test_tenant_leaks(serve, load_example, pool_settings, recorded):
         """Without RESET a request sees the tables of another request's tenant."""
         pool_settings(MAX_THREADS=1)
-        application = serve(load_example("connections_tenant"))
-        recorded("connections_tenant", await ask_twice(application))
+        application = serve(load_example("connections/tenant"))
+        recorded("connections/tenant", await ask_twice(application))
 
     async def test_tenant_does_not_leak(serve, load_example, pool_settings, recorded):
         """With RESET a request sees nothing of another request's tenant."""
         pool_settings(MAX_THREADS=1, RESET=RESET)
-        application = serve(load_example("connections_tenant"))
-        recorded("connections_reset", await ask_twice(application))
+        application = serve(load_example("connections/tenant"))
+        recorded("connections/reset", await ask_twice(application))
 
     async def test_tenant_stays_through_a_request(serve, pool_settings):
         """State that a request sets stays with it to its end, whatever runs in between."""
@@ -684,7 +684,7 @@ if CHOICE == "postgresql":
 
     def test_reset_with_psycopg_pool(run_script):
         """The example's RESET does the same for a connection of psycopg's pool."""
-        assert run_script(example_source("connections_reset") + RESET_IN_A_POOL, **SERVER) == (
+        assert run_script(example_source("connections/reset") + RESET_IN_A_POOL, **SERVER) == (
             '"$user", public\nPacific/Kiritimati\n'
         )
 

@@ -46,69 +46,69 @@ if django.VERSION >= (6, 1):
 
 async def test_sync_consumer(ada, load_example, recorded):
     """A ``SyncConsumer`` reads a user's name with nothing added."""
-    module = load_example("database_access_sync_consumer")
-    recorded("database_access_sync_consumer", await conversation(module.GreetingConsumer))
+    module = load_example("database_access/sync_consumer")
+    recorded("database_access/sync_consumer", await conversation(module.GreetingConsumer))
 
 
 async def test_json_consumer(ada, load_example, recorded):
     """A ``JsonWebsocketConsumer`` reads a user's name with nothing added."""
-    module = load_example("database_access_json_consumer")
-    recorded("database_access_json_consumer", await conversation(module.GreetingConsumer))
+    module = load_example("database_access/json_consumer")
+    recorded("database_access/json_consumer", await conversation(module.GreetingConsumer))
 
 
 async def test_inline_form(ada, load_example, package, recorded):
     """``await database_sync_to_async(self.get_name)()`` returns what the method returns."""
-    module = load_example("database_access_inline", package)
-    recorded("database_access_inline", await conversation(module.GreetingConsumer))
+    module = load_example("database_access/inline", package)
+    recorded("database_access/inline", await conversation(module.GreetingConsumer))
 
 
 async def test_decorator_form(ada, load_example, package, recorded):
     """A method decorated with ``@database_sync_to_async`` is awaited like a coroutine method."""
-    module = load_example("database_access_decorator", package)
-    recorded("database_access_decorator", await conversation(module.GreetingConsumer))
+    module = load_example("database_access/decorator", package)
+    recorded("database_access/decorator", await conversation(module.GreetingConsumer))
 
 
 async def test_static_and_class_methods(ada, load_example, package, recorded):
     """Below ``@staticmethod`` or ``@classmethod``, the decorator makes a method that is awaited."""
-    module = load_example("database_access_methods", package)
-    recorded("database_access_methods", await conversation(module.GreetingConsumer))
+    module = load_example("database_access/methods", package)
+    recorded("database_access/methods", await conversation(module.GreetingConsumer))
 
 
 async def test_async_view(ada, load_example, package, recorded, settings):
     """An async view awaits a decorated function."""
-    settings.ROOT_URLCONF = load_example("database_access_view", package)
+    settings.ROOT_URLCONF = load_example("database_access/view", package)
     response = await AsyncClient().get("/greeting/")
-    recorded("database_access_view", f"{response.status_code} {response.text}")
+    recorded("database_access/view", f"{response.status_code} {response.text}")
 
 
 async def test_gather(ada, load_example, package, recorded, settings):
     """``asyncio.gather`` returns the results of several calls in the order they were given."""
-    settings.ROOT_URLCONF = load_example("database_access_gather", package)
+    settings.ROOT_URLCONF = load_example("database_access/gather", package)
     response = await AsyncClient().get("/dashboard/")
-    recorded("database_access_gather", f"{response.status_code} {response.text}")
+    recorded("database_access/gather", f"{response.status_code} {response.text}")
 
 
 def test_script(run_script, package, recorded):
     """A plain script calls the ORM under ``asyncio.run``."""
-    output = run_script(example_source("database_access_script", package))
-    recorded("database_access_script", output)
+    output = run_script(example_source("database_access/script", package))
+    recorded("database_access/script", output)
 
 
 async def test_clean_up_by_hand(ada, load_example, package, recorded, capsys):
     """A long-running task awaits ``aclose_old_connections()`` before it queries again."""
-    module = load_example("database_access_clean_up", package)
+    module = load_example("database_access/clean_up", package)
 
     async def usernames():
         yield "ada"
         yield "ada"
 
     await module.greet(usernames())
-    recorded("database_access_clean_up", capsys.readouterr().out)
+    recorded("database_access/clean_up", capsys.readouterr().out)
 
 
 def test_worker_threads(run_script, recorded):
     """Six calls at once share the three threads that ``MAX_THREADS`` allows."""
-    recorded("database_access_threads", run_script(example_source("database_access_threads")))
+    recorded("database_access/threads", run_script(example_source("database_access/threads")))
 
 
 # Async code.
@@ -374,7 +374,7 @@ async def test_language_and_time_zone_reach_the_thread():
 
 async def test_open_consumer_holds_no_worker(ada, load_example):
     """A consumer that is open takes a worker for its call, and holds none between calls."""
-    module = load_example("database_access_inline")
+    module = load_example("database_access/inline")
     client = ApplicationCommunicator(
         module.GreetingConsumer.as_asgi(), {"type": "websocket", "path": "/"}
     )

@@ -8,18 +8,18 @@ from tests.support.examples import example_source
 
 def test_before(run_script, recorded):
     """Twenty calls of 50 ms at once through ``channels.db``."""
-    recorded("index_before", run_script(example_source("index_before")))
+    recorded("index/before", run_script(example_source("index/before")))
 
 
 def test_after(run_script, recorded):
     """Twenty calls of 50 ms at once through the bridge."""
-    recorded("index_after", run_script(example_source("index_after")))
+    recorded("index/after", run_script(example_source("index/after")))
 
 
 def test_fix_is_one_line():
     """The program before and the program after differ in the line of the import alone."""
-    before = example_source("index_before").split("\n")
-    after = example_source("index_after").split("\n")
+    before = example_source("index/before").split("\n")
+    after = example_source("index/after").split("\n")
     assert [line for line in before if line and line not in after] == [
         "from channels.db import database_sync_to_async  # <--"
     ]

@@ -22,8 +22,8 @@ from tests.support.http import connect, disconnect, say
 
 def test_asgi_threads(run_script, recorded):
     """Whatever ``ASGI_THREADS`` says, calls of ``channels.db`` share one thread."""
-    output = run_script(example_source("migrating_asgi_threads"), ASGI_THREADS="10")
-    recorded("migrating_asgi_threads", output)
+    output = run_script(example_source("migrating/asgi_threads"), ASGI_THREADS="10")
+    recorded("migrating/asgi_threads", output)
 
 
 if CHOICE == "postgresql":  # nothing is cancelled elsewhere
@@ -37,14 +37,14 @@ if CHOICE == "postgresql":  # nothing is cancelled elsewhere
         server = {
             f"PG{key}": DATABASES["default"][key] for key in ("HOST", "PORT", "USER", "PASSWORD")
         }
-        name = f"migrating_cancel_{way}"
+        name = f"migrating/cancel_{way}"
         recorded(name, run_script(example_source(name), **server))
 
 
 def test_cancelled_half_way_differs_in_the_import():
     """The programs with ``channels.db`` and with the bridge differ in the import alone."""
     before, after = (
-        set(example_source(f"migrating_cancel_{way}").splitlines()) for way in ("before", "after")
+        set(example_source(f"migrating/cancel_{way}").splitlines()) for way in ("before", "after")
     )
     assert before - after == {"from channels.db import database_sync_to_async  # <--"}
     assert after - before == {"from ormbridge import database_sync_to_async  # <--"}
@@ -53,27 +53,27 @@ def test_cancelled_half_way_differs_in_the_import():
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_ping(run_script, recorded, way):
     """A message that needs no database waits for a slow handler, but not under the middleware."""
-    recorded(f"migrating_ping_{way}", run_script(example_source(f"migrating_ping_{way}")))
+    recorded(f"migrating/ping_{way}", run_script(example_source(f"migrating/ping_{way}")))
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_thread_sensitive_false(run_script, recorded, way):
     """Twenty calls open twenty connections; with the bridge as many as there are workers."""
-    name = f"migrating_thread_sensitive_{way}"
+    name = f"migrating/thread_sensitive_{way}"
     recorded(name, run_script(example_source(name)))
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_deadlock(run_script, recorded, way):
     """``asyncio.run`` on asgiref's thread cannot call again; on a worker it can."""
-    name = f"migrating_deadlock_{way}"
+    name = f"migrating/deadlock_{way}"
     recorded(name, run_script(example_source(name)))
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_context_per_consumer(run_script, recorded, way):
     """A context for each consumer holds a thread for each open socket; the middleware none."""
-    name = f"migrating_context_{way}"
+    name = f"migrating/context_{way}"
     recorded(name, run_script(example_source(name)))
 
 

@@ -23,7 +23,7 @@ from tests.support.http import connect, disconnect, get
 async def test_json(load_example, settings, gate, pool_settings, recorded):
     """A view serves the whole snapshot as JSON."""
     pool_settings(MAX_THREADS=1)
-    settings.ROOT_URLCONF = load_example("observing_json")
+    settings.ROOT_URLCONF = load_example("observing/pool_view")
     application = BridgeMiddleware(ASGIHandler())
     settings.ROOT_URLCONF.urlpatterns.append(path("report/", shown_as("report", gate)))
     requests = [asyncio.create_task(get(application, "/report/")) for _ in range(3)]
@@ -31,7 +31,7 @@ async def test_json(load_example, settings, gate, pool_settings, recorded):
     answer = await get(application, "/pool/")
     gate.open.set()
     await asyncio.gather(*requests)
-    recorded("observing_json", answer)
+    recorded("observing/pool_view", answer)
 
 
 def shown_as(name, gate):
@@ -47,24 +47,24 @@ def shown_as(name, gate):
 async def test_live(load_example, pool_settings, recorded):
     """A consumer sends the snapshot over a WebSocket, and sends it again."""
     pool_settings(MAX_THREADS=10)
-    consumer = load_example("observing_live").PoolConsumer
+    consumer = load_example("observing/live").PoolConsumer
     socket = await connect(BridgeMiddleware(consumer.as_asgi()))
     first = json.loads((await socket.receive_output(GUARD))["text"])
     second = json.loads((await socket.receive_output(GUARD))["text"])
     await disconnect(socket)
     assert first == second
-    recorded("observing_live", json.dumps(first))
+    recorded("observing/live", json.dumps(first))
 
 
 def test_wait(run_script, recorded):
     """``stats()`` tells the time that calls waited from the time that they ran."""
-    recorded("observing_wait", run_script(example_source("observing_wait")))
+    recorded("observing/wait", run_script(example_source("observing/wait")))
 
 
 async def test_log(load_example, settings, gate, pool_settings, caplog, recorded):
     """A middleware logs when calls have waited for a worker, and only then."""
     pool_settings(MAX_THREADS=1)
-    module = load_example("observing_log")
+    module = load_example("observing/log")
     middleware = module.log_waits(answer_at_once)
     await middleware(None)
     assert caplog.messages == []
@@ -76,7 +76,7 @@ async def test_log(load_example, settings, gate, pool_settings, caplog, recorded
     await asyncio.gather(*calls)
     lines = [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
     assert len(lines) == 1
-    recorded("observing_log", "\n".join(lines))
+    recorded("observing/log", "\n".join(lines))
 
 
 async def answer_at_once(request):
@@ -85,12 +85,12 @@ async def answer_at_once(request):
 
 def test_holders(run_script, recorded):
     """``stats().holders`` names the thread, the function and the seconds."""
-    recorded("observing_holders", run_script(example_source("observing_holders")))
+    recorded("observing/holders", run_script(example_source("observing/holders")))
 
 
 def test_logging(run_script, recorded):
     """The logger ``ormbridge`` warns of a connection that was thrown away."""
-    recorded("observing_logging", run_script(example_source("observing_logging")))
+    recorded("observing/log_settings", run_script(example_source("observing/log_settings")))
 
 
 # Field by field.

@@ -66,14 +66,14 @@ def make_users(count=3, email="{}@Example.org"):
 async def test_export(serve, recorded):
     """A view sends a table as CSV, row by row, and gives its worker back."""
     await database_sync_to_async(make_users)()
-    recorded("streaming_export", await get(serve("streaming_export"), "/export/"))
+    recorded("streaming/export", await get(serve("streaming/export"), "/export/"))
     await until(lambda: stats().idle == stats().threads == 1)
 
 
 async def test_client_that_leaves_the_export(serve):
     """When the client leaves in the middle of the export, the worker is free again."""
     await database_sync_to_async(make_users)(5000)
-    client = request(serve("streaming_export"), "/export/")
+    client = request(serve("streaming/export"), "/export/")
     await client.send_input({"type": "http.request"})
     await client.receive_output(GUARD)
     await client.receive_output(GUARD)
@@ -84,12 +84,12 @@ async def test_client_that_leaves_the_export(serve):
 
 def test_alive(run_example, recorded):
     """``async for`` over a queryset has all rows in memory, a stream two chunks at the most."""
-    recorded("streaming_alive", run_example("streaming_alive"))
+    recorded("streaming/alive", run_example("streaming/alive"))
 
 
 def test_left_early_before(run_example, recorded):
     """The cursor of an aiterator() that is left early stays open while somebody has it."""
-    recorded("streaming_left_early_before", run_example("streaming_left_early_before"))
+    recorded("streaming/left_early_before", run_example("streaming/left_early_before"))
 
 
 async def test_aiterator_is_closed_on_the_thread_of_the_loop():
@@ -113,21 +113,21 @@ async def test_aiterator_is_closed_on_the_thread_of_the_loop():
 
 def test_left_early_after(run_example, recorded):
     """The cursor of a stream is closed as its loop is left, whoever still has the stream."""
-    recorded("streaming_left_early_after", run_example("streaming_left_early_after"))
+    recorded("streaming/left_early_after", run_example("streaming/left_early_after"))
 
 
 async def test_early_exit(serve, recorded):
     """Leaving ``async with`` closes the cursor before the view goes on."""
     await database_sync_to_async(make_users)()
     await User.objects.filter(username="bob").aupdate(email="")
-    recorded("streaming_early_exit", await get(serve("streaming_early_exit"), "/without-email/"))
+    recorded("streaming/early_exit", await get(serve("streaming/early_exit"), "/without-email/"))
 
 
 async def test_read_ahead_timeline(monkeypatch, load_example, recorded, recorded_timeline):
     """The next chunk is fetched while the caller sends this one."""
     await database_sync_to_async(make_users)(10_000)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "upload"))
-    module = load_example("streaming_read_ahead")
+    module = load_example("streaming/read_ahead")
     both_run, begun = threading.Barrier(2), []
     fetch, upload = source.Source.next_chunk, module.upload
 
@@ -150,8 +150,8 @@ async def test_read_ahead_timeline(monkeypatch, load_example, recorded, recorded
     fetches = [span for span in timeline.spans if span.call == "fetch"]
     uploads = [span for span in timeline.spans if span.call == "upload"]
     assert (len(fetches), len(uploads)) == (6, 5)  # the last one finds nothing
-    recorded_timeline("streaming_read_ahead", timeline)
-    recorded("streaming_read_ahead", "")
+    recorded_timeline("streaming/read_ahead", timeline)
+    recorded("streaming/read_ahead", "")
 
 
 async def test_kinds(serve, recorded):
@@ -159,18 +159,18 @@ async def test_kinds(serve, recorded):
     await database_sync_to_async(make_users)()
     group = await Group.objects.acreate(name="staff")
     await group.user_set.aadd(await User.objects.aget(username="bob"))
-    recorded("streaming_kinds", await get(serve("streaming_kinds"), "/kinds/"))
+    recorded("streaming/kinds", await get(serve("streaming/kinds"), "/kinds/"))
 
 
 def test_tuples_before(run_example, recorded):
     """Django's ``values_list().aiterator()`` makes its query on the event loop's thread."""
-    recorded("streaming_tuples_before", run_example("streaming_tuples_before"))
+    recorded("streaming/tuples_before", run_example("streaming/tuples_before"))
 
 
 async def test_transaction(serve, recorded):
     """A stream in ``atomic()`` reads and writes in one transaction."""
     await database_sync_to_async(make_users)()
-    recorded("streaming_transaction", await get(serve("streaming_transaction"), "/normalise/"))
+    recorded("streaming/transaction", await get(serve("streaming/transaction"), "/normalise/"))
     assert await User.objects.filter(email="ada@example.org").acount() == 1
 
 
@@ -194,7 +194,7 @@ async def test_body_that_changes_what_the_query_goes_by(order):
 
 def test_sqlite_write(run_example, recorded):
     """In WAL mode, SQLite refuses a write in the body of a stream after another connection's."""
-    recorded("streaming_sqlite_write", run_example("streaming_sqlite_write"))
+    recorded("streaming/sqlite_write", run_example("streaming/sqlite_write"))
 
 
 def test_sqlite_others_cannot_write(run_example):
@@ -207,7 +207,7 @@ def test_sqlite_others_cannot_write(run_example):
             "        try:\n            await another_request()\n",
         ),
     ]
-    output = run_example("streaming_sqlite_write", changes)
+    output = run_example("streaming/sqlite_write", changes)
     assert output == "OperationalError: database is locked\n"
 
 

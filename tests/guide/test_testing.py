@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import markers
+from docs._ext.record import markers
 from tests.core.support import run_python
 from tests.settings import CHOICE
 from tests.support.examples import example_source
@@ -15,23 +15,23 @@ from tests.support.project import CHOICES, Project
 
 # Examples whose tests pass, and how many those are: under pytest, and under Django's own runner.
 PASS = {
-    "testing_after": 2,
-    "testing_fixtures": 2,
-    "testing_consumer": 1,
-    "testing_view": 1,
-    "testing_committed": 2,
-    "testing_on_commit": 2,
-    "testing_queries": 2,
-    "testing_queries_django": 2,
-    "testing_loop": 1,
-    "testing_command": 2,
-    "testing_anyio": 1,
-    "testing_closed_after": 1,
-    "testing_testcase": 2,
-    "testing_testcase_helpers": 2,
-    "testing_live_server": 1,
+    "testing/after": 2,
+    "testing/fixtures": 2,
+    "testing/consumer": 1,
+    "testing/view": 1,
+    "testing/committed": 2,
+    "testing/on_commit": 2,
+    "testing/queries": 2,
+    "testing/queries_django": 2,
+    "testing/loop": 1,
+    "testing/command": 2,
+    "testing/with_anyio": 1,
+    "testing/closed_after": 1,
+    "testing/testcase": 2,
+    "testing/testcase_helpers": 2,
+    "testing/live_server": 1,
 }
-DJANGO = ["testing_testcase", "testing_testcase_helpers", "testing_live_server"]
+DJANGO = ["testing/testcase", "testing/testcase_helpers", "testing/live_server"]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def paste(tmp_path: Path) -> Callable[..., Project]:
         project = Project(tmp_path / "project", database, mode="strict")
         for name in names:
             shown = markers.excerpt(example_source(name))
-            project.write(**{name.replace("testing_", "test_"): shown.text})
+            project.write(**{name.replace("testing/", "test_"): shown.text})
         return project
 
     return make
@@ -74,7 +74,7 @@ def test_examples_pass_twice(paste, recorded, database):
         outputs.add(tuple(re.findall(r"(?m)^test_\w+\.py::.* PASSED", finished.stdout)))
     (output,) = outputs
     for name, count in PASS.items():
-        module = name.replace("testing_", "test_")
+        module = name.replace("testing/", "test_")
         lines = [line for line in output if line.startswith(f"{module}.py::")]
         assert len(lines) == count
         recorded(name, "\n".join(lines))
@@ -90,8 +90,8 @@ def test_djangos_own_runner(paste):
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("testing_before", "testing_after", ("django_db", 'usefixtures("async_db")')),
-        ("testing_closed_before", "testing_closed_after", ("channels.db", "ormbridge")),
+        ("testing/before", "testing/after", ("django_db", 'usefixtures("async_db")')),
+        ("testing/closed_before", "testing/closed_after", ("channels.db", "ormbridge")),
     ],
 )
 def test_remedy_is_one_line(before, after, words):
@@ -105,10 +105,10 @@ def test_remedy_is_one_line(before, after, words):
 
 def test_plain_fixture_does_not_roll_back(paste, recorded):
     """With pytest-django's fixture, what async code writes is there in the next test."""
-    project = paste("testing_before")
+    project = paste("testing/before")
     finished = project.pytest("--tb=short", "-rN", "-p", "no:randomly")
     assert "1 failed, 1 passed in" in finished.stdout
-    recorded("testing_before", said(finished, project))
+    recorded("testing/before", said(finished, project))
 
 
 WRITES = """
@@ -125,7 +125,7 @@ def test_two(db):
 
 def test_loop_without_the_plugin(paste):
     """Without the plugin a loop sees no row of a synchronous test, and leaves its own behind."""
-    project = paste("testing_loop")
+    project = paste("testing/loop")
     project.write(test_writes=WRITES)
     # Nor can PostgreSQL's database be dropped.
     without = ("-p", "no:pytest_ormbridge", "-W", "ignore", "--tb=no", "-rf")
@@ -137,19 +137,19 @@ def test_loop_without_the_plugin(paste):
 
 def test_leak(paste, recorded):
     """A test that leaves a connection on a thread of nobody fails, and is told where."""
-    project = paste("testing_leak")
+    project = paste("testing/leak")
     finished = project.pytest("--tb=short", "-rN")
     assert "1 passed, 1 error in" in finished.stdout
-    recorded("testing_leak", said(finished, project))
+    recorded("testing/leak", said(finished, project))
 
 
 def test_outside(paste, recorded, monkeypatch):
     """A connection that would not see the transaction is refused."""
     monkeypatch.setenv("CI", "true")  # pytest then tells all of a message
-    project = paste("testing_outside")
+    project = paste("testing/outside")
     finished = project.pytest("--tb=no")
     assert "does not see the transaction of the test" in finished.stdout
-    recorded("testing_outside", said(finished, project))
+    recorded("testing/outside", said(finished, project))
 
 
 CLOSED = {
@@ -162,18 +162,18 @@ CLOSED = {
 def test_closed_connection(paste, recorded, monkeypatch):
     """channels.db closes the connection of a test's transaction; each driver says it otherwise."""
     monkeypatch.setenv("CI", "true")
-    project = paste("testing_closed_before")
+    project = paste("testing/closed_before")
     finished = project.pytest("-p", "no:pytest_ormbridge", "--tb=no")
     assert f"Error: {CLOSED[CHOICE]}\n1 failed in" in finished.stdout
     if CHOICE == "postgresql":  # whose words people look for
-        recorded("testing_closed_before", said(finished, project))
+        recorded("testing/closed_before", said(finished, project))
 
 
 @pytest.mark.parametrize("fixture", ["db", "async_db"])
 def test_closed_connection_with_the_plugin(paste, fixture):
     """With the plugin the same code passes: nothing closes the connection."""
     project = paste()
-    source = example_source("testing_closed_before").replace("(db)", f"({fixture})")
+    source = example_source("testing/closed_before").replace("(db)", f"({fixture})")
     project.write(test_closed=source)
     assert "1 passed in" in project.pytest().stdout
 
@@ -184,10 +184,10 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
 
     def test_database_in_use(paste, recorded):
         """A method of Django leaves a connection on asgiref's thread; the plugin closes it."""
-        project = paste("testing_in_use")
+        project = paste("testing/in_use")
         without = project.pytest("-p", "no:pytest_ormbridge", "-W", "default")
         assert IN_USE in without.stdout
-        recorded("testing_in_use", said(without, project))
+        recorded("testing/in_use", said(without, project))
         for options in (["--reuse-db", "--create-db"], []):
             with_plugin = project.pytest(*options)
             assert "1 passed in" in with_plugin.stdout
@@ -195,10 +195,10 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
 
     def test_database_in_use_under_djangos_runner(paste, recorded):
         """Django's runner can't drop the database of an idle worker; BridgeRunner can."""
-        project = paste("testing_runner")
+        project = paste("testing/runner")
         finished = project.manage("test", "--noinput")
         (line,) = re.findall(rf"(?m)^[\w.]+Error: .*{IN_USE}$", finished.stderr)
-        recorded("testing_runner", re.sub(r"test_test_ormbridge_\w+", "test_mysite", line))
+        recorded("testing/runner", re.sub(r"test_test_ormbridge_\w+", "test_mysite", line))
         project.configure("TEST_RUNNER = 'ormbridge.testing.BridgeRunner'")
         assert IN_USE not in project.manage("test", "--noinput").stderr
 

@@ -86,40 +86,40 @@ async def call_outside(function, *args):
 
 async def test_sign_up(serve, load_example, recorded):
     """A view's block keeps all that is written in it, or nothing."""
-    application = serve(load_example("transactions_sign_up"))
+    application = serve(load_example("transactions/sign_up"))
     answer = await get(application, "/sign-up/ada/")
     assert await committed() == ["ada"]
     await call_outside(lambda: Group.objects.create(name="team of bob"))
     assert (await get(application, "/sign-up/bob/"))[:3] == "500"  # that name is taken
     assert await committed() == ["ada"]
-    recorded("transactions_sign_up", answer)
+    recorded("transactions/sign_up", answer)
 
 
 def test_stock(run_example, recorded):
     """Django's own ``atomic`` refuses ``async with``, and async code around ``with``."""
-    output = run_example("transactions_stock", *STRICT)
+    output = run_example("transactions/stock", *STRICT)
     # Newer releases of Python say more.
-    recorded("transactions_stock", re.sub(r"(manager protocol).*", r"\1", output))
+    recorded("transactions/stock", re.sub(r"(manager protocol).*", r"\1", output))
 
 
 def test_transfer(run_example, recorded):
     """Transfers made at once come one after the other; those that fail leave nothing."""
-    recorded("transactions_transfer", run_example("transactions_transfer", *STRICT))
+    recorded("transactions/transfer", run_example("transactions/transfer", *STRICT))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_caught(run_example, recorded, when):
     """An error that is caught inside the block costs all of it; caught around an inner one, not."""
-    output = run_example(f"transactions_caught_{when}", *STRICT)
+    output = run_example(f"transactions/caught_{when}", *STRICT)
     assert output.splitlines()[-1] == ("orders: []" if when == "before" else "orders: ['a pen']")
-    recorded(f"transactions_caught_{when}", output)
+    recorded(f"transactions/caught_{when}", output)
 
 
 if CHOICE != "sqlite":  # which locks no rows
 
     async def test_retry(load_example, capsys, recorded):
         """Of two blocks that lock each other out, one begins again, and both are done."""
-        module = load_example("transactions_retry")
+        module = load_example("transactions/retry")
         for name in ("ada", "bob"):
             await database_sync_to_async(User.objects.create)(username=name)
         both_wait, left = asyncio.Barrier(2), [1, 2]
@@ -148,51 +148,51 @@ if CHOICE != "sqlite":  # which locks no rows
         assert again in ("ada and bob: again\n", "bob and ada: again\n")
         last_names = database_sync_to_async(lambda: {each.last_name for each in User.objects.all()})
         assert await last_names() in ({"one"}, {"two"})
-        recorded("transactions_retry", again.replace("bob and ada", "ada and bob"))
+        recorded("transactions/retry", again.replace("bob and ada", "ada and bob"))
 
 
 def test_several(run_example, recorded):
     """Blocks on two databases are kept together, or rolled back together where code fails."""
-    recorded("transactions_several", run_example("transactions_several", *STRICT))
+    recorded("transactions/several", run_example("transactions/several", *STRICT))
 
 
 def test_on_commit_before(run_example, recorded):
     """On other threads ``on_commit`` runs at once, and what an async function has to do is lost."""
-    output = run_example("transactions_on_commit_before", "-u", "-W", "ignore::ResourceWarning")
-    recorded("transactions_on_commit_before", re.sub(r"(base\.py):\d+", r"\1", output))
+    output = run_example("transactions/on_commit_before", "-u", "-W", "ignore::ResourceWarning")
+    recorded("transactions/on_commit_before", re.sub(r"(base\.py):\d+", r"\1", output))
 
 
 def test_on_commit_after(run_example, recorded):
     """Plain functions run after the commit, and then async ones are awaited on the loop."""
-    recorded("transactions_on_commit_after", run_example("transactions_on_commit_after", *STRICT))
+    recorded("transactions/on_commit_after", run_example("transactions/on_commit_after", *STRICT))
 
 
 def test_timeout(run_example, recorded):
     """A block that times out leaves nothing."""
-    recorded("transactions_timeout", run_example("transactions_timeout", *STRICT))
+    recorded("transactions/timeout", run_example("transactions/timeout", *STRICT))
 
 
-PAIRS = ["transactions_lost", "transactions_gather", "transactions_straggler"]
+PAIRS = ["transactions/lost", "transactions/gather", "transactions/straggler"]
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_lost(run_example, recorded, way):
     """With the recipe, another task's row goes with the rollback; with ``atomic`` it stays."""
-    name = f"transactions_lost_{way}"
+    name = f"transactions/lost_{way}"
     recorded(name, run_example(name, *STRICT))
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_gather(run_example, recorded, way):
     """With the recipe, a gathered block that fails takes the other's rows; ``atomic`` does not."""
-    name = f"transactions_gather_{way}"
+    name = f"transactions/gather_{way}"
     recorded(name, run_example(name, *STRICT))
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
 def test_straggler(run_example, recorded, way):
     """A task that outlives the recipe's block writes outside of it; with ``atomic`` it raises."""
-    name = f"transactions_straggler_{way}"
+    name = f"transactions/straggler_{way}"
     recorded(name, run_example(name, *STRICT))
 
 
@@ -222,7 +222,7 @@ class WithoutRecipe(ast.NodeTransformer):
 async def test_gather_timeline(load_example, monkeypatch, recorded_timeline, way):
     """Two gathered blocks interleave with the recipe; with ``atomic`` one waits for the other."""
     monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
-    module = load_example(f"transactions_gather_{way}")
+    module = load_example(f"transactions/gather_{way}")
     timeline = Timeline()
     timeline.watch(module, "insert")
     sign_up = module.sign_up
@@ -235,34 +235,34 @@ async def test_gather_timeline(load_example, monkeypatch, recorded_timeline, way
     await module.main()
     order = [span.where for span in timeline.spans]
     assert order == {"before": ["eve", "ada"] * 2, "after": ["eve"] * 2 + ["ada"] * 2}[way]
-    recorded_timeline(f"transactions_gather_{way}", timeline)
+    recorded_timeline(f"transactions/gather_{way}", timeline)
 
 
 def test_parallel(run_example, recorded):
     """A call with ``thread_sensitive=False`` in the recipe's block writes outside of it."""
-    recorded("transactions_parallel_before", run_example("transactions_parallel_before", *STRICT))
+    recorded("transactions/parallel_before", run_example("transactions/parallel_before", *STRICT))
 
 
 def test_tasks(run_example, recorded):
     """What the tasks of a group do in a block is kept together, or rolled back together."""
-    recorded("transactions_tasks", run_example("transactions_tasks", *STRICT))
+    recorded("transactions/tasks", run_example("transactions/tasks", *STRICT))
 
 
 def test_neighbour(run_example, recorded):
     """Waiting in a block for a call beside it ends in an error that names the block."""
-    output = run_example("transactions_neighbour", *STRICT)
+    output = run_example("transactions/neighbour", *STRICT)
     # A busy machine waits a little longer than TIMEOUT, and says so.
-    recorded("transactions_neighbour", re.sub(r"\d+\.\d s", "0.5 s", output))
+    recorded("transactions/neighbour", re.sub(r"\d+\.\d s", "0.5 s", output))
 
 
 def test_generator(run_example, recorded):
     """A block in an async generator is refused."""
-    recorded("transactions_generator", run_example("transactions_generator", *STRICT))
+    recorded("transactions/generator", run_example("transactions/generator", *STRICT))
 
 
 def test_pinned(run_example, recorded):
     """Temporary tables that two tasks make at once are there for their own calls alone."""
-    recorded("transactions_pinned", run_example("transactions_pinned", *STRICT))
+    recorded("transactions/pinned", run_example("transactions/pinned", *STRICT))
 
 
 async def test_jobs_in_pinned(connection_settings):
@@ -304,7 +304,7 @@ if CHOICE == "postgresql":
     async def test_advisory_lock(serve, load_example, pool_settings, recorded):
         """An advisory lock is held from the call that takes it to the call that lets it go."""
         pool_settings(MAX_THREADS=3)
-        module = load_example("transactions_advisory_lock")
+        module = load_example("transactions/advisory_lock")
         inside, most = 0, 0
 
         class Asyncio:
@@ -319,13 +319,13 @@ if CHOICE == "postgresql":
         application = serve(module)
         answers = await asyncio.gather(*[get(application, "/report/") for _ in range(3)])
         assert most == 1
-        recorded("transactions_advisory_lock", "\n".join(answers))
+        recorded("transactions/advisory_lock", "\n".join(answers))
 
 
 async def test_calls_gathered_in_the_recipe(load_example, monkeypatch):
     """Plain calls that the recipe's block gathers run in its transaction."""
     monkeypatch.setattr(LazySettings, "configure", lambda *args, **kwargs: None)
-    async with load_example("transactions_lost_before").AsyncAtomic():
+    async with load_example("transactions/lost_before").AsyncAtomic():
         calls = [sync_to_async(is_inside)() for _ in range(3)]
         assert await asyncio.gather(*calls) == [True] * 3
 

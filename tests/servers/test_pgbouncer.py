@@ -21,7 +21,7 @@ from tests.servers.harness import ROOT, address, until
 from tests.support.examples import example_source
 from tests.tenants.runs import new_database, scenarios
 
-RESET_TENANT = "examples.connections_reset_tenants.reset_tenant"
+RESET_TENANT = "examples.connections.reset_tenants.reset_tenant"
 
 CONFIGURATION = """
 [databases]
@@ -122,20 +122,20 @@ def run_example(name, tmp_path, changes=(), **environment):
 
 def test_what_set_sets_is_of_the_last_one(one_for_all, tmp_path, recorded):
     """In transaction mode clients share what SET sets, in pinned() too: the last one's."""
-    output = run_example("connections_pgbouncer_before", tmp_path, **one_for_all)
-    recorded("connections_pgbouncer_before", output)
+    output = run_example("connections/pgbouncer_before", tmp_path, **one_for_all)
+    recorded("connections/pgbouncer_before", output)
 
 
 def test_what_set_local_sets_is_of_its_transaction(one_for_all, tmp_path, recorded):
     """In transaction mode everybody in an atomic() sees what they set with SET LOCAL."""
-    output = run_example("connections_pgbouncer_after", tmp_path, **one_for_all)
-    recorded("connections_pgbouncer_after", output)
+    output = run_example("connections/pgbouncer_after", tmp_path, **one_for_all)
+    recorded("connections/pgbouncer_after", output)
 
 
 def test_set_local_ends_with_its_transaction(one_for_all, tmp_path):
     """Outside of a transaction SET LOCAL is forgotten at once."""
     changes = [("'app.tenant')", "'app.tenant', true)"), ("async with atomic():", "if True:")]
-    output = run_example("connections_pgbouncer_after", tmp_path, changes, **one_for_all)
+    output = run_example("connections/pgbouncer_after", tmp_path, changes, **one_for_all)
     assert output == "0 of 20 reports see their own tenant\n"
 
 
@@ -158,13 +158,13 @@ def test_reset_clears_what_another_has_set(one_for_all, tmp_path):
         ("import database", "import stats, database"),
         (
             '"MAX_THREADS": 20',
-            '"MAX_THREADS": 21, "RESET": "examples.connections_reset.reset_session"',
+            '"MAX_THREADS": 21, "RESET": "examples.connections.reset.reset_session"',
         ),
         ("async def report", NEIGHBOUR),
         ("it.wait()", "it.wait()\n        await neighbour()"),
     ]
     environment = {**one_for_all, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    output = run_example("connections_pgbouncer_before", tmp_path, changes, **environment)
+    output = run_example("connections/pgbouncer_before", tmp_path, changes, **environment)
     assert output == "0 of 20 reports see their own tenant\n"
 
 

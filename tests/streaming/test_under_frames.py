@@ -80,7 +80,7 @@ def test_frame_that_ends_closes_the_cursor(watch):
         await anext(kept[0])  # read ahead
         await anext(kept[0])
         with pytest.raises(
-            LeaseClosed, match="its synchronous frame has ended; iterate on it to its end there"
+            LeaseClosed, match="frame has ended; iterate on it to its end there"
         ):
             await anext(kept[0])
         kept[1].cancel()

@@ -9,12 +9,14 @@ The fixture ``recorded_timeline(name, timeline)`` does the same for what
 
 With ``--record`` the plugin also adds the run to ``docs/_recorded/run.json``: each test, the digest
 of its source, and the environment it passed or failed in. Runs on several databases merge into one
-file; ``--record-fresh`` starts an empty one. A test counts as passed if every one of its parameters
+file: what is recorded of another database, or of tests that did not run, is kept as long as the
+source of the test is the same, and the end of the run says what that is. ``--record-fresh`` starts
+an empty file. A test counts as passed if every one of its parameters
 ran and passed. If some were skipped or left out (``-k``), nothing is said about the test in this
 environment.
 
-File formats and comparison are those of ``docs/_ext/recordings.py``, ``docs/_ext/spans.py`` and
-``docs/_ext/runs.py``, which the build of the site reads with.
+File formats and comparison are those of ``docs/_ext/record``, which the build of the site reads
+with.
 """
 
 import datetime as dt
@@ -23,15 +25,17 @@ import importlib.metadata
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from docs._ext import proofs, recordings, runs, spans
+from docs._ext.record import proofs, recordings, runs, spans
 from tests.support.timeline import Timeline
 
+#: How many tests are named; of more it is said how many there are.
+FEW = 20
 RECORDER = pytest.StashKey["Recorder"]()
 PRINTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
 WATCHED = pytest.StashKey[dict[str, tuple[tuple[spans.Span, ...], bool]]]()
@@ -51,7 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Start recording if asked to."""
     if config.option.record or config.option.record_fresh:
-        recorder = Recorder(config.rootpath, fresh=config.option.record_fresh)
+        try:
+            recorder = Recorder(config.rootpath, fresh=config.option.record_fresh)
+        except runs.RunError as error:
+            raise pytest.UsageError(f"--record: {error}, or git checkout {runs.RUN}") from error
         config.stash[RECORDER] = recorder
         config.pluginmanager.register(recorder, "recorder")
 
@@ -163,6 +170,8 @@ class Recorder:
     def __init__(self, root: Path, *, fresh: bool) -> None:
         self.root = root
         self.fresh = fresh
+        self.earlier()  # if it cannot be read, now is the time to say so
+        self.said: list[str] = []
         self.database = ""
         self.today = dt.datetime.now(dt.UTC).date().isoformat()
         #: What examples printed in tests that passed; a second test must see the same.
@@ -219,11 +228,57 @@ class Recorder:
                 results[test] = (proofs.find(self.root, test).sha256, not failed)
             except proofs.UnknownTestError:
                 continue  # made by a plugin: no claim can name it
-        run = runs.Run()
-        if not self.fresh and (self.root / runs.RUN).exists():
-            run = runs.load(self.root)
+        run = self.earlier()
+        before = dict(run.tests)
         run.add(self.environment(), self.today, results)
+        for test in [each for each in run.tests if not self.exists(each)]:
+            del run.tests[test]
         runs.save(self.root, run)
+        self.said = list(self.report(before, run, results.keys()))
+
+    def earlier(self) -> runs.Run:
+        """Return what is recorded already."""
+        if self.fresh or not (self.root / runs.RUN).exists():
+            return runs.Run()
+        return runs.load(self.root, mend=True)
+
+    def exists(self, test: str) -> bool:
+        """Say whether *test* is still in the tree."""
+        try:
+            proofs.find(self.root, test)
+        except proofs.UnknownTestError:
+            return False
+        return True
+
+    def report(
+        self, before: dict[str, runs.Outcome], run: runs.Run, ran: Collection[str]
+    ) -> Iterator[str]:
+        """Yield what was recorded, what of the same files is kept, and what could not be."""
+        here = self.environment()
+        yield f"recorded: {named(here)}: {len(ran)} tests"
+        files = {test.partition("::")[0] for test in ran}
+        after = run.tests
+        for other in run.environments:
+            tests = [
+                test
+                for test, outcome in after.items()
+                if test.partition("::")[0] in files and other in outcome.passed | outcome.failed
+            ]
+            absent = [test for test in tests if test not in ran]
+            if other != here and tests:
+                yield f"kept: {named(other)}: {len(tests)} tests, {len(absent)} of them not run now"
+                if len(absent) <= FEW:
+                    yield from (f"  {test}" for test in absent)
+        for test in ran:
+            if test in before and before[test].sha256 != after[test].sha256:
+                gone = before[test].passed | before[test].failed
+                lost = sorted(named(each) for each in gone if each.kind != here.kind)
+                yield from (f"changed, to be run anew: {where}: {test}" for where in lost)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say it."""
+        for line in self.said:
+            terminalreporter.write_line(line)
 
     def environment(self) -> runs.Environment:
         """Return the versions that this run uses."""
@@ -234,6 +289,13 @@ class Recorder:
             channels=version("channels"),
             asgiref=version("asgiref"),
         )
+
+
+def named(environment: runs.Environment) -> str:
+    """Return *environment* in words."""
+    found = asdict(environment)
+    versions = [f"{name.title()} {found[name]}" for name in ("python", "django") if found[name]]
+    return ", ".join([environment.database or "no database", *versions])
 
 
 def base(nodeid: str) -> str:

@@ -6,7 +6,7 @@
     timeline.watch(module, "query")
     application = timeline.application(module.application)
     ...  # run it
-    recorded_timeline("asgi_sockets", timeline)
+    recorded_timeline("asgi/sockets", timeline)
 
 Nothing of the package is touched: the functions of the example are replaced by ones that note the
 time and the thread and call them. The request or socket travels in a context variable, which
@@ -28,7 +28,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
-from docs._ext.spans import Span
+from docs._ext.record.spans import Span
 
 
 @dataclass

@@ -1,0 +1,13 @@
+"""What is recorded of the tests: ``tests/recording.py`` writes it, the build of the site reads it.
+
+============== =========================================================================
+``markers``    what an example shows: highlight and part markers, taken out
+``recordings`` what an example printed when it was last run
+``spans``      what its calls did then, for a picture
+``proofs``     the tests that sentences name: their source and docstring
+``runs``       what the tests did in the last recorded run
+``seals``      whether a file is still what was recorded
+============== =========================================================================
+
+Plain functions, which need nothing but the standard library.
+"""
