@@ -9,7 +9,7 @@ import pytest
 
 from docs._ext.record import markers, recordings, runs
 from tests.docs.conftest import ROOT
-from tests.gate import GUARD
+from tests.core.gate import GUARD
 
 
 @pytest.fixture
