@@ -7,8 +7,9 @@ The environment chooses the database:
     127.0.0.1; ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and ``MYSQL_HOST``,
     ``MYSQL_PORT``, ``MYSQL_USER``, ``MYSQL_PASSWORD`` say otherwise.
 
-Two runs at once do not meet: the name of the test database carries the number of the process.
-A process that a test starts inherits that name through the environment.
+Two runs at once do not meet: the name of the test database carries the number of the process, and
+that of the worker where pytest-xdist runs several. A process that a test starts inherits that name
+through the environment.
 """
 
 import os
@@ -21,6 +22,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 # Set here for the processes that tests start; tests/conftest.py makes and removes the directory.
 RUN_NAME = os.environ.setdefault("ORMBRIDGE_TEST_RUN", f"ormbridge-{os.getpid()}")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if not RUN_NAME.endswith(WORKER):
+    # What a worker of pytest-xdist inherited is the name of the whole run.
+    RUN_NAME = os.environ["ORMBRIDGE_TEST_RUN"] = f"{RUN_NAME}-{WORKER}"
 RUN_DIRECTORY = Path(tempfile.gettempdir(), RUN_NAME)
 SERVER_NAME = "test_" + RUN_NAME.replace("-", "_")
 
