@@ -14,7 +14,7 @@ What is done is compared with what a small model expects:
 * what a call wrote is there at the end if all blocks around it committed, and else is not;
 * at the end every task has ended, and the pool is whole.
 
-``ORMBRIDGE_TEST_EXAMPLES=20000`` tries more of them than the 1,500 of each run.
+``ORMBRIDGE_TEST_EXAMPLES=20000`` tries more of them than the 150 of each run.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ from ormbridge.worker import Worker
 from tests.gate import GUARD
 from tests.settings import CHOICE
 
-EXAMPLES = int(os.environ.get("ORMBRIDGE_TEST_EXAMPLES", "1500"))
+EXAMPLES = int(os.environ.get("ORMBRIDGE_TEST_EXAMPLES", "150"))
 STEPS = 50
 TIMEOUT = 100.0
 """Seconds of the test's own clock."""
