@@ -441,6 +441,19 @@ class Machine(OnWorkers, RuleBasedStateMachine):
         self.tell(self._choose(pick), (how, self._block))
 
     @rule(pick=picks)
+    def spoil(self, pick):
+        """Fail in a block without a savepoint, and so lose the one around it."""
+        inside = [a for a in self.idle() if a.depth and a.unit and a.unit.kind == "atomic"]
+        if (actor := self._pick(inside, pick)) is None:
+            self.enter(pick, "atomic", gated=False, gated_at_the_end=False)
+            return
+        unit = actor.unit
+        how = "atomic", False, False, (unit.using, False, False)
+        self.tell(actor, (how, self._block))
+        if actor in self.idle() and actor.unit is not unit:
+            self.tell(actor, "fail")
+
+    @rule(pick=picks)
     def enter_frame(self, pick):
         """Call a synchronous function that calls async_to_sync()."""
         self.tell(self._choose(pick), (None, self._frame))
