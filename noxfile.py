@@ -29,10 +29,14 @@ RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 DJANGO_NEEDS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
 # The newest comes first: it is what most people have.
 CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
-# 1,500 examples, about turns more than about the database: on SQLite only.
+# About turns more than about the database: on SQLite only. A run of `tests` tries a tenth of this.
 STATEFUL = ["tests/test_stateful.py"]
+EXAMPLES = 1500
 # That, and what starts projects of its own: once on each pair of ENDS.
 SLOW = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py", *STATEFUL]
+# On several processes, each with a database of its own: not on more than the servers, which allow
+# 100 connections as they come, have room for. `-- -n 0` runs all in one, where --pdb and -s work.
+SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 # The extra that holds the driver, and where the server is when the environment does not say.
 SERVERS = {
     "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),
@@ -87,9 +91,14 @@ def install(session: nox.Session, *groups: str, extras: str = "channels", django
     session.install("--editable", f".[{extras}]", *needed, *release)
 
 
-def run_tests(session: nox.Session, *arguments: str, database: str = "sqlite") -> None:
+def run_tests(
+    session: nox.Session, *arguments: str, database: str = "sqlite", **environment: str
+) -> None:
     """Run pytest with *arguments* on *database*."""
-    environment = {"ORMBRIDGE_TEST_DATABASE": database}
+    environment["ORMBRIDGE_TEST_DATABASE"] = database
+    # pytest compiles what it loads in a way of its own, and dozens of its processes are started:
+    # they compile all of it each, where the environment has it that nothing is kept.
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     session.run("pytest", *arguments, *session.posargs, env=environment)
 
 
@@ -149,9 +158,16 @@ def inventories(session: nox.Session) -> None:
     session.run("python", "docs/_inventories/refresh.py", *session.posargs)
 
 
-@nox.session(allow_parallel=True)
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test on SQLite, with this Python and the newest Django: two minutes."""
+    install(session, "tests", django=DJANGO_HERE)
+    run_tests(session, *SPREAD)
+
+
+@nox.session(name="tests-matrix", allow_parallel=True)
 @nox.parametrize("python,django", MATRIX)
-def tests(session: nox.Session, django: str) -> None:
+def tests_matrix(session: nox.Session, django: str) -> None:
     """Test on SQLite: each Python found here, with each Django; once an old Channels."""
     for version in MISSING:
         session.warn(f"Python {version} is not on this machine: its part of the matrix is left out")
@@ -161,7 +177,7 @@ def tests(session: nox.Session, django: str) -> None:
         session.install("--upgrade", channels)
         whole = at_an_end and channels == CHANNELS[0]
         left_out = [] if whole else SLOW if at_an_end else [*SLOW, "tests/guide"]
-        run_tests(session, *without(left_out))
+        run_tests(session, *SPREAD, *without(left_out), ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
 
 
 @nox.session(name="tests-postgresql", allow_parallel=True)
@@ -169,7 +185,7 @@ def tests(session: nox.Session, django: str) -> None:
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
     install(session, "tests", extras="channels,postgres", django=django)
-    run_tests(session, *without(STATEFUL), database="postgresql")
+    run_tests(session, *SPREAD, *without(STATEFUL), database="postgresql")
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)
@@ -177,7 +193,7 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
     install(session, "tests", extras="channels,mysql", django=django)
-    run_tests(session, *without(STATEFUL), database="mariadb")
+    run_tests(session, *SPREAD, *without(STATEFUL), database="mariadb")
 
 
 @nox.session(name="tests-servers")

@@ -48,6 +48,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {test_settings.CHOICE}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what a run on SQLite has not shown, and what does."""
+    if test_settings.CHOICE == "sqlite":
+        terminalreporter.write_line(
+            "SQLite cannot show: statements stopped by a cancellation or a timeout, servers that "
+            "hang or close a connection, locks on rows. `nox -s tests-postgresql` does."
+        )
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End the run at once where the database it was asked for cannot be reached."""
     if session.config.option.collectonly:
@@ -90,6 +99,14 @@ def unreachable(error: Exception) -> str:
         remedy = f"start it (`.ci/run` shows how), or say where it is with {variables}"
     reason = " ".join(str(error).split())
     return f"database {choice!r} at {place} cannot be reached: {reason}; {remedy}"
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
+    """Keep pytest-django from naming the databases after pytest-xdist's workers once more.
+
+    tests/settings.py has done so, in a way that the processes know which a test starts.
+    """
 
 
 @pytest.fixture

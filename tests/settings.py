@@ -7,7 +7,7 @@ The environment chooses the database:
     127.0.0.1; ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and ``MYSQL_HOST``,
     ``MYSQL_PORT``, ``MYSQL_USER``, ``MYSQL_PASSWORD`` say otherwise.
 
-The rest is that of ``tests/core/settings.py``.
+Two runs at once do not meet. The rest is that of ``tests/core/settings.py``.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Settings of a project on SQLite.
 
-Two runs at once do not meet: the name of the test database carries the number of the process.
-A process that a test starts inherits that name through the environment.
+Two runs at once do not meet: the name of the test database carries the number of the process, and
+that of the worker where pytest-xdist runs several. A process that a test starts inherits that name
+through the environment.
 """
 
 import os
@@ -11,6 +12,10 @@ from typing import Any
 
 # Set here for the processes that tests start; conftest.py makes and removes the directory.
 RUN_NAME = os.environ.setdefault("ORMBRIDGE_TEST_RUN", f"ormbridge-{os.getpid()}")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if not RUN_NAME.endswith(WORKER):
+    # What a worker of pytest-xdist inherited is the name of the whole run.
+    RUN_NAME = os.environ["ORMBRIDGE_TEST_RUN"] = f"{RUN_NAME}-{WORKER}"
 RUN_DIRECTORY = Path(tempfile.gettempdir(), RUN_NAME)
 
 

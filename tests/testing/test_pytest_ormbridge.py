@@ -175,34 +175,39 @@ ${kind}def test_both($fixtures):
 """
 
 
-@pytest.mark.parametrize("kind", ["", "async "])
-@pytest.mark.parametrize(
-    ("brought", "fixtures", "autouse"),
-    [
-        ("", "async_db, async_transactional_db", False),
-        ("", "async_transactional_db, async_db", False),
-        ("", "db, async_db, transactional_db, async_transactional_db", False),
-        ("", "async_transactional_db, transactional_db, async_db, db", False),
-        ("async_db", "async_transactional_db", True),
-        ("async_transactional_db", "async_db", True),
-        ("async_db", "async_transactional_db, brought", False),
-    ],
-)
-def test_both_fixtures_are_refused(tmp_path, kind, brought, fixtures, autouse):
+# What a fixture of the test's module brings in, what the test asks for, and whether the fixture is
+# there for each test.
+WAYS_TO_BOTH = [
+    ("", "async_db, async_transactional_db", False),
+    ("", "async_transactional_db, async_db", False),
+    ("", "db, async_db, transactional_db, async_transactional_db", False),
+    ("", "async_transactional_db, transactional_db, async_db, db", False),
+    ("async_db", "async_transactional_db", True),
+    ("async_transactional_db", "async_db", True),
+    ("async_db", "async_transactional_db, brought", False),
+]
+
+
+def test_both_fixtures_are_refused(tmp_path):
     """A test with both fixtures is an error that names both, whoever brings them in."""
     project = Project(tmp_path)
-    source = Template(BOTH).substitute(
-        autouse="(autouse=True)" if autouse else "",
-        brought=brought,
-        mark="@pytest.mark.asyncio" if kind else "",
-        kind=kind,
-        fixtures=fixtures,
-    )
-    project.write(test_both=source, test_next=SYNC)
+    ways = [(kind, *way) for kind in ("", "async ") for way in WAYS_TO_BOTH]
+    for number, (kind, brought, fixtures, autouse) in enumerate(ways):
+        source = Template(BOTH).substitute(
+            autouse="(autouse=True)" if autouse else "",
+            brought=brought,
+            mark="@pytest.mark.asyncio" if kind else "",
+            kind=kind,
+            fixtures=fixtures,
+        )
+        project.write(**{f"test_both_{number}": source, f"test_both_{number}_next": SYNC})
     output = project.pytest("--tb=short").stdout
-    assert "1 passed, 1 error in" in output
-    assert "the test uses both async_db, which rolls back" in output
-    assert "and async_transactional_db, which lets each call commit: use one of them" in output
+    assert f"{len(ways)} passed, {len(ways)} errors in" in output
+    _, *errors = re.split(r"(?m)^_+ ERROR at setup of test_both _+$", output)
+    assert len(errors) == len(ways)
+    for error in errors:
+        assert "the test uses both async_db, which rolls back" in error
+        assert "and async_transactional_db, which lets each call commit: use one of them" in error
     assert "Traceback" not in output
 
 
