@@ -60,10 +60,10 @@ nitpick_ignore = [
     ("py:class", "_contextvars.Context"),
     ("py:class", "concurrent.futures.thread.ThreadPoolExecutor"),
     # What atomic() and pinned() return: an asynchronous context manager that also decorates.
-    ("py:class", "ormbridge.transactions.Atomic"),
-    ("py:class", "ormbridge.pinning.Pinned"),
+    ("py:class", "ormbridge.blocks.atomic.Atomic"),
+    ("py:class", "ormbridge.blocks.pinned.Pinned"),
     # What stream() returns, and the type of its rows.
-    ("py:class", "ormbridge.streaming.Stream"),
+    ("py:class", "ormbridge.streaming.rows.Stream"),
 ]
 # A block of code that names no language is shown as it is.
 highlight_language = "text"

@@ -70,7 +70,7 @@ def _one_transaction(request: pytest.FixtureRequest, alone: bool) -> Generator[N
 @pytest.fixture
 def no_database_leaks(request: pytest.FixtureRequest) -> Generator[None, None, None]:
     """Fail the test if it leaves a connection, a lease or a transaction open, and say where."""
-    from ormbridge.leaks import watched
+    from ormbridge.testing.leaks import watched
 
     with watched() as left:
         yield
@@ -124,8 +124,8 @@ def pytest_fixture_setup(
         return value
     if fixturedef.argname != "django_db_setup":
         return (yield)
-    from ormbridge.ending import close_everything, free_before_drop
-    from ormbridge.leaks import remember_places
+    from ormbridge.testing.ending import close_everything, free_before_drop
+    from ormbridge.testing.leaks import remember_places
 
     warnings: list[str] = []
 

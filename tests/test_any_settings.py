@@ -10,7 +10,7 @@ from django.test import override_settings
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ormbridge.settings import KEYS, import_reset, load_settings
+from ormbridge.core.settings import KEYS, import_reset, load_settings
 from tests.core.test_settings import HUGE
 
 

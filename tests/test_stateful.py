@@ -31,8 +31,8 @@ from django.db.backends.signals import connection_created
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from ormbridge.lease import Lease
-from ormbridge.worker import Worker
+from ormbridge.core.worker import Worker
+from ormbridge.leases.lease import Lease
 from tests.settings import CHOICE
 from tests.support.machine import Machine
 from tests.support.model import ALIASES, Rest, WatchedCondition

@@ -26,12 +26,12 @@ from ormbridge import (
     release,
     stats,
 )
-from ormbridge.call import Call
-from ormbridge.context import LeaseContext
-from ormbridge.lease import Lease
-from ormbridge.streaming import Rows
-from ormbridge.streaming import stream as stream_rows
-from ormbridge.turns import Block
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.core.call import Call
+from ormbridge.leases.lease import Lease
+from ormbridge.leases.turns import Block
+from ormbridge.streaming.rows import Rows
+from ormbridge.streaming.rows import stream as stream_rows
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.support.http import connect, disconnect, get, request

@@ -20,7 +20,7 @@ from django.db import connections
 from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from .settings import Settings, import_reset, load_settings
+from .core.settings import Settings, import_reset, load_settings
 
 # Words in the name of an engine that makes light of CONN_MAX_AGE = 0: SQLite opens a file, Django's
 # placeholder nothing, and some engines of others bring a pool. By name, because vendor needs the
@@ -39,7 +39,6 @@ _HAND_ON = (
 )
 
 
-@checks.register("ormbridge")
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """Return ``ormbridge.E001`` for a setting that is not accepted, or else the warnings."""
     try:

@@ -24,9 +24,9 @@ from ormbridge import (
     release,
     stats,
 )
-from ormbridge import route as routes
-from ormbridge.lease import Lease
-from ormbridge.process import default_pool
+from ormbridge.core import route as routes
+from ormbridge.core.process import default_pool
+from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.support.applications import serve

@@ -21,7 +21,7 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge import route as routes
+from ormbridge.core import route as routes
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.support.applications import SyncOnly  # noqa: F401 - found by its name

@@ -15,8 +15,8 @@ from ormbridge import (
     database_sync_to_async,
     stats,
 )
-from ormbridge.mailbox import BATCH
-from ormbridge.process import default_pool
+from ormbridge.core.mailbox import BATCH
+from ormbridge.core.process import default_pool
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
 from tests.support.http import get, request

@@ -17,7 +17,7 @@ from ormbridge import (
     atomic,
     database_sync_to_async,
 )
-from ormbridge.lease import Lease
+from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, until
 from tests.support.blocks import (

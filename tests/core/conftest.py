@@ -8,8 +8,8 @@ import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
-from ormbridge import process
-from ormbridge.worker import Worker
+from ormbridge.core import process
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD, Gate
 from tests.core.settings import RUN_DIRECTORY
 

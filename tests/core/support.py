@@ -17,10 +17,10 @@ from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.db import connection
 
-from ormbridge import process
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import stats
-from ormbridge.worker import Worker
+from ormbridge.core import process
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import stats
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD
 
 ROOT = Path(__file__).parents[2]
@@ -131,9 +131,9 @@ import asyncio, django, os, sys, threading, time
 django.setup()
 from django.conf import settings
 from django.db import connection, connections
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.errors import PoolClosed
-from ormbridge.process import stats
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.errors import PoolClosed
+from ormbridge.core.process import stats
 connections.settings["default"]["NAME"] = connections.settings["default"]["TEST"]["NAME"]
 
 """

@@ -7,9 +7,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connections
 
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.errors import PoolTimeout
-from ormbridge.process import stats
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.errors import PoolTimeout
+from ormbridge.core.process import stats
 from tests.core.gate import GUARD
 from tests.core.support import CHOICE, SESSIONS, Sampler, set_timeout, until
 

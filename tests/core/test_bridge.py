@@ -14,7 +14,11 @@ import pytest
 from asgiref.local import Local
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 
-from ormbridge.bridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
+from ormbridge.core.bridge import (
+    DatabaseSyncToAsync,
+    aclose_old_connections,
+    database_sync_to_async,
+)
 from tests.core.support import thread_name, until
 
 WORKER = "ormbridge-worker-"
@@ -336,7 +340,7 @@ async def test_aclose_old_connections_runs_where_native_methods_run(monkeypatch)
     """aclose_old_connections() cleans the thread of Django's own a-methods."""
     seen = []
     monkeypatch.setattr(
-        "ormbridge.bridge.close_old_connections_outside_transactions",
+        "ormbridge.core.bridge.close_old_connections_outside_transactions",
         lambda: seen.append(threading.get_ident()),
     )
     await aclose_old_connections()

@@ -8,10 +8,10 @@ import threading
 import pytest
 from asgiref.sync import async_to_sync
 
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.call import Call
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import stats
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.call import Call
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import stats
 from tests.core.gate import GUARD
 from tests.core.support import until
 
@@ -40,7 +40,7 @@ async def test_cancelled_between_handing_over_and_start_never_runs():
     """A call cancelled when a worker has it but has not begun never runs."""
     ran = []
     call = Call(lambda: ran.append("ran"), len, mailbox_of(asyncio.get_running_loop()))
-    from ormbridge.process import default_pool
+    from ormbridge.core.process import default_pool
 
     assert call.cancel()
     assert not call.claim()  # what the worker asks first

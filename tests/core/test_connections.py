@@ -12,14 +12,14 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormbridge import connections as connections_module
-from ormbridge.bridge import aclose_old_connections, database_sync_to_async
-from ormbridge.connections import (
+from ormbridge.core import connections as connections_module
+from ormbridge.core.bridge import aclose_old_connections, database_sync_to_async
+from ormbridge.core.connections import (
     SWEEP,
     ThreadConnections,
     transaction_open,
 )
-from ormbridge.process import stats
+from ormbridge.core.process import stats
 from tests.core.gate import GUARD, Gate
 from tests.core.support import CHOICE, raw, what_is_there
 

@@ -5,14 +5,14 @@ from unittest import mock
 
 import pytest
 
-from ormbridge import mailbox
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.call import _expire
-from ormbridge.crew import WINDOW, Crew
-from ormbridge.pool import Pool
-from ormbridge.process import default_pool
-from ormbridge.settings import Settings
-from ormbridge.worker import Worker
+from ormbridge.core import mailbox
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.call import _expire
+from ormbridge.core.crew import WINDOW, Crew
+from ormbridge.core.pool import Pool
+from ormbridge.core.process import default_pool
+from ormbridge.core.settings import Settings
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD, Gate
 
 

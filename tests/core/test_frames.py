@@ -13,12 +13,12 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.test import TestCase
 
-from ormbridge import frames
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.call import Call
-from ormbridge.errors import PoolTimeout
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import default_pool, stats
+from ormbridge.core import asgiref as frames
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.call import Call
+from ormbridge.core.errors import PoolTimeout
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import default_pool, stats
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
 
@@ -304,7 +304,9 @@ def test_refresh_that_fails_does_not_lose_the_call():
     async def inside():
         return await asyncio.wait_for(bridged_thread_name(), GUARD)
 
-    with mock.patch("ormbridge.connections.transaction_open", side_effect=LookupError("stuck")):
+    with mock.patch(
+        "ormbridge.core.connections.transaction_open", side_effect=LookupError("stuck")
+    ):
         assert async_to_sync(inside)() == thread_name()
 
 
@@ -318,7 +320,7 @@ def test_interrupted_refresh_reaches_the_caller():
         await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
 
     with (
-        mock.patch("ormbridge.call.refresh_own_thread", side_effect=Interrupt),
+        mock.patch("ormbridge.core.call.refresh_own_thread", side_effect=Interrupt),
         pytest.raises(Interrupt),
     ):
         async_to_sync(inside)()

@@ -7,9 +7,9 @@ from unittest import mock
 
 import pytest
 
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.mailbox import BATCH, Mailbox, mailbox_of
-from ormbridge.process import stats
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.mailbox import BATCH, Mailbox, mailbox_of
+from ormbridge.core.process import stats
 from tests.core.gate import GUARD, Gate
 from tests.core.support import until
 

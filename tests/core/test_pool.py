@@ -11,14 +11,14 @@ from unittest import mock
 import pytest
 from django.contrib.auth.models import User
 
-from ormbridge import process
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.call import _expire
-from ormbridge.errors import BridgeError, PoolClosed, PoolTimeout
-from ormbridge.pool import Pool
-from ormbridge.process import default_pool, stats
-from ormbridge.settings import Settings
-from ormbridge.worker import Worker
+from ormbridge.core import process
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.call import _expire
+from ormbridge.core.errors import BridgeError, PoolClosed, PoolTimeout
+from ormbridge.core.pool import Pool
+from ormbridge.core.process import default_pool, stats
+from ormbridge.core.settings import Settings
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import until
 

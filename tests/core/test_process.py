@@ -119,7 +119,7 @@ def test_exit_without_any_call():
 
 def test_pool_may_be_asked_for_while_it_is_made(tmp_path):
     """A module named by RESET that asks for stats() as it is imported fails; it does not hang."""
-    (tmp_path / "resets.py").write_text("from ormbridge.process import stats\nstats()\n")
+    (tmp_path / "resets.py").write_text("from ormbridge.core.process import stats\nstats()\n")
     result = run(
         f"""
 import faulthandler

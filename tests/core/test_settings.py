@@ -7,10 +7,10 @@ import sys
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from ormbridge.bridge import database_sync_to_async
-from ormbridge.errors import PoolTimeout
-from ormbridge.process import end_pools, stats
-from ormbridge.settings import Settings, import_reset, load_settings
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.errors import PoolTimeout
+from ormbridge.core.process import end_pools, stats
+from ormbridge.core.settings import Settings, import_reset, load_settings
 from tests.core.gate import GUARD
 
 ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET"

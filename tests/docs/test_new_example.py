@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from docs._ext.record import markers, recordings, runs
-from tests.docs.conftest import ROOT
 from tests.core.gate import GUARD
+from tests.docs.conftest import ROOT
 
 
 @pytest.fixture

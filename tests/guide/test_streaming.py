@@ -13,15 +13,8 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError, connection, transaction
 from django.db.models.query import BaseIterable
 
-from ormbridge import (
-    BridgeMiddleware,
-    atomic,
-    database_sync_to_async,
-    pinned,
-    source,
-    stats,
-    stream,
-)
+from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats, stream
+from ormbridge.streaming import source
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.settings import CHOICE

@@ -20,11 +20,11 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.context import LeaseContext
-from ormbridge.lease import Lease
-from ormbridge.mailbox import BATCH
-from ormbridge.process import default_pool, end_pools
-from ormbridge.worker import Worker
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.core.mailbox import BATCH
+from ormbridge.core.process import default_pool, end_pools
+from ormbridge.core.worker import Worker
+from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, block_until
 from tests.core.support import thread_name, until
 from tests.support.http import connect, disconnect, get, say

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ormbridge import canceller as canceller_module
+from ormbridge.postgres import canceller as canceller_module
 from tests.core.gate import GUARD
 from tests.support.canceller import Outside, cancellers
 

@@ -25,10 +25,10 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge import canceller as canceller_module
-from ormbridge.canceller import awaited_by
-from ormbridge.context import LeaseContext, RouteGround, on_ground
-from ormbridge.threadless import child_of
+from ormbridge.asgi.context import LeaseContext, RouteGround, on_ground
+from ormbridge.asgi.threadless import child_of
+from ormbridge.postgres import canceller as canceller_module
+from ormbridge.postgres.canceller import awaited_by
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.settings import CHOICE

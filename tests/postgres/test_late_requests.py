@@ -9,14 +9,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, connections
 
-from ormbridge import canceller as canceller_module
 from ormbridge import (
     database_sync_to_async,
     stats,
 )
-from ormbridge.call import Call
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import default_pool
+from ormbridge.core.call import Call
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import default_pool
+from ormbridge.postgres import canceller as canceller_module
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.support.canceller import cancelled, cancellers, pid, postgresql

@@ -60,7 +60,7 @@ def test_fork_while_a_request_is_on_its_way():
     """A child that a function forks while a request is on its way does not wait for it."""
     result = run(
         """
-from ormbridge.connections import connections_of_thread
+from ormbridge.core.connections import connections_of_thread
 held, ended = threading.Event(), threading.Event()
 
 def hold(lock):

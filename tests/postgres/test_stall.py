@@ -27,12 +27,12 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge import connections as connections_module
-from ormbridge.call import Call
-from ormbridge.connections import ThreadConnections
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import default_pool
-from ormbridge.source import Source
+from ormbridge.core import connections as connections_module
+from ormbridge.core.call import Call
+from ormbridge.core.connections import ThreadConnections
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import default_pool
+from ormbridge.streaming.source import Source
 from tests.core.gate import GUARD
 from tests.core.support import ROOT, until
 from tests.settings import CHOICE

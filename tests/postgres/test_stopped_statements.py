@@ -21,11 +21,11 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge import canceller as canceller_module
-from ormbridge.connections import (
+from ormbridge.core.connections import (
     connections_of_thread,
 )
-from ormbridge.process import default_pool
+from ormbridge.core.process import default_pool
+from ormbridge.postgres import canceller as canceller_module
 from tests.core.support import raw, until
 from tests.support.canceller import cancelled, in_context, pid, postgresql
 

@@ -17,7 +17,7 @@ from ormbridge import (
     database_sync_to_async,
     stats,
 )
-from ormbridge import canceller as canceller_module
+from ormbridge.postgres import canceller as canceller_module
 from tests.core.gate import GUARD
 from tests.core.support import Sampler, until
 from tests.support.canceller import cancellers, in_context, postgresql

@@ -12,10 +12,10 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.call import Call, _expire
-from ormbridge.mailbox import mailbox_of
-from ormbridge.process import default_pool
-from ormbridge.route import place
+from ormbridge.core.call import Call, _expire
+from ormbridge.core.mailbox import mailbox_of
+from ormbridge.core.process import default_pool
+from ormbridge.core.route import place
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
 from tests.support.rows import NAMES

@@ -16,8 +16,8 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.call import hosts
-from ormbridge.frames import live_frame
+from ormbridge.core.asgiref import live_frame
+from ormbridge.core.call import hosts
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
 from tests.support.rows import NAMES, ROWS, Watch, make_users
@@ -79,9 +79,7 @@ def test_frame_that_ends_closes_the_cursor(watch):
         await anext(kept[0])  # in hand
         await anext(kept[0])  # read ahead
         await anext(kept[0])
-        with pytest.raises(
-            LeaseClosed, match="frame has ended; iterate on it to its end there"
-        ):
+        with pytest.raises(LeaseClosed, match="frame has ended; iterate on it to its end there"):
             await anext(kept[0])
         kept[1].cancel()
 

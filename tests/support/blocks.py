@@ -13,7 +13,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 
-from ormbridge import atomic, database_sync_to_async, pinned, process
+from ormbridge import atomic, database_sync_to_async, pinned
+from ormbridge.core import process
 from tests.core.gate import GUARD
 
 BLOCKS = pytest.mark.parametrize("block", [atomic, pinned])

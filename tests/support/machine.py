@@ -20,13 +20,13 @@ from ormbridge import (
     atomic,
     database_sync_to_async,
     pinned,
-    process,
     release,
     stream,
 )
-from ormbridge.pool import Pool
-from ormbridge.settings import Settings
-from ormbridge.worker import Worker
+from ormbridge.core import process
+from ormbridge.core.pool import Pool
+from ormbridge.core.settings import Settings
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD
 from tests.support.model import (
     ALIASES,

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import connection, connections
 
 from ormbridge import database_sync_to_async, stats
-from ormbridge.ending import close_everything, disconnect_others, free_before_drop
+from ormbridge.testing.ending import close_everything, disconnect_others, free_before_drop
 from tests.core.support import workers_end
 from tests.settings import CHOICE
 
@@ -54,7 +54,7 @@ def test_free_before_drop(transactional_db, monkeypatch, keep):
     free_before_drop(named.append)
     free_before_drop(named.append)  # where a project overrides pytest-django's fixture
     assert seen.connection is not None
-    with mock.patch("ormbridge.ending.disconnect_others", return_value=["somebody"]):
+    with mock.patch("ormbridge.testing.ending.disconnect_others", return_value=["somebody"]):
         creation.destroy_test_db("name", keepdb=keep)
     assert seen.connection is None
     assert named == (["somebody"] if CHOICE == "postgresql" and not keep else [])

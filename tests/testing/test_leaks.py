@@ -11,8 +11,8 @@ from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 
 from ormbridge import atomic, database_sync_to_async
-from ormbridge.context import LeaseContext, on_ground
-from ormbridge.leaks import leases_left, place, watched
+from ormbridge.asgi.context import LeaseContext, on_ground
+from ormbridge.testing.leaks import leases_left, place, watched
 from tests.settings import CHOICE
 
 HERE = f"{__file__}:"
@@ -201,7 +201,7 @@ if CHOICE == "postgresql":
 
     def test_place_of_a_connection(transactional_db):
         """Where a connection to PostgreSQL was opened is known by the server's process."""
-        from ormbridge.leaks import place_of_connection
+        from ormbridge.testing.leaks import place_of_connection
 
         connection.close()
         query()

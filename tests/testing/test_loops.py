@@ -15,7 +15,7 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge import route as routes
+from ormbridge.core import route as routes
 from ormbridge.testing import one_transaction
 from tests.support.ways import WAYS, _count_and_close, iterating, make, names, streaming
 

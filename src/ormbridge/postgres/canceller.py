@@ -37,7 +37,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from django.db import connections
 from django.db.models import Model, QuerySet, prefetch_related_objects
@@ -45,14 +45,16 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 from django.db.utils import load_backend
 
-from .connections import ThreadConnections, connections_of_thread, is_active, socket_of
-from .errors import logger
-from .threadless import CHUNKS
+from ..core import hooks
+from ..core.asgiref import CHUNKS
+from ..core.call import Call
+from ..core.connections import ThreadConnections, connections_of_thread
+from ..core.errors import logger
+from .bounds import LONGEST_PAUSE, bound
+from .stopped import is_active, socket_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
-#: Seconds between two requests, at the most.
-LONGEST_PAUSE = 0.1
 #: What is sent to see whether a server answers: SSLRequest, see
 #: postgresql.org/docs/current/protocol-message-formats.html
 PROBE = struct.pack("!ii", 8, 80877103)
@@ -67,25 +69,7 @@ _METHODS = {
 _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
 
 
-class Stoppable(Protocol):
-    """What the canceller needs of a call."""
-
-    #: The connections of the worker that runs it; None before.
-    connections: ThreadConnections | None
-    #: Whether it is to be stopped.
-    stopping: bool
-    #: What the function awaits through ``async_to_sync``; None if the call is never stopped.
-    awaits: list[asyncio.Task[Any]] | None
-    #: 1 once it has run.
-    calls: int
-    #: Whether its worker is done with it.
-    ended: bool
-
-    def bound(self) -> None:
-        """Have it wait no longer for PostgreSQL than BOUND seconds; the event loop sees to that."""
-
-
-def stop(call: Stoppable) -> None:
+def stop(call: Call) -> None:
     """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
     if call.awaits is None or call.stopping or call.ended or not _any_database_can():
         return
@@ -95,7 +79,8 @@ def stop(call: Stoppable) -> None:
         threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
-        call.bound()
+        if isinstance(call, Call):
+            bound(call)
 
 
 @contextmanager
@@ -107,7 +92,6 @@ def bounded() -> Generator[None, None, None]:
         return
     # No request is sent for it, which might come to what follows.
     block: Any = SimpleNamespace(awaits=[], stopping=False, calls=1, ended=False, connections=own)
-    block.bound = lambda: None
     stop(block)
     try:
         yield
@@ -121,7 +105,7 @@ def _any_database_can() -> bool:
     return any(load_backend(engine).DatabaseWrapper.vendor == "postgresql" for engine in engines)
 
 
-def _stop(call: Stoppable) -> None:
+def _stop(call: Call) -> None:
     pause = PAUSE
     deadline = time.monotonic() + ThreadConnections.BOUND
     time.sleep(pause)
@@ -135,7 +119,7 @@ def _stop(call: Stoppable) -> None:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _cancel_statements(call: Stoppable, own: ThreadConnections, timeout: float) -> None:
+def _cancel_statements(call: Call, own: ThreadConnections, timeout: float) -> None:
     with own.finishing:
         # In this order: a call that has a connection open takes the lock to end, others do not.
         opened = list(own.opened)
@@ -186,3 +170,6 @@ def _is_of_method(func: Any) -> bool:
         return func is prefetch_related_objects or getattr(func, "__qualname__", "") == CHUNKS
     name = getattr(func, "__name__", "")
     return name == "_fetch_all" or (name in _METHODS and hasattr(owner, f"a{name}"))
+
+
+hooks.stop.append(stop)

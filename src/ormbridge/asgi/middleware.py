@@ -13,12 +13,12 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import route as routes
+from ..core import route as routes
+from ..core.asgiref import live_frame
+from ..core.errors import PoolTimeout, logger
+from ..core.process import default_pool
+from ..leases.turns import Block
 from .context import LeaseContext, on_ground
-from .errors import PoolTimeout, logger
-from .frames import live_frame
-from .process import default_pool
-from .turns import Block
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -28,7 +28,10 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
-from .errors import BridgeError, logger
+from ..core import hooks
+from ..core.connections import ThreadConnections
+from ..core.errors import BridgeError, logger
+from ..core.state import transaction_status
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
@@ -132,7 +135,7 @@ class Witness:
         """See no more of the connection."""
         connection: Any = self._own()
         connection.execute_wrappers.remove(self)
-        del connection.set_rollback
+        del connection.set_rollback, connection.ormbridge_witness
 
 
 def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable[[], object] | None:
@@ -143,7 +146,7 @@ def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable
     """
     if witness_of(connection) is not None:
         return None
-    witness = Witness(connection, who)
+    witness = connection.ormbridge_witness = Witness(connection, who)
     connection.execute_wrappers.insert(0, witness)
     connection.set_rollback = witness.set_rollback
     for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
@@ -153,8 +156,18 @@ def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
     """Return the witness of *connection*."""
-    wrappers: list[Any] = connection.execute_wrappers
-    return next((each for each in wrappers if type(each) is Witness), None)
+    witness: Witness | None = vars(connection).get("ormbridge_witness")
+    return witness
+
+
+def _attend_worker(connection: Any, own: ThreadConnections) -> None:
+    """Have a witness on a worker's connection, which remembers nothing of the last lease."""
+    witness = witness_of(connection)
+    if witness is None:
+        attend(connection, lambda: own.running)
+    elif witness not in connection.execute_wrappers:
+        witness.forget()
+        connection.execute_wrappers.insert(0, witness)
 
 
 def _is_gone(connection: Any, error: Exception) -> bool:
@@ -175,13 +188,6 @@ def _is_aborted(connection: Any) -> bool:
     return connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4)
 
 
-def transaction_status(raw: Any) -> int:
-    """Return libpq's PGTransactionStatusType of *raw*: 0 is idle, 1 active, 3 aborted, 4 broken."""
-    # psycopg 3 keeps it on pgconn, psycopg2 on info.
-    status: int = (getattr(raw, "pgconn", None) or raw.info).transaction_status
-    return status
-
-
 def _caught(error: Exception) -> str:
     # The outermost frame of a traceback is the last that the error came to.
     for frame, line in walk_tb(error.__traceback__):
@@ -190,3 +196,6 @@ def _caught(error: Exception) -> str:
             place = f"{Path(code.co_filename).name}:{line} in {code.co_qualname}"
             return f", and the error was caught at {place}"
     return ""
+
+
+hooks.attend.append(_attend_worker)

@@ -22,20 +22,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
-from . import route as routes
-from .call import Call, CallFuture
-from .canceller import awaited_by
-from .errors import BridgeError, LeaseClosed, PoolTimeout, logger
-from .frames import Ground, ground_below
-from .generators import find_generator, owner_of
-from .lease import Lease
-from .mailbox import mailbox_of
-from .pool import Pool
-from .process import default_pool
-from .route import Route
-from .threadless import answer, child_of, needs_thread
-from .turns import outwards
-from .worker import Worker
+from ..core import route as routes
+from ..core.asgiref import Ground, child_of, ground_below
+from ..core.call import Call, CallFuture
+from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
+from ..core.mailbox import mailbox_of
+from ..core.pool import Pool
+from ..core.process import default_pool
+from ..core.route import Route
+from ..core.worker import Worker
+from ..leases.generators import find_generator, owner_of
+from ..leases.lease import Lease
+from ..leases.turns import outwards
+from ..postgres.canceller import awaited_by
+from .threadless import answer, needs_thread
 
 
 class RouteGround(Ground):

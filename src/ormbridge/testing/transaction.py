@@ -40,21 +40,21 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
-from . import route as routes
-from .bridge import database_sync_to_async
-from .call import Call
-from .connections import ThreadConnections, keep_open
-from .context import GROUND, LeaseContext, refuse_inside
+from ..asgi.context import GROUND, LeaseContext, refuse_inside
+from ..core import route as routes
+from ..core.bridge import database_sync_to_async
+from ..core.call import Call
+from ..core.connections import ThreadConnections, keep_open
+from ..core.errors import BridgeError, logger
+from ..core.pool import Pool
+from ..core.process import default_pool
+from ..core.route import Route
+from ..leases.lease import Lease
+from ..leases.turns import Block
 from .ending import BridgeRunner as BridgeRunner
 from .ending import close_everything, disconnect_others
-from .errors import BridgeError, logger
 from .leaks import close_for_good, depths, leases_left
-from .lease import Lease
-from .pool import Pool
-from .process import default_pool
 from .queries import assert_num_queries as assert_num_queries
-from .route import Route
-from .turns import Block
 
 
 class TestContext(LeaseContext):

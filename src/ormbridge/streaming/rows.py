@@ -32,9 +32,9 @@ from typing import Any, Generic, TypeVar, cast, overload
 from django.db.models import Model
 from django.db.models.query import QuerySet, RawQuerySet
 
-from .call import Call
-from .connections import ThreadConnections
-from .errors import LeaseClosed
+from ..core.call import Call
+from ..core.connections import ThreadConnections
+from ..core.errors import LeaseClosed
 from .source import Anchor, Chunk, Source, heed
 
 _Row = TypeVar("_Row")

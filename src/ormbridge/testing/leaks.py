@@ -27,11 +27,11 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from .connections import transaction_open
-from .errors import BridgeError
-from .pool import Pool
-from .process import live_pools
-from .worker import Leaseholder, Worker
+from ..core.errors import BridgeError
+from ..core.pool import Pool
+from ..core.process import live_pools
+from ..core.state import transaction_open
+from ..core.worker import Leaseholder, Worker
 
 # Seconds that a worker may take to be done with what the test no longer waits for.
 _GRACE = 1.0

@@ -15,7 +15,7 @@ from unittest import mock
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .connections import connections_of_thread
+from ..core.connections import connections_of_thread
 
 _logger = logging.getLogger("django.db.backends")
 _connect = BaseDatabaseWrapper.connect

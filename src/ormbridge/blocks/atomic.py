@@ -30,14 +30,15 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from asgiref.sync import async_to_sync
 from django.db import transaction
 
-from .bridge import DatabaseSyncToAsync
-from .call import Call
-from .connections import keep_open
-from .errors import BridgeError, TransactionAborted, logger
-from .lease import Lease
-from .mailbox import mailbox_of
-from .pinning import BlockManager, Entered
-from .turns import Owner, outwards, undo
+from ..core.bridge import DatabaseSyncToAsync
+from ..core.call import Call
+from ..core.connections import keep_open
+from ..core.errors import BridgeError, TransactionAborted, logger
+from ..core.mailbox import mailbox_of
+from ..leases.lease import Lease
+from ..leases.turns import Owner, outwards, undo
+from ..postgres.bounds import bound
+from .pinned import BlockManager, Entered
 from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
@@ -96,7 +97,7 @@ class Atomic(BlockManager):
             if (block.undone or not accepted) and call.cancel():
                 future.set_exception(block.lost())
             if exc_type is not None:
-                call.bound(issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
+                bound(call, issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
             cancelled = await _outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
@@ -287,7 +288,7 @@ async def _outlast(
             if gives_up and call is not None and call.cancel():
                 break
             if call is not None:
-                call.bound()
+                bound(call)
     return cancelled
 
 

@@ -12,8 +12,8 @@ from contextvars import ContextVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
+from .asgiref import live_frame
 from .call import Call
-from .frames import live_frame
 from .process import default_pool
 
 

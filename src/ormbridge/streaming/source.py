@@ -16,19 +16,19 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, cast
 
-from . import route as routes
-from .bridge import DatabaseSyncToAsync
-from .call import Call
+from ..asgi.context import LeaseContext
+from ..core import route as routes
+from ..core.asgiref import frame_thread, live_frame
+from ..core.bridge import DatabaseSyncToAsync
+from ..core.call import Call
+from ..core.errors import LeaseClosed
+from ..core.mailbox import Mailbox, mailbox_of
+from ..core.process import default_pool
+from ..core.route import Route
+from ..leases.frame_lease import FrameRoute
+from ..leases.lease import Lease
+from ..leases.turns import outwards
 from .chunks import read_chunks
-from .context import LeaseContext
-from .errors import LeaseClosed
-from .frame_lease import FrameRoute
-from .frames import frame_thread, live_frame
-from .lease import Lease
-from .mailbox import Mailbox, mailbox_of
-from .process import default_pool
-from .route import Route
-from .turns import outwards
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]

@@ -16,6 +16,7 @@ import weakref
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from . import hooks
 from .pool import Pool
 from .settings import load_settings
 from .stats import PoolStats
@@ -36,6 +37,8 @@ def default_pool() -> Pool:
     if _pool is None:
         with _pool_lock:
             if _pool is None:
+                for load in hooks.load:
+                    load()
                 pool = Pool(load_settings())
                 if _exiting:
                     # A worker started now would be cut off in the middle of its call, if the

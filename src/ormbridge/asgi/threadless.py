@@ -28,7 +28,6 @@ from django.core.handlers.base import reset_urlconf
 from django.core.handlers.exception import convert_exception_to_response
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
-from django.db.models.query import BaseIterable
 from django.http.response import HttpResponseBase
 
 # Middleware that only takes notes. Most tools do more in theirs: Elastic's and Scout's look at
@@ -37,16 +36,8 @@ _OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware.otel_middlewar
 _TAKES_NOTES = (_OPENTELEMETRY, "django_prometheus.middleware")
 # The functions that Signal.asend() and asend_robust() send to a thread.
 _SENDS = ("Signal.asend.<locals>.sync_send", "Signal.asend_robust.<locals>.sync_send")
-#: The function that sends the chunks of aiterator() to a thread.
-CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 # Wrappers around a function, at the most: a mock has no end of them.
 _LAYERS = 50
-
-
-def child_of(job: object) -> functools.partial[Any] | None:
-    """Return the ``partial`` of the user's function in what asgiref submits, or None."""
-    child = job.args[-1] if isinstance(job, functools.partial) and job.args else None
-    return child if isinstance(child, functools.partial) else None
 
 
 def needs_thread(part: Any) -> bool:

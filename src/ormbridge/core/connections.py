@@ -19,27 +19,24 @@ nothing here.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import weakref
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from . import hooks
 from .errors import BridgeError, logger
 from .settings import Reset
-from .witness import Witness, attend, transaction_status, witness_of
+from .state import transaction_open
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0
-# Seconds to wait for the server to close its end, at the most.
-_PATIENCE = 1.0
 
 _thread = threading.local()
 
@@ -87,7 +84,8 @@ class ThreadConnections:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
-        attend(connection, lambda: self.running)
+        for attend in hooks.attend:
+            attend(connection, self)
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
@@ -119,7 +117,7 @@ class ThreadConnections:
         if failed:
             self._find()
         if self.stopped:
-            self._settle()
+            self.settle()
         if reset is not None:
             self._reset_closed(reset)
         if self.opened:
@@ -140,7 +138,7 @@ class ThreadConnections:
                 with suppress(_NotConnectedError):
                     reset(connection)
             except BaseException as error:
-                self._discard(connection, f"cleaning it failed ({error!r})")
+                self.discard(connection, f"cleaning it failed ({error!r})")
 
     def close(self) -> None:
         """Close every connection: the thread ends."""
@@ -162,28 +160,27 @@ class ThreadConnections:
                 if connection.connection is not None or connection.in_atomic_block:
                     action(connection, *args)
             except BaseException as error:  # RESET may call sys.exit()
-                self._discard(connection, f"cleaning it failed ({error!r})")
+                self.discard(connection, f"cleaning it failed ({error!r})")
             closed = closed or connection.connection is None
         if closed:
             self.opened = [each for each in self.opened if each.connection is not None]
 
     def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
         if transaction_open(connection):
-            self._discard(connection, "the call left a transaction open; it was rolled back")
+            self.discard(connection, "the call left a transaction open; it was rolled back")
             if reset is not None:
                 self._reset_closed(reset)  # the thread
             return
         if reset is not None:
             reset(connection)
             if transaction_open(connection):
-                self._discard(connection, "RESET left a transaction open; it was rolled back")
+                self.discard(connection, "RESET left a transaction open; it was rolled back")
                 return
         connection.queries_log.clear()
         connection.force_debug_cursor = False
-        attend(connection, lambda: self.running)  # where somebody has emptied the list
-        witness = cast(Witness, witness_of(connection))
-        witness.forget()
-        connection.execute_wrappers[:] = [witness]
+        connection.execute_wrappers.clear()
+        for attend in hooks.attend:
+            attend(connection, self)
         _close_if_unusable_or_obsolete(connection)
 
     def _close_if_nobody_needs_it(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
@@ -197,7 +194,7 @@ class ThreadConnections:
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
         if self.stopped:
-            self._settle()
+            self.settle()
         for connection in self.opened:
             if connection.errors_occurred:
                 _close_if_dead(connection)
@@ -208,7 +205,7 @@ class ThreadConnections:
         if self.opened:
             self.catch_up()
         if self.stopped:
-            self._settle()
+            self.settle()
 
     def catch_up(self) -> None:
         """Wait for who still cancels or breaks something for the sake of what has ended.
@@ -218,42 +215,19 @@ class ThreadConnections:
         with self.finishing:
             pass
 
-    def cut(self, call: Any = None) -> None:
-        """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+    def settle(self) -> None:
+        """See to the connections with a stopped statement."""
+        for settle in hooks.settle:
+            settle(self)
+
+    def cut(self, call: object = None) -> None:
+        """Break the connections on which the thread waits in vain. Any thread; never waits.
 
         :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
             what the thread does after a lease is meant: RESET, or the rollback of what was left.
         """
-        if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
-            return
-        try:
-            opened = list(self.opened)
-            done = self.leased or self.running is not None if call is None else call.ended
-            for connection in () if done else opened:
-                raw: Any = connection.connection
-                with suppress(Exception):  # closed, or another database
-                    if connection.vendor == "postgresql" and is_active(raw):
-                        with socket_of(raw) as end:
-                            if is_active(raw):  # still: it is no other with the same number
-                                self.stopped[connection] = "its server gave no answer in time"
-                                end.shutdown(socket.SHUT_RDWR)
-        finally:
-            self.finishing.release()
-
-    def _settle(self) -> None:
-        # See to the connections with a cancelled statement: now, and as long as its transaction is
-        # open again before each call of the lease, since a savepoint's rollback clears the flag.
-        for connection, reason in list(self.stopped.items()):
-            try:
-                if transaction_open(connection):
-                    _doom(connection, broken=reason is not None)
-                    continue
-                reason = reason or _reason_to_distrust(connection.connection)
-            except Exception as error:
-                reason = f"it failed after its statement was cancelled ({error!r})"
-            del self.stopped[connection]
-            if reason is not None:
-                self._discard(connection, reason)
+        for cut in hooks.cut:
+            cut(self, call)
 
     def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is not None:
@@ -271,12 +245,12 @@ class ThreadConnections:
                     return True
         return False
 
-    def _discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
+    def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         self.discarded += 1
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-            with suppress(Exception), _seen_by_server(raw):
+            with suppress(Exception), _closing(raw):
                 if step is not None:
                     step()
         connection.connection = None
@@ -297,40 +271,6 @@ class _NotConnectedError(BridgeError):
 
 def _refuse_to_connect(alias: str) -> None:
     raise _NotConnectedError(f"connection {alias!r} is not open, and RESET does not open it")
-
-
-def transaction_open(connection: BaseDatabaseWrapper) -> bool:
-    """Say whether *connection* has a transaction open.
-
-    By Django's word, and by the server's where the driver knows it without asking: psycopg,
-    psycopg2, sqlite3, mysql.connector and PyMySQL. mysqlclient knows autocommit only, so there a
-    ``START TRANSACTION`` sent by hand is not seen.
-    """
-    autocommit = connection.settings_dict["AUTOCOMMIT"]
-    raw = connection.connection
-    if connection.in_atomic_block or raw is None:
-        return connection.in_atomic_block
-    if connection.autocommit != autocommit:
-        return True
-    if connection.vendor == "postgresql":
-        # 0 is idle, 4 a broken connection, which has no transaction left.
-        return transaction_status(raw) in (1, 2, 3)
-    if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
-        # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
-        # statement has begun a transaction.
-        status = getattr(raw, "server_status", not autocommit)
-        return raw.get_autocommit() != autocommit or bool(status & 1)
-    return bool(getattr(raw, "in_transaction", False))  # sqlite3, mysql.connector
-
-
-def is_active(raw: Any) -> bool:
-    """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
-    return transaction_status(raw) == 1
-
-
-def socket_of(raw: Any) -> socket.socket:
-    """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
-    return socket.socket(fileno=os.dup(raw.fileno()))
 
 
 def connections_of_thread() -> ThreadConnections | None:
@@ -379,54 +319,16 @@ def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
                     connection.close()
 
 
-def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
-    """Have the transaction that is open end in a rollback; end it here if it is *broken*."""
-    raw: Any = connection.connection
-    if broken and raw is not None:
-        raw.close()  # the wrapper goes on believing in its transaction, and runs nothing outside it
-    if connection.in_atomic_block:
-        connection.needs_rollback = True
-        connection.rollback_exc = BridgeError(  # type: ignore[attr-defined] # not in the stubs
-            f"a statement on connection {connection.alias!r} was cancelled together with the task "
-            "that awaited it, and its transaction has to be rolled back: leave the atomic block"
-        )
-
-
-def _reason_to_distrust(raw: Any) -> str | None:
-    """Say why a request to cancel a statement may still hit *raw*, which has no transaction."""
-    if raw is None or raw.closed:
-        return None
-    with raw.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        (pid,) = cursor.fetchone()
-    raw.rollback()  # nothing to do in autocommit mode
-    if pid == raw.info.backend_pid:
-        return None  # the driver returned when the server had carried out the request
-    return "its statement was cancelled through a pooler, which may do so later"
-
-
 def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
-    with _seen_by_server(connection.connection):
+    with _closing(connection.connection):
         wrapper.close(connection)
 
 
-@contextmanager
-def _seen_by_server(raw: Any) -> Generator[None, None, None]:
-    """If the block closes *raw*, a connection to PostgreSQL, wait until the server is done with it.
-
-    The server goes on counting a connection until its process for it has ended. A worker that
-    connected anew before that would be two for a moment.
-    """
-    watch = None
-    if hasattr(raw, "pgconn"):  # psycopg 3
-        with suppress(Exception):  # broken or closed
-            watch = socket_of(raw)
-    yield
-    if watch is not None:
-        with watch, suppress(OSError):
-            watch.settimeout(_PATIENCE)
-            while raw.closed and watch.recv(4096):  # b"": the server has closed its end
-                pass
+def _closing(raw: Any) -> ExitStack:
+    stack = ExitStack()
+    for closing in hooks.closing:
+        stack.enter_context(closing(raw))
+    return stack
 
 
 def _close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:

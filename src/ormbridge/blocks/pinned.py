@@ -22,12 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from . import route as routes
-from .call import Call
-from .context import LeaseContext, on_ground
-from .frame_lease import FrameRoute
-from .frames import live_frame
-from .turns import Block, Owner
+from ..asgi.context import LeaseContext, on_ground
+from ..core import route as routes
+from ..core.asgiref import live_frame
+from ..core.call import Call
+from ..leases.frame_lease import FrameRoute
+from ..leases.turns import Block, Owner
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

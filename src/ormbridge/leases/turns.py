@@ -24,9 +24,9 @@ from typing import Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .call import Call
-from .errors import LeaseClosed, PoolTimeout
-from .route import Route
+from ..core.call import Call
+from ..core.errors import LeaseClosed, PoolTimeout
+from ..core.route import Route
 
 
 class Owner(Protocol):

@@ -18,8 +18,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.runner import DiscoverRunner
 
+from ..core.process import default_pool, end_pools
 from .leaks import close_for_good, place_of_connection
-from .process import default_pool, end_pools
 
 # Seconds that the server may take to see that a connection was closed.
 _GRACE = 2.0

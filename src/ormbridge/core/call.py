@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .canceller import LONGEST_PAUSE, stop
+from . import hooks
+from .asgiref import frame_thread
 from .connections import ThreadConnections, refresh_own_thread
 from .errors import PoolTimeout, logger
-from .frames import frame_thread
 from .mailbox import Expire, Mailbox
 from .pool import Pool
 from .settings import Settings
@@ -183,28 +183,8 @@ class Call:
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        stop(self)
-
-    def bound(self, given_up: bool = True) -> None:
-        """Have it wait no longer for PostgreSQL than BOUND seconds from now on.
-
-        For what is not stopped, or by no thread: the beginning and the end of a block.
-
-        :param given_up: whether that holds for what runs before it, too.
-        """
-        self.stopping = self.stopping or given_up
-        self.glances = self.glances or self.mailbox.watch(self, ThreadConnections.BOUND, _glance)
-
-    def cut(self) -> bool:
-        """Break what it waits for in vain. Returns whether it still runs."""
-        own, thread = self.connections, getattr(self.line, "thread", None)
-        if own is None and self.stopping and isinstance(thread, Worker):
-            own = thread.connections
-        if own is not None:
-            own.cut(self)
-        if not self.closes and self.future is not None and not self.future.done():
-            self.future.set_result(None)  # a beginning: it may be that it has no connection yet
-        return not self.ended
+        for stop in hooks.stop:
+            stop(self)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""
@@ -330,10 +310,3 @@ def _expire(calls: list[Call]) -> None:
     for call in [call for call in calls if call.cancel()]:
         if call.line is not None:
             call.refuse(call.line.time_out(call, seen), claimed=True)
-
-
-def _glance(calls: list[Call]) -> None:
-    """Look after *calls*, which have waited too long for PostgreSQL, until they end. Their loop."""
-    for call in calls:
-        if call.cut():
-            call.glances = call.mailbox.watch(call, LONGEST_PAUSE, _glance)

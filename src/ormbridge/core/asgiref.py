@@ -24,6 +24,10 @@ from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django.db.models.query import BaseIterable
+
+#: The function that sends the chunks of aiterator() to a thread.
+CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
 # than the failing getattr() that most calls would pay, and enough to see that there is no frame.
@@ -176,3 +180,9 @@ def _is_live(executor: CurrentThreadExecutor) -> bool:
         return False
     # The caller's own thread runs this loop, so it can't be waiting to run anything else.
     return not executor._broken and executor._work_thread is not threading.current_thread()
+
+
+def child_of(job: object) -> functools.partial[Any] | None:
+    """Return the ``partial`` of the user's function in what asgiref submits, or None."""
+    child = job.args[-1] if isinstance(job, functools.partial) and job.args else None
+    return child if isinstance(child, functools.partial) else None

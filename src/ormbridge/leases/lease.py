@@ -26,14 +26,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .call import Call
-from .connections import ThreadConnections
-from .errors import BridgeError, PoolTimeout, logger
+from ..core.call import Call
+from ..core.connections import ThreadConnections
+from ..core.errors import BridgeError, PoolTimeout, logger
+from ..core.pool import Pool
+from ..core.stats import PoolStats
+from ..core.worker import Worker
 from .generators import SuspendedGenerators, current_task, lives_on
-from .pool import Pool
-from .stats import PoolStats
 from .turns import Block, Line, outwards, undo
-from .worker import Worker
 
 
 class Context(Protocol):

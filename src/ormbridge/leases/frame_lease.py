@@ -20,15 +20,14 @@ from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .call import Call, hosts, name_of
-from .connections import refresh_own_thread
-from .errors import BridgeError, LeaseClosed
-from .frames import Guest, frame_thread
+from ..core.asgiref import Guest, child_of, frame_thread
+from ..core.call import Call, hosts, name_of
+from ..core.connections import refresh_own_thread
+from ..core.errors import BridgeError, LeaseClosed
+from ..core.process import default_pool
+from ..core.route import Route
 from .generators import find_generator, owner_of
 from .lease import Lease
-from .process import default_pool
-from .route import Route
-from .threadless import child_of
 from .turns import undo
 
 # Held to make one: code of several event loops may be below one frame.

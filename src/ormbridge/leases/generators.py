@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 from django.db.models.query import BaseIterable
 
-from .call import Call
-from .canceller import bounded
-from .errors import LeaseClosed
-from .threadless import CHUNKS, child_of
+from ..core.asgiref import CHUNKS, child_of
+from ..core.call import Call
+from ..core.errors import LeaseClosed
+from ..postgres.canceller import bounded
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 

@@ -1,0 +1,1 @@
+"""Requests and connections of an ASGI application."""

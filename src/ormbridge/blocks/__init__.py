@@ -1,0 +1,1 @@
+"""``atomic()`` and ``pinned()``, and what became of a transaction."""

@@ -1,0 +1,1 @@
+"""Calls that keep one thread: leases, blocks' turns, suspended generators."""

@@ -1,0 +1,100 @@
+"""Connections to PostgreSQL on which a statement was stopped, or waits in vain (step 4 of a call).
+
+A transaction whose statement was cancelled ends in a rollback, and a connection that may still be
+hit by a request is not handed on: see :mod:`.canceller`, which sends them. What touches a
+connection of a running call from another thread does so under :attr:`.ThreadConnections.finishing`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..core import hooks
+from ..core.connections import ThreadConnections
+from ..core.errors import BridgeError
+from ..core.state import transaction_open, transaction_status
+
+
+def is_active(raw: Any) -> bool:
+    """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
+    return transaction_status(raw) == 1
+
+
+def socket_of(raw: Any) -> socket.socket:
+    """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
+    return socket.socket(fileno=os.dup(raw.fileno()))
+
+
+def cut(own: ThreadConnections, call: Any) -> None:
+    """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+
+    :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
+        what the thread does after a lease is meant: RESET, or the rollback of what was left.
+    """
+    if not own.finishing.acquire(blocking=False):  # a request or the thread itself is at work
+        return
+    try:
+        opened = list(own.opened)
+        done = own.leased or own.running is not None if call is None else call.ended
+        for connection in () if done else opened:
+            raw: Any = connection.connection
+            with suppress(Exception):  # closed, or another database
+                if connection.vendor == "postgresql" and is_active(raw):
+                    with socket_of(raw) as end:
+                        if is_active(raw):  # still: it is no other with the same number
+                            own.stopped[connection] = "its server gave no answer in time"
+                            end.shutdown(socket.SHUT_RDWR)
+    finally:
+        own.finishing.release()
+
+
+def settle(own: ThreadConnections) -> None:
+    """See to the connections of *own* on which a statement was stopped. On its thread."""
+    # See to the connections with a cancelled statement: now, and as long as its transaction is
+    # open again before each call of the lease, since a savepoint's rollback clears the flag.
+    for connection, reason in list(own.stopped.items()):
+        try:
+            if transaction_open(connection):
+                _doom(connection, broken=reason is not None)
+                continue
+            reason = reason or _reason_to_distrust(connection.connection)
+        except Exception as error:
+            reason = f"it failed after its statement was cancelled ({error!r})"
+        del own.stopped[connection]
+        if reason is not None:
+            own.discard(connection, reason)
+
+
+def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
+    """Have the transaction that is open end in a rollback; end it here if it is *broken*."""
+    raw: Any = connection.connection
+    if broken and raw is not None:
+        raw.close()  # the wrapper goes on believing in its transaction, and runs nothing outside it
+    if connection.in_atomic_block:
+        connection.needs_rollback = True
+        connection.rollback_exc = BridgeError(  # type: ignore[attr-defined] # not in the stubs
+            f"a statement on connection {connection.alias!r} was cancelled together with the task "
+            "that awaited it, and its transaction has to be rolled back: leave the atomic block"
+        )
+
+
+def _reason_to_distrust(raw: Any) -> str | None:
+    """Say why a request to cancel a statement may still hit *raw*, which has no transaction."""
+    if raw is None or raw.closed:
+        return None
+    with raw.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    raw.rollback()  # nothing to do in autocommit mode
+    if pid == raw.info.backend_pid:
+        return None  # the driver returned when the server had carried out the request
+    return "its statement was cancelled through a pooler, which may do so later"
+
+
+hooks.cut.append(cut)
+hooks.settle.append(settle)

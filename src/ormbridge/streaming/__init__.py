@@ -1,0 +1,1 @@
+"""Large results in bounded memory."""
