@@ -7,7 +7,7 @@ first call: a program that only wraps functions does not pay for the rest as it 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from django.core import checks
+from django.core.checks import CheckMessage, register
 
 from .core import hooks
 
@@ -74,8 +74,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-@checks.register("ormbridge")
-def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+@register("ormbridge")
+def _check(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """Check the settings, with ``manage.py check``."""
     from .checks import check_settings
 

@@ -26,7 +26,7 @@ from ormbridge import (
     stream,
 )
 from ormbridge.asgi.context import LeaseContext, RouteGround, on_ground
-from ormbridge.asgi.threadless import child_of
+from ormbridge.core.asgiref import child_of
 from ormbridge.postgres import canceller as canceller_module
 from ormbridge.postgres.canceller import awaited_by
 from tests.core.gate import GUARD

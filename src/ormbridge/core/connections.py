@@ -246,6 +246,7 @@ class ThreadConnections:
         return False
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
+        """Roll *connection* back, close it and forget it, and log the *reason*."""
         self.discarded += 1
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.

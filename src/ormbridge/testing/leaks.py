@@ -39,7 +39,8 @@ _GRACE = 1.0
 _FRAMES = 4
 
 # Whose lines do not say who opened a connection. Python's own library is where threading is.
-_MACHINERY = tuple(Path(str(each)).parent for each in (django.__file__, asgiref.__file__, __file__))
+_PACKAGE = Path(__file__).parent  # its own parent is the whole of the bridge
+_MACHINERY = tuple(Path(str(each)).parent for each in (django.__file__, asgiref.__file__, _PACKAGE))
 _LIBRARY = Path(threading.__file__).parent
 _TESTING = re.compile(r"[\\/](_pytest|pluggy|pytest\w*|anyio|xdist|execnet)([\\/.]|$)")
 
