@@ -19,7 +19,8 @@ from django.dispatch import Signal, dispatcher
 from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
-from ormbridge.asgi.context import LeaseContext, on_ground
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.asgi.ground import on_ground
 from tests.core.support import thread_name, until
 from tests.support.http import get
 

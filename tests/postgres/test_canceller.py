@@ -25,7 +25,8 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.asgi.context import LeaseContext, RouteGround, on_ground
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.asgi.ground import RouteGround, on_ground
 from ormbridge.core.asgiref import child_of
 from ormbridge.postgres import canceller as canceller_module
 from ormbridge.postgres.canceller import awaited_by

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from django.db import connection, connections
 
-from ormbridge.asgi.context import LeaseContext, on_ground
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.asgi.ground import on_ground
 from tests.core.gate import GUARD
 from tests.settings import CHOICE
 

@@ -11,7 +11,8 @@ from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 
 from ormbridge import atomic, database_sync_to_async
-from ormbridge.asgi.context import LeaseContext, on_ground
+from ormbridge.asgi.context import LeaseContext
+from ormbridge.asgi.ground import on_ground
 from ormbridge.testing.leaks import leases_left, place, watched
 from tests.settings import CHOICE
 

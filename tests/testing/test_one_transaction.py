@@ -24,7 +24,7 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge.asgi.context import on_ground
+from ormbridge.asgi.ground import on_ground
 from ormbridge.core import route as routes
 from ormbridge.testing import capture_on_commit_callbacks, one_transaction
 from tests.core.gate import GUARD

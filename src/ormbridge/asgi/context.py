@@ -14,19 +14,14 @@ Guarantees:
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from ..core import route as routes
-from ..core.asgiref import Ground, child_of, ground_below
-from ..core.call import Call, CallFuture
+from ..core.call import Call
 from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
-from ..core.mailbox import mailbox_of
 from ..core.pool import Pool
 from ..core.process import default_pool
 from ..core.route import Route
@@ -34,58 +29,7 @@ from ..core.worker import Worker
 from ..leases.generators import find_generator, owner_of
 from ..leases.lease import Lease
 from ..leases.turns import outwards
-from ..postgres.canceller import awaited_by
-from .threadless import answer, needs_thread
-
-
-class RouteGround(Ground):
-    """What asgiref sends goes where the calls of the running code go."""
-
-    def submit(  # type: ignore[override] # run_in_executor takes an asyncio future as well
-        self, job: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> asyncio.Future[Any]:
-        """Run what asgiref submits. Runs on an event loop's thread.
-
-        :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
-            vain before.
-        :raises LeaseClosed: if the job belongs to a block that has ended.
-        """
-        loop = asyncio.get_running_loop()
-        child = child_of(job)
-        outcome = answer(job, child, loop) if child is not None else None
-        if isinstance(outcome, asyncio.Future):
-            return outcome
-        call = Call(job, child.func if child is not None else job, mailbox_of(loop))
-        call.awaits = awaited_by(job, child)
-        route = call.route = routes.current_route.get()
-        if route is not None:
-            route.check(call)
-        future = call.future = CallFuture(call, loop)
-        if outcome is not None and isinstance(route, LeaseContext):
-            return loop.create_task(route.do_without(call, outcome))
-        if route is not None:
-            route.place(call)
-        else:  # it was entered in another context
-            call.place(default_pool(), None, anywhere=False)
-        return future
-
-
-GROUND = RouteGround()
-
-
-@asynccontextmanager
-async def on_ground(route: Route) -> AsyncGenerator[None, None]:
-    """Have the calls of this block, and of tasks begun in it, go to *route*: asgiref's, too.
-
-    Tasks that outlive the block go on sending them there.
-    """
-    token = routes.current_route.set(route)
-    try:
-        async with ground_below(GROUND):
-            yield
-    finally:
-        with suppress(ValueError):  # collected, and so in another context: it was never left
-            routes.current_route.reset(token)
+from .threadless import needs_thread
 
 
 class LeaseContext(Route):

@@ -18,7 +18,8 @@ from ..core.asgiref import live_frame
 from ..core.errors import PoolTimeout, logger
 from ..core.process import default_pool
 from ..leases.turns import Block
-from .context import LeaseContext, on_ground
+from .context import LeaseContext
+from .ground import on_ground
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

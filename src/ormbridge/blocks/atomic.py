@@ -22,29 +22,26 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from asgiref.sync import async_to_sync
 from django.db import transaction
 
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
-from ..core.connections import keep_open
-from ..core.errors import BridgeError, TransactionAborted, logger
+from ..core.cleaning import keep_open
+from ..core.errors import BridgeError, TransactionAborted
 from ..core.mailbox import mailbox_of
 from ..leases.lease import Lease
-from ..leases.turns import Owner, outwards, undo
-from ..postgres.bounds import bound
+from ..leases.turns import Owner, undo
+from ..postgres.bounds import bound, outlast
+from .on_commit import Callbacks
 from .pinned import BlockManager, Entered
 from .witness import Witness, attend, witness_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-# What an asynchronous function given to on_commit() returned, and whether it is robust.
-_Callback = tuple[Awaitable[Any], bool]
 
 
 class Atomic(BlockManager):
@@ -64,7 +61,7 @@ class Atomic(BlockManager):
         call.route = entered.block.parent
         try:
             entered.block.base.place(call)
-            cancelled = await _outlast(future, call, gives_up=True)
+            cancelled = await outlast(future, call, gives_up=True)
             if cancelled is not None:
                 if future.done():
                     future.exception()  # or it is reported as never seen
@@ -98,7 +95,7 @@ class Atomic(BlockManager):
                 future.set_exception(block.lost())
             if exc_type is not None:
                 bound(call, issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
-            cancelled = await _outlast(future, call)
+            cancelled = await outlast(future, call)
         finally:
             entered.work = None  # no cycle is left
             entered.give_back()
@@ -108,7 +105,7 @@ class Atomic(BlockManager):
                 if error is not None and not (block.undone and exc_type is not None):
                     raise error
             finally:
-                await work.run_callbacks(cancelled is not None)
+                await work.callbacks.run(cancelled is not None)
             if cancelled is not None:
                 raise cancelled
         except BaseException as failure:
@@ -131,7 +128,7 @@ class _Transaction:
         self._restores: list[Callable[[], object]] = []
         self.begun = False
         self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
-        self._callbacks: list[_Callback] = []
+        self.callbacks = Callbacks(self._block)
 
     def abandon(self) -> bool:
         """Have a beginning that still runs undone as it ends. False if the block is open. Loop."""
@@ -161,7 +158,7 @@ class _Transaction:
         try:
             undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                self._prepare_callbacks()
+                self.callbacks.prepare(transaction.get_connection(self._using))
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self._block)
@@ -193,70 +190,6 @@ class _Transaction:
             self._witness = None  # no cycle is left
             del self._block.undo
 
-    def _prepare_callbacks(self) -> None:
-        # Django calls what was given to on_commit(), and drops what that returns.
-        connection, around = transaction.get_connection(self._using), self._block.parent
-        if len(connection.atomic_blocks) == 1:
-            take: Callable[[_Callback], object] = self._callbacks.append
-        elif self._block.frame and not any(each.exclusive for each in outwards(around)):
-            take = _await_here  # a synchronous atomic() around this one will commit
-        else:
-            return
-        connection.run_on_commit = [
-            (savepoints, _handing(take, func, robust), robust)
-            for savepoints, func, robust in connection.run_on_commit
-        ]
-
-    async def run_callbacks(self, cancelled: bool) -> None:
-        """Await what asynchronous functions given to ``on_commit()`` have to do. On the loop.
-
-        :param cancelled: whether the task was cancelled before, and may be again at each await
-            (anyio does that): what was committed is followed by its callbacks all the same.
-        """
-        if self._callbacks and cancelled:
-            running = asyncio.ensure_future(self._run_callbacks())
-            await _outlast(running)
-            running.result()
-        elif self._callbacks:
-            await self._run_callbacks()
-
-    async def _run_callbacks(self) -> None:
-        callbacks, self._callbacks = self._callbacks, []
-        try:
-            while callbacks:
-                callback, robust = callbacks.pop(0)
-                try:
-                    await callback
-                except Exception as error:
-                    if not robust:
-                        raise
-                    logger.error("on_commit() of %s failed: %r", self._block, error, exc_info=error)
-        finally:  # one that fails ends the row, as in Django
-            for callback, _ in callbacks:
-                if inspect.iscoroutine(callback):
-                    callback.close()
-
-
-def _handing(
-    take: Callable[[_Callback], object], func: Callable[[], Any], robust: bool
-) -> Callable[[], None]:
-    """Return *func*, with what it returns handed to *take* if that is to be awaited."""
-
-    @functools.wraps(func)
-    def call() -> None:
-        if inspect.isawaitable(outcome := func()):
-            take((outcome, robust))
-
-    return call
-
-
-def _await_here(callback: _Callback) -> None:
-    async_to_sync(_wait_for)(callback[0])
-
-
-async def _wait_for(outcome: Awaitable[Any]) -> None:
-    await outcome
-
 
 def _make_call(
     function: Callable[[], None], name: str, entered: Entered
@@ -269,27 +202,6 @@ def _make_call(
     job = bridged.job(loop, [], contextvars.copy_context(), function)
     call = Call(job, name, mailbox_of(loop))
     return call, cast("asyncio.Future[Any]", call.future)
-
-
-async def _outlast(
-    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
-) -> asyncio.CancelledError | None:
-    """Wait for *future*, whatever cancels the running task. Returns what did.
-
-    :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
-    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
-    """
-    cancelled = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            if gives_up and call is not None and call.cancel():
-                break
-            if call is not None:
-                bound(call)
-    return cancelled
 
 
 @overload

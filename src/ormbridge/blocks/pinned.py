@@ -22,7 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from ..asgi.context import LeaseContext, on_ground
+from ..asgi.context import LeaseContext
+from ..asgi.ground import on_ground
 from ..core import route as routes
 from ..core.asgiref import live_frame
 from ..core.call import Call

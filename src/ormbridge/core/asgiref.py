@@ -20,11 +20,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from asgiref.local import _Storage
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, _restore_context
 from django.db.models.query import BaseIterable
+
+_R = TypeVar("_R")
 
 #: The function that sends the chunks of aiterator() to a thread.
 CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
@@ -186,3 +189,18 @@ def child_of(job: object) -> functools.partial[Any] | None:
     """Return the ``partial`` of the user's function in what asgiref submits, or None."""
     child = job.args[-1] if isinstance(job, functools.partial) and job.args else None
     return child if isinstance(child, functools.partial) else None
+
+
+#: Take over, in the running code, what a copy of its context was changed to.
+take_over = _restore_context
+
+
+def has_locals(variables: contextvars.Context) -> bool:
+    """Say whether asgiref's Locals are in *variables*."""
+    return _Storage in map(type, variables.values())
+
+
+def move_locals(variables: contextvars.Context, child: Callable[[], _R]) -> _R:
+    """Run *child* on the thread with asgiref's Locals, which are in *variables*."""
+    take_over(variables)
+    return child()

@@ -15,12 +15,12 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from asgiref.local import _Storage
-from asgiref.sync import SyncToAsync, _restore_context, sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 
 from . import route as routes
+from .asgiref import has_locals, move_locals, take_over
 from .call import Call
-from .connections import close_old_connections_outside_transactions
+from .cleaning import close_old_connections_outside_transactions
 from .mailbox import mailbox_of
 from .route import place
 
@@ -111,7 +111,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return await future  # type: ignore[no-any-return]
         finally:
             if self.context is None:
-                _restore_context(variables)
+                take_over(variables)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
 
@@ -133,8 +133,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         # To find out here costs less than to look on the thread, which has other things in its
         # caches.
         run: Callable[..., Any] = variables.run
-        if _Storage in map(type, variables.values()):
-            run = functools.partial(run, _move_locals, variables)
+        if has_locals(variables):
+            run = functools.partial(run, move_locals, variables)
         return functools.partial(self.thread_handler, loop, exc_info, task_context, run, child)
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
@@ -162,12 +162,6 @@ if TYPE_CHECKING:
 else:
     #: The class is in CamelCase; as a callable and decorator it goes by this name.
     database_sync_to_async = DatabaseSyncToAsync
-
-
-def _move_locals(context: contextvars.Context, child: Callable[[], _R]) -> _R:
-    """Run *child* on the thread with asgiref's Locals, which are in *context*."""
-    _restore_context(context)
-    return child()
 
 
 def _cleaned(func: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -23,7 +23,8 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from . import hooks
 from .asgiref import frame_thread
-from .connections import ThreadConnections, refresh_own_thread
+from .cleaning import refresh_own_thread
+from .connections import ThreadConnections
 from .errors import PoolTimeout, logger
 from .mailbox import Expire, Mailbox
 from .pool import Pool
@@ -288,20 +289,6 @@ def name_of(named: Any) -> str:
         return f"{named.__module__}.{named.__qualname__}"
     except Exception:  # an object; its repr is the user's, and may query the database or fail
         return f"{type(named).__module__}.{type(named).__qualname__}"
-
-
-class CallFuture(asyncio.Future[Any]):
-    """What asgiref awaits, and cancels when the awaiting task is cancelled."""
-
-    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._call = call
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the call as well."""
-        if not self._call.cancel():
-            self._call.stop()
-        return super().cancel(msg)
 
 
 def _expire(calls: list[Call]) -> None:

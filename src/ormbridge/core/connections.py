@@ -31,6 +31,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
+from .cleaning import close_if_dead, close_if_unusable_or_obsolete
 from .errors import BridgeError, logger
 from .settings import Reset
 from .state import transaction_open
@@ -101,7 +102,7 @@ class ThreadConnections:
         Nothing to do before :attr:`due`.
         """
         self._find()
-        self._each(_close_if_unusable_or_obsolete)
+        self._each(close_if_unusable_or_obsolete)
         ages = [each.close_at for each in self.opened if each.close_at is not None]
         self.due = min([now + SWEEP, *ages])
 
@@ -181,15 +182,15 @@ class ThreadConnections:
         connection.execute_wrappers.clear()
         for attend in hooks.attend:
             attend(connection, self)
-        _close_if_unusable_or_obsolete(connection)
+        close_if_unusable_or_obsolete(connection)
 
     def _close_if_nobody_needs_it(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is None:
             return
         if self.leased:
-            _close_if_dead(connection)
+            close_if_dead(connection)
         elif not connection.in_atomic_block:
-            _close_if_unusable_or_obsolete(connection)
+            close_if_unusable_or_obsolete(connection)
 
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
@@ -197,7 +198,7 @@ class ThreadConnections:
             self.settle()
         for connection in self.opened:
             if connection.errors_occurred:
-                _close_if_dead(connection)
+                close_if_dead(connection)
 
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""
@@ -279,47 +280,6 @@ def connections_of_thread() -> ThreadConnections | None:
     return getattr(_thread, "connections", None)
 
 
-def refresh_own_thread() -> None:
-    """Replace dead connections of the calling thread, which belongs to a synchronous frame.
-
-    The frame owns its connections: a transaction, ``SET`` state or a ``CONN_MAX_AGE`` of 0 is its
-    own affair, so nothing that still works is closed. What broke is, and ``CONN_HEALTH_CHECKS``
-    start afresh.
-    """
-    for connection in connections.all(initialized_only=True):
-        _close_if_dead(connection)
-
-
-def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], object] | None:
-    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
-
-    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
-
-    :returns: what takes that back, or None if they are kept from it already.
-    """
-    name = "close_if_unusable_or_obsolete"
-    if name in vars(connection):
-        return None
-    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
-    return partial(delattr, connection, name)
-
-
-def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (connection := own()) is not None and not connection.in_atomic_block:
-        _close_if_unusable_or_obsolete(connection)
-
-
-def _close_if_dead(connection: BaseDatabaseWrapper) -> None:
-    with suppress(Exception):  # then the call meets it as it is, if it uses it at all
-        if connection.connection is not None and not transaction_open(connection):
-            connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
-            if connection.errors_occurred:
-                if connection.is_usable():
-                    connection.errors_occurred = False
-                else:
-                    connection.close()
-
-
 def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
     with _closing(connection.connection):
         wrapper.close(connection)
@@ -330,18 +290,6 @@ def _closing(raw: Any) -> ExitStack:
     for closing in hooks.closing:
         stack.enter_context(closing(raw))
     return stack
-
-
-def _close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
-    # Of the class: the connections of a worker have a method of their own, see note().
-    type(connection).close_if_unusable_or_obsolete(connection)
-
-
-def close_old_connections_outside_transactions() -> None:
-    """Do what Django's ``close_old_connections`` does, except inside a transaction."""
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:

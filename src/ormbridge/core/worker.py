@@ -13,13 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .connections import ThreadConnections
 from .errors import BridgeError
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from .settings import Reset, Settings
 
 
 class Leaseholder(Protocol):
@@ -55,10 +53,34 @@ class Leaseholder(Protocol):
         """End the lease after the call that runs; fail those that wait with *error*. Any thread."""
 
 
+class Employer(Protocol):
+    """What a worker needs of its pool."""
+
+    settings: Settings
+    reset: Reset | None
+
+    def has_long_line(self) -> bool:
+        """Say whether at least as many leases wait as there may be workers."""
+        ...
+
+    def all_hands(self) -> None:
+        """Let every worker run."""
+
+    def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
+        """Take *worker* back from its lease. Returns the next lease, or None."""
+
+    def retire(self, worker: Worker) -> bool:
+        """Let *worker* go. Returns False if a lease is on its way to it."""
+        ...
+
+    def leave(self, worker: Worker) -> Leaseholder | None:
+        """Forget *worker*, or keep it for the lease that is returned."""
+
+
 class Worker(threading.Thread):
     """A thread of the pool, named ``ormbridge-worker-<n>``."""
 
-    def __init__(self, pool: Pool, number: int) -> None:
+    def __init__(self, pool: Employer, number: int) -> None:
         # Not a daemon: those are cut off in the middle of a call when the interpreter exits.
         super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
         self.pool = pool

@@ -22,7 +22,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from ..core.asgiref import Guest, child_of, frame_thread
 from ..core.call import Call, hosts, name_of
-from ..core.connections import refresh_own_thread
+from ..core.cleaning import refresh_own_thread
 from ..core.errors import BridgeError, LeaseClosed
 from ..core.process import default_pool
 from ..core.route import Route

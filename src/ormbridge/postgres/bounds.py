@@ -5,6 +5,9 @@ The event loop looks after ``BOUND`` seconds, and then again until the call has 
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.worker import Worker
@@ -38,3 +41,24 @@ def _cut(call: Call) -> None:
         own.cut(call)
     if not call.closes and call.future is not None and not call.future.done():
         call.future.set_result(None)  # a beginning: it may be that it has no connection yet
+
+
+async def outlast(
+    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
+) -> asyncio.CancelledError | None:
+    """Wait for *future*, whatever cancels the running task. Returns what did.
+
+    :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
+    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
+    """
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if gives_up and call is not None and call.cancel():
+                break
+            if call is not None:
+                bound(call)
+    return cancelled

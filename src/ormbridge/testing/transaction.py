@@ -24,10 +24,9 @@ on the test's own thread, and these have the connections.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
 from types import SimpleNamespace
@@ -35,16 +34,17 @@ from typing import Any, cast
 from unittest import mock
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
-from ..asgi.context import GROUND, LeaseContext, refuse_inside
+from ..asgi.context import LeaseContext, refuse_inside
+from ..asgi.ground import GROUND
 from ..core import route as routes
-from ..core.bridge import database_sync_to_async
 from ..core.call import Call
-from ..core.connections import ThreadConnections, keep_open
+from ..core.cleaning import keep_open
+from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
@@ -267,45 +267,3 @@ def many_transactions() -> Generator[list[str], None, None]:
             if connection.vendor == "postgresql":
                 with suppress(Exception):  # of an alias that the test may not use
                     disconnect_others(connection)
-
-
-@asynccontextmanager
-async def capture_on_commit_callbacks(
-    using: str = DEFAULT_DB_ALIAS, execute: bool = False
-) -> AsyncGenerator[list[Callable[[], Any]], None]:
-    """Collect the functions given to ``transaction.on_commit()`` in the block.
-
-    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests. Also for async
-    tests of ``TestCase``.
-
-    **Cancellation.** A block that is left with an error runs nothing.
-
-    :param execute: run them as the block ends, those that they register too: functions on the
-        worker, coroutine functions on the event loop.
-    """
-    callbacks: list[Callable[[], Any]] = []
-
-    @database_sync_to_async
-    def registered() -> list[Any]:
-        return list(connections[using].run_on_commit)
-
-    seen = len(await registered())
-    yield callbacks
-    while new := (await registered())[seen:]:
-        seen += len(new)
-        for _, callback, robust in new:
-            callbacks.append(callback)
-            if execute:
-                await _run_callback(callback, robust)
-
-
-async def _run_callback(callback: Callable[[], Any], robust: bool) -> None:
-    try:
-        # Not the callback itself: a coroutine function would be refused.
-        outcome = await database_sync_to_async(lambda: callback())()
-        if inspect.isawaitable(outcome):
-            await outcome
-    except Exception:
-        if not robust:
-            raise
-        logger.exception("on_commit() callback %r failed", callback)

@@ -1,0 +1,87 @@
+"""What asgiref sends to a thread goes where the calls of the running code go (step 2 of a call).
+
+Django's ``a``-methods, ``channels.db``, sync views and everything else that asgiref sends comes here
+through the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered
+at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from ..core import route as routes
+from ..core.asgiref import Ground, child_of, ground_below
+from ..core.call import Call
+from ..core.mailbox import mailbox_of
+from ..core.process import default_pool
+from ..core.route import Route
+from ..postgres.canceller import awaited_by
+from .context import LeaseContext
+from .threadless import answer
+
+
+class CallFuture(asyncio.Future[Any]):
+    """What asgiref awaits, and cancels when the awaiting task is cancelled."""
+
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call as well."""
+        if not self._call.cancel():
+            self._call.stop()
+        return super().cancel(msg)
+
+
+class RouteGround(Ground):
+    """What asgiref sends goes where the calls of the running code go."""
+
+    def submit(  # type: ignore[override] # run_in_executor takes an asyncio future as well
+        self, job: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> asyncio.Future[Any]:
+        """Run what asgiref submits. Runs on an event loop's thread.
+
+        :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
+            vain before.
+        :raises LeaseClosed: if the job belongs to a block that has ended.
+        """
+        loop = asyncio.get_running_loop()
+        child = child_of(job)
+        outcome = answer(job, child, loop) if child is not None else None
+        if isinstance(outcome, asyncio.Future):
+            return outcome
+        call = Call(job, child.func if child is not None else job, mailbox_of(loop))
+        call.awaits = awaited_by(job, child)
+        route = call.route = routes.current_route.get()
+        if route is not None:
+            route.check(call)
+        future = call.future = CallFuture(call, loop)
+        if outcome is not None and isinstance(route, LeaseContext):
+            return loop.create_task(route.do_without(call, outcome))
+        if route is not None:
+            route.place(call)
+        else:  # it was entered in another context
+            call.place(default_pool(), None, anywhere=False)
+        return future
+
+
+GROUND = RouteGround()
+
+
+@asynccontextmanager
+async def on_ground(route: Route) -> AsyncGenerator[None, None]:
+    """Have the calls of this block, and of tasks begun in it, go to *route*: asgiref's, too.
+
+    Tasks that outlive the block go on sending them there.
+    """
+    token = routes.current_route.set(route)
+    try:
+        async with ground_below(GROUND):
+            yield
+    finally:
+        with suppress(ValueError):  # collected, and so in another context: it was never left
+            routes.current_route.reset(token)

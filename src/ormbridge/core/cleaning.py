@@ -1,0 +1,71 @@
+"""Close old and broken connections, and none in a transaction (a part of step 4 of a call).
+
+Everything here runs on the thread of the connections.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .state import transaction_open
+
+
+def refresh_own_thread() -> None:
+    """Replace dead connections of the calling thread, which belongs to a synchronous frame.
+
+    The frame owns its connections: a transaction, ``SET`` state or a ``CONN_MAX_AGE`` of 0 is its
+    own affair, so nothing that still works is closed. What broke is, and ``CONN_HEALTH_CHECKS``
+    start afresh.
+    """
+    for connection in connections.all(initialized_only=True):
+        close_if_dead(connection)
+
+
+def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], object] | None:
+    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
+
+    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
+
+    :returns: what takes that back, or None if they are kept from it already.
+    """
+    name = "close_if_unusable_or_obsolete"
+    if name in vars(connection):
+        return None
+    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
+    return partial(delattr, connection, name)
+
+
+def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    if (connection := own()) is not None and not connection.in_atomic_block:
+        close_if_unusable_or_obsolete(connection)
+
+
+def close_if_dead(connection: BaseDatabaseWrapper) -> None:
+    """Close *connection* if it broke, so that the next call connects anew."""
+    with suppress(Exception):  # then the call meets it as it is, if it uses it at all
+        if connection.connection is not None and not transaction_open(connection):
+            connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
+            if connection.errors_occurred:
+                if connection.is_usable():
+                    connection.errors_occurred = False
+                else:
+                    connection.close()
+
+
+def close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
+    """Do what Django's method does, whatever has taken its place on *connection*."""
+    # Of the class: the connections of a worker have a method of their own, see note().
+    type(connection).close_if_unusable_or_obsolete(connection)
+
+
+def close_old_connections_outside_transactions() -> None:
+    """Do what Django's ``close_old_connections`` does, except inside a transaction."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
