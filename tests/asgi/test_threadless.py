@@ -20,7 +20,7 @@ from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_ground
+from ormbridge.asgi.ground import GROUND, on_ground
 from tests.core.support import thread_name, until
 from tests.support.http import get
 
@@ -34,8 +34,8 @@ async def context():
 async def test_shape_of_what_asgiref_submits(context, monkeypatch):
     """What asgiref submits ends in a partial of the user's function, of which the answers rest."""
     submitted = []
-    submit = context.submit
-    monkeypatch.setattr(context, "submit", lambda job: submitted.append(job) or submit(job))
+    submit = GROUND.submit
+    monkeypatch.setattr(GROUND, "submit", lambda job: submitted.append(job) or submit(job))
     async with on_ground(context):
         assert await sync_to_async(divmod)(7, 3) == (2, 1)
     (job,) = submitted

@@ -18,8 +18,9 @@ from django.contrib.auth.models import Group, User
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from ormbridge import BridgeError, TransactionAborted, atomic, database_sync_to_async
+from ormbridge import BridgeError, TransactionAborted, atomic, database_sync_to_async, stats
 from tests.core.gate import GUARD
+from tests.core.support import raw, what_is_there
 from tests.settings import CHOICE
 from tests.support.blocks import assert_whole
 
@@ -735,3 +736,18 @@ async def test_nothing_of_a_failure_stays(caplog):
     with pytest.raises(DatabaseError):
         await database_sync_to_async(fail)()
     assert await database_sync_to_async(remembered)() == (None, "")
+
+
+async def test_wrappers_that_were_thrown_away(pool_settings, caplog):
+    """A call that empties the list of wrappers costs no connection, and the next one is seen to."""
+    pool_settings(MAX_THREADS=1)
+
+    def throw_away():
+        connection.ensure_connection()
+        connection.execute_wrappers = []
+        return connection.connection
+
+    before = await database_sync_to_async(throw_away)()
+    assert await database_sync_to_async(raw)() is before
+    assert (await database_sync_to_async(what_is_there)())[0] == 1
+    assert (caplog.text, stats().discarded) == ("", 0)

@@ -327,21 +327,6 @@ async def test_reset_that_fails_where_no_connection_is_open(pool_settings, caplo
     assert "cleaning it failed (LookupError('cannot reset'))" in caplog.text
 
 
-async def test_wrappers_that_were_thrown_away(pool_settings, caplog):
-    """A call that empties the list of wrappers costs no connection, and the next one is seen to."""
-    pool_settings(MAX_THREADS=1)
-
-    def throw_away():
-        connection.ensure_connection()
-        connection.execute_wrappers = []
-        return connection.connection
-
-    before = await database_sync_to_async(throw_away)()
-    assert await database_sync_to_async(raw)() is before
-    assert (await database_sync_to_async(what_is_there)())[0] == 1
-    assert (caplog.text, stats().discarded) == ("", 0)
-
-
 async def test_state_without_a_connection_ends_with_the_lease(pool_settings):
     """Django's object lives no longer than its connection, and all that was put there goes too."""
     pool_settings(MAX_THREADS=1)

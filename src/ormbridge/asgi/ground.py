@@ -1,8 +1,7 @@
 """What asgiref sends to a thread goes where the calls of the running code go (step 2 of a call).
 
-Django's ``a``-methods, ``channels.db``, sync views and everything else that asgiref sends comes here
-through the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered
-at once.
+Django's ``a``-methods, ``channels.db``, sync views and all else of asgiref comes here through
+the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered at once.
 """
 
 from __future__ import annotations

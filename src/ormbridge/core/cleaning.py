@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from . import hooks
 from .state import transaction_open
 
 
@@ -69,3 +71,17 @@ def close_old_connections_outside_transactions() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
+    """Close *connection* as *wrapper*, its class or a base of that, does."""
+    with closing(connection.connection):
+        wrapper.close(connection)
+
+
+def closing(raw: Any) -> ExitStack:
+    """Return the block in which a driver's connection, *raw*, is to be closed."""
+    stack = ExitStack()
+    for each in hooks.closing:
+        stack.enter_context(each(raw))
+    return stack

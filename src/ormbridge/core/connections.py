@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close_if_dead, close_if_unusable_or_obsolete
+from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete, closing
 from .errors import BridgeError, logger
 from .settings import Reset
 from .state import transaction_open
@@ -145,7 +145,7 @@ class ThreadConnections:
         """Close every connection: the thread ends."""
         self._find()
         # Of the base class: SQLite's own spares databases in memory, which go with their thread.
-        self._each(_close, BaseDatabaseWrapper)
+        self._each(close, BaseDatabaseWrapper)
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -233,7 +233,7 @@ class ThreadConnections:
     def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is not None:
             with self.finishing:
-                _close(connection, type(connection))
+                close(connection, type(connection))
                 if self.stopped.get(connection):
                     # Or Django connects anew as the block ends, and the server may not answer.
                     connection.closed_in_transaction = True
@@ -252,7 +252,7 @@ class ThreadConnections:
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-            with suppress(Exception), _closing(raw):
+            with suppress(Exception), closing(raw):
                 if step is not None:
                     step()
         connection.connection = None
@@ -278,18 +278,6 @@ def _refuse_to_connect(alias: str) -> None:
 def connections_of_thread() -> ThreadConnections | None:
     """Return the connections of the calling thread, or None if it is no worker."""
     return getattr(_thread, "connections", None)
-
-
-def _close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
-    with _closing(connection.connection):
-        wrapper.close(connection)
-
-
-def _closing(raw: Any) -> ExitStack:
-    stack = ExitStack()
-    for closing in hooks.closing:
-        stack.enter_context(closing(raw))
-    return stack
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
