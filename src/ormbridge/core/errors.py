@@ -54,3 +54,8 @@ class TransactionAborted(BridgeError, TransactionManagementError):
     the transaction up. The block was rolled back, and functions given to ``on_commit()`` do not
     run. The message names the statement and the line that caught the error, which is the cause.
     """
+
+
+# In a traceback, and pickled, they go by the name that users import.
+for _error in (BridgeError, PoolTimeout, PoolClosed, LeaseClosed, TransactionAborted):
+    _error.__module__ = "ormbridge"
