@@ -10,41 +10,28 @@ from typing import TYPE_CHECKING, Any
 from django.core.checks import CheckMessage, register
 
 from .core import hooks
+from .core.errors import BridgeError, LeaseClosed, PoolClosed, PoolTimeout, TransactionAborted
 
 if TYPE_CHECKING:
     from .asgi.middleware import BridgeMiddleware, release
     from .blocks.atomic import atomic
     from .blocks.pinned import pinned
     from .core.bridge import DatabaseSyncToAsync, aclose_old_connections, database_sync_to_async
-    from .core.errors import (
-        BridgeError,
-        LeaseClosed,
-        PoolClosed,
-        PoolTimeout,
-        TransactionAborted,
-    )
     from .core.process import stats
     from .core.stats import PoolStats
     from .streaming.rows import stream
 
 __version__ = "0.1.0"
 
+# Where each public name is.
 _PLACES = {
-    "BridgeError": "core.errors",
-    "BridgeMiddleware": "asgi.middleware",
-    "DatabaseSyncToAsync": "core.bridge",
-    "LeaseClosed": "core.errors",
-    "PoolClosed": "core.errors",
-    "PoolStats": "core.stats",
-    "PoolTimeout": "core.errors",
-    "TransactionAborted": "core.errors",
-    "aclose_old_connections": "core.bridge",
-    "atomic": "blocks.atomic",
-    "database_sync_to_async": "core.bridge",
-    "pinned": "blocks.pinned",
-    "release": "asgi.middleware",
-    "stats": "core.process",
-    "stream": "streaming.rows",
+    "asgi.middleware": ("BridgeMiddleware", "release"),
+    "blocks.atomic": ("atomic",),
+    "blocks.pinned": ("pinned",),
+    "core.bridge": ("DatabaseSyncToAsync", "aclose_old_connections", "database_sync_to_async"),
+    "core.process": ("stats",),
+    "core.stats": ("PoolStats",),
+    "streaming.rows": ("stream",),
 }
 
 __all__ = [
@@ -68,10 +55,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
-    return value
+    for place, names in _PLACES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{place}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @register("ormbridge")

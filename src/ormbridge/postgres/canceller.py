@@ -69,7 +69,7 @@ _METHODS = {
 _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
 
 
-def stop(call: Call) -> None:
+def stop(call: Any) -> None:
     """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
     if call.awaits is None or call.stopping or call.ended or not _any_database_can():
         return

@@ -127,7 +127,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", lambda default=None: everywhere),
+                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -205,6 +205,10 @@ def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> Base
     if alias in lent and asyncio._get_running_loop() is not None:  # noqa: SLF001 # it is exported
         return lent[alias]
     return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
+
+
+def _always(value: object, default: object = None) -> object:
+    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
