@@ -69,10 +69,17 @@ atexit.register(end)
 LEFT = re.compile(r"(?P<block>.*) was not left: its worker is given back.*\n")
 
 
+def block_of(printed):
+    """Return the block of the one line that was *printed*."""
+    match = LEFT.fullmatch(printed)
+    assert match, printed
+    return match["block"]
+
+
 def test_interpreter_exit_rolls_an_open_block_back():
     """A block that is open as the interpreter exits is rolled back, and the process ends."""
     result = run(EXIT.replace("BLOCK", "atomic"))
-    assert LEFT.fullmatch(result.stderr)["block"] == "atomic() at <string>:19 in work"
+    assert block_of(result.stderr) == "atomic() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 0
@@ -81,7 +88,7 @@ def test_interpreter_exit_rolls_an_open_block_back():
 def test_interpreter_exit_with_pinned():
     """A pinned() that is open as the interpreter exits loses its worker, and the process ends."""
     result = run(EXIT.replace("BLOCK", "pinned"))
-    assert LEFT.fullmatch(result.stderr)["block"] == "pinned() at <string>:19 in work"
+    assert block_of(result.stderr) == "pinned() at <string>:19 in work"
     assert result.stdout.splitlines() == ["LeaseClosed"]
     assert result.returncode == 0
     assert User.objects.count() == 1
@@ -184,7 +191,7 @@ def test_block_entered_by_hand_and_never_left(transactional_db, block, call):
     if block == "pinned" and not call:  # it has never had a worker
         assert result.stderr == ""
     else:
-        assert LEFT.fullmatch(result.stderr)["block"] == f"{block}() at <string>:18 in main"
+        assert block_of(result.stderr) == f"{block}() at <string>:18 in main"
     assert result.returncode == 3
     assert User.objects.count() == (1 if block == "pinned" and call else 0)
 

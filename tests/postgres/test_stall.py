@@ -27,11 +27,11 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.core import connections as connections_module
 from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import default_pool
+from ormbridge.postgres import bounds, stopped
 from ormbridge.streaming.source import Source
 from tests.core.gate import GUARD
 from tests.core.support import ROOT, until
@@ -257,13 +257,13 @@ async def test_reset_that_nobody_awaits(network, stalled_reset, pool_settings):
 async def test_question_after_a_request(network, outside, soon, monkeypatch):
     """A network that stalls when a statement was just stopped keeps no worker either."""
     await database_sync_to_async(pid)()
-    asked = connections_module._reason_to_distrust
+    asked = stopped._reason_to_distrust
 
     def stall_and_ask(raw):
         network.stall()
         return asked(raw)
 
-    monkeypatch.setattr(connections_module, "_reason_to_distrust", stall_and_ask)
+    monkeypatch.setattr(stopped, "_reason_to_distrust", stall_and_ask)
     call = asyncio.create_task(count())
     await outside.sees(1)
     await cancelled(call)
@@ -391,7 +391,7 @@ async def test_failed_block_waits_for_what_runs_in_it(network, outside, soon):
 
     call = None
     looked = threading.Semaphore(0)
-    with first(Call, "cut", looked.release):
+    with first(bounds, "_cut", looked.release):
         task = asyncio.create_task(in_atomic(body))
         for _ in range(3):
             assert await asyncio.to_thread(looked.acquire, timeout=GUARD)

@@ -19,7 +19,6 @@ else's code. It is re-entrant, so that a signal handler may ask for stats() whil
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections import OrderedDict
@@ -292,6 +291,8 @@ class Pool:
 
     def disown(self) -> None:
         """Forget everything after a fork: the threads and the connections are the parent's."""
+        import ctypes  # dear, and seldom needed
+
         for worker in self._workers:
             # Freeing a connection would say goodbye to the server in the parent's name (mysqlclient
             # does), so these live until the process ends, its finalization included.
