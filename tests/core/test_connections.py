@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from unittest import mock
 
@@ -103,13 +104,19 @@ async def test_connection_that_failed_half_way_through_connecting_is_closed():
 
 def test_unannounced_connection_is_found_at_the_next_sweep():
     """A connection that no signal announced is found within a second, when a lease starts."""
-    own = ThreadConnections()
-    own.lease_starts(now=100.0)
-    connection.ensure_connection()
-    assert own.opened == []
-    assert own.due == 100.0 + SWEEP
-    own.lease_starts(now=own.due)
-    assert own.opened == [connections["default"]]
+
+    def find():
+        own = ThreadConnections()
+        own.lease_starts(now=100.0)
+        connection.ensure_connection()
+        assert own.opened == []
+        assert own.due == 100.0 + SWEEP
+        own.lease_starts(now=own.due)
+        assert own.opened == [connections["default"]]
+        own.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(find).result(GUARD)
 
 
 async def test_atomic_block_left_open_is_rolled_back(caplog):

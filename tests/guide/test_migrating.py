@@ -9,7 +9,7 @@ from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from channels import db as channels_db
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import User
-from django.db import close_old_connections, connection, connections, transaction
+from django.db import connection, connections, transaction
 
 import ormbridge
 from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, stats
@@ -116,13 +116,11 @@ async def test_calls_made_at_once(package, at_once, gate):
 
 
 @pytest.mark.parametrize(("package", "closed"), [(channels_db, True), (ormbridge, False)])
-def test_connection_of_a_transaction_around(transactional_db, package, closed, monkeypatch):
+def test_connection_of_a_transaction_around(transactional_db, package, closed):
     """Below ``async_to_sync``, a call of ``channels.db`` closes the connection of a transaction.
 
     The bridge leaves it alone.
     """
-    # Two communicators of Channels that overlapped in an earlier test have left theirs behind.
-    monkeypatch.setattr("channels.db.close_old_connections", close_old_connections)
     with transaction.atomic():
         User.objects.create(username="ada")
         async_to_sync(package.database_sync_to_async(int))()

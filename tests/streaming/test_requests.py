@@ -6,7 +6,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
-from django.http import StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 from ormbridge import (
@@ -61,6 +61,32 @@ async def test_in_a_request(watch, site, middleware):
 
     assert await get(site(view, *middleware)) == f"200 {','.join(NAMES)},"
     assert set(workers) == set(watch.opened) == set(watch.closed) == {"ormbridge-worker-1"}
+    await no_worker_is_leased()
+
+
+async def test_task_that_outlives_its_request_in_a_stream(watch, site, pool_settings):
+    """Its calls go to the worker of its stream: it has that one, and there may be no other."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
+    begun, ended, tasks = asyncio.Event(), asyncio.Event(), []
+
+    async def outlive():
+        rows, called = [], []
+        async for row in stream(watch.rows(), 3):
+            rows.append(row.username)
+            begun.set()
+            await ended.wait()
+            called.append(await database_sync_to_async(thread_name)())
+        return rows, set(called)
+
+    async def view(request):
+        await sync_to_async(thread_name)()  # the worker is the request's
+        tasks.append(asyncio.create_task(outlive()))
+        await begun.wait()
+        return HttpResponse("begun")
+
+    assert await get(site(view)) == "200 begun"
+    ended.set()
+    assert await asyncio.wait_for(tasks[0], GUARD / 2) == (NAMES, {"ormbridge-worker-1"})
     await no_worker_is_leased()
 
 

@@ -89,7 +89,7 @@ class LeaseContext(Route):
             # The newest first. A fork, or new settings, may have left leases of another pool.
             leases = [lease for lease in reversed(self._leases) if lease.pool is pool]
             if self.ended:
-                leases = [lease for lease in leases if lease.is_of_current_task()]
+                leases = [lease for lease in leases if lease.has_something_of_current_task()]
             bound = _lease_of(call.route)
             if own in [lease.thread for lease in leases]:
                 if not anywhere:

@@ -129,13 +129,10 @@ class Lease:
             self._pins.discard(block)
             self.look()
 
-    def is_of_current_task(self) -> bool:
-        """Say whether the running task made the first call of the lease."""
-        return self._task is not None and self._task == current_task()
-
     def has_something_of_current_task(self) -> bool:
         """Say whether the running task began the lease, or has an iteration left open there."""
-        return self.is_of_current_task() or self._generators.of_current_task()
+        task = current_task()
+        return (task is not None and self._task == task) or self._generators.of_current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
