@@ -177,7 +177,7 @@ def tests_matrix(session: nox.Session, django: str) -> None:
         session.install("--upgrade", channels)
         whole = at_an_end and channels == CHANNELS[0]
         left_out = [] if whole else SLOW if at_an_end else [*SLOW, "tests/guide"]
-        run_tests(session, *SPREAD, *without(left_out), ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
+        run_tests(session, *without(left_out), ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
 
 
 @nox.session(name="tests-postgresql", allow_parallel=True)
@@ -185,7 +185,7 @@ def tests_matrix(session: nox.Session, django: str) -> None:
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
     install(session, "tests", extras="channels,postgres", django=django)
-    run_tests(session, *SPREAD, *without(STATEFUL), database="postgresql")
+    run_tests(session, *without(STATEFUL), database="postgresql")
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)
@@ -193,7 +193,7 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
     install(session, "tests", extras="channels,mysql", django=django)
-    run_tests(session, *SPREAD, *without(STATEFUL), database="mariadb")
+    run_tests(session, *without(STATEFUL), database="mariadb")
 
 
 @nox.session(name="tests-servers")

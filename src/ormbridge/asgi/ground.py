@@ -7,12 +7,13 @@ the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+import contextvars
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..core import route as routes
-from ..core.asgiref import Ground, child_of, ground_below
+from ..core.asgiref import Ground, GroundBelow, child_of
 from ..core.call import Call
 from ..core.mailbox import mailbox_of
 from ..core.process import default_pool
@@ -71,16 +72,24 @@ class RouteGround(Ground):
 GROUND = RouteGround()
 
 
-@asynccontextmanager
-async def on_ground(route: Route) -> AsyncGenerator[None, None]:
-    """Have the calls of this block, and of tasks begun in it, go to *route*: asgiref's, too.
+class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
+    """Have the calls of an ``async with``, and of tasks begun in it, go to *route*: asgiref's, too.
 
-    Tasks that outlive the block go on sending them there.
+    Tasks that outlive it go on sending them there.
     """
-    token = routes.current_route.set(route)
-    try:
-        async with ground_below(GROUND):
-            yield
-    finally:
-        with suppress(ValueError):  # collected, and so in another context: it was never left
-            routes.current_route.reset(token)
+
+    def __init__(self, route: Route) -> None:
+        super().__init__(GROUND)
+        self._route = route
+        self._token: contextvars.Token[Route | None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._token = routes.current_route.set(self._route)
+        await super().__aenter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await super().__aexit__()
+        token, self._token = self._token, None
+        if token is not None:
+            with suppress(ValueError):  # collected, and so in another context
+                routes.current_route.reset(token)

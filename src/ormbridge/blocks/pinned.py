@@ -47,7 +47,6 @@ class Entered:
         self.is_freed = False
         #: The transaction, of ``atomic()``.
         self.work: object = None
-        self._is_in = False
         self._ground = on_ground(block)
         around, frame = block.parent, live_frame(self.loop)
         if frame is not None and (around is None or frame is not around.frame):
@@ -62,14 +61,10 @@ class Entered:
     async def step_in(self) -> None:
         """Have the calls that follow belong to the block."""
         await self._ground.__aenter__()
-        self._is_in = True
 
     async def step_out(self) -> None:
         """Have the calls that follow belong to what is around the block."""
-        if self._is_in:
-            self._is_in = False
-            with suppress(ValueError):  # in another context; __aexit__() says so
-                await self._ground.__aexit__(None, None, None)
+        await self._ground.__aexit__()
 
     def put_later(self, call: Call) -> None:
         """Put *call*, the end, in line: a coroutine may be freed in the middle of anything."""

@@ -17,9 +17,9 @@ import contextvars
 import functools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -80,25 +80,33 @@ def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
             outcome.set_result(run.result())
 
 
-@asynccontextmanager
-async def ground_below(ground: Ground) -> AsyncGenerator[None, None]:
-    """Have asgiref send the calls of this block, and of tasks begun in it, to *ground*."""
-    frame = getattr(AsyncToSync.executors, "current", None)
-    if frame is ground:
-        yield
-        return
-    context = ThreadSensitiveContext(executor=ground)
-    await context.__aenter__()  # type: ignore[no-untyped-call]
-    AsyncToSync.executors.current = ground
-    try:
-        yield
-    finally:
+class GroundBelow:
+    """Have asgiref send the calls of an ``async with``, and of tasks begun in it, to *ground*.
+
+    Tasks that outlive it go on sending them there.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._context: ThreadSensitiveContext | None = None
+        self._frame: CurrentThreadExecutor | None = None
+
+    async def __aenter__(self) -> None:
+        frame = self._frame = getattr(AsyncToSync.executors, "current", None)
+        if frame is not self._ground:
+            context = self._context = ThreadSensitiveContext(executor=self._ground)
+            await context.__aenter__()  # type: ignore[no-untyped-call]
+            AsyncToSync.executors.current = self._ground
+
+    async def __aexit__(self, *exc: object) -> None:
         # In place of context.__aexit__(), after which asgiref refuses tasks that live on.
-        with suppress(ValueError):  # collected, and so in another context: it was never left
-            SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
-        # Servers start a request in the context of the one before: keep no row of them alive.
-        context.token = context._old_executor = None
-        AsyncToSync.executors.current = frame
+        context, self._context = self._context, None
+        if context is not None:
+            with suppress(ValueError):  # collected, and so in another context: it was never left
+                SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
+            # Servers start a request in the context of the one before: keep no row of them alive.
+            context.token = context._old_executor = None
+            AsyncToSync.executors.current = self._frame
 
 
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
