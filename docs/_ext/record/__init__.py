@@ -1,4 +1,4 @@
-"""What is recorded of the tests: ``tests/support/recording.py`` writes it, the build of the site reads it.
+"""What is recorded of the tests: ``tests/support/recording.py`` writes it, the site reads it.
 
 ============== =========================================================================
 ``markers``    what an example shows: highlight and part markers, taken out

@@ -1,8 +1,9 @@
 """The recorded run: which tests passed, in which source, on which versions and databases.
 
-``docs/_recorded/run.json`` is written by ``nox -s record`` (``tests/support/recording.py``) and read by
-the build. A test is named by its pytest id without parameters, ``tests/guide/test_x.py::test_y``.
-It passed in an environment if it ran there with every parameter and none failed or was skipped.
+``docs/_recorded/run.json`` is written by ``nox -s record`` (``tests/support/recording.py``) and
+read by the build. A test is named by its pytest id without parameters,
+``tests/guide/test_x.py::test_y``. It passed in an environment if it ran there with every parameter
+and none failed or was skipped.
 
 A record holds for the source it was made from (see ``proofs``). Once this changes the record proves
 nothing, and :func:`check` says so until the next recording.
