@@ -50,6 +50,7 @@ extensions = [
     "docs._ext.bench",
     "docs._ext.timeline",
     "docs._ext.calculator",
+    "docs._ext.house",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]

@@ -7,6 +7,7 @@
 ``bench``      the ``benchmark`` directive: figures of the last recorded benchmark
 ``timeline``   the ``timeline`` directive: a picture of a recorded run
 ``calculator`` the ``calculator`` directive: whether the connections of all processes fit
+``house``      the ``house`` and ``source`` directives: the package, drawn and quoted
 ``closed_set`` nothing on a page that was not run, nothing run that no page shows
 ============== =========================================================================
 

@@ -2,8 +2,8 @@
 
 Every build checks all of it, whatever pages it reads:
 
-* a page shows no Python but what ``example`` brought in: no fence, no ``code-block``, no
-  ``literalinclude``, also none that hides behind another language or none;
+* a page shows no Python but what ``example`` brought in, and ``source`` from the package: no fence,
+  no ``code-block``, no ``literalinclude``, also none that hides behind another language or none;
 * every module in ``examples/<page>/`` is shown as a whole by some page;
 * every example has a recording made from the source it has today, and no recording is left over;
 * every package in ``examples/`` has tests in ``tests/<name>/``. It is an application to start, too
