@@ -34,7 +34,7 @@ STATEFUL = ["tests/test_stateful.py"]
 EXAMPLES = 1500
 # That, and what starts projects of its own: once on each pair of ENDS.
 SLOW = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py", *STATEFUL]
-# On several processes, each with a database of its own, where the session has the machine to itself.
+# On several processes, each with a database of its own, where a session has the machine for itself.
 # `-- -n 0` runs all in one, where --pdb and -s work.
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 # The extra that holds the driver, and where the server is when the environment does not say.

@@ -1,6 +1,6 @@
 """Transactions in async code: ``atomic()``.
 
-It runs Django's own ``transaction.atomic`` on the thread of a block (``pinning.py``), entering and
+It runs Django's own ``transaction.atomic`` on the thread of a block (``pinned.py``), entering and
 leaving it as calls in line there.
 
 Guarantees:

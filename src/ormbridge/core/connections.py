@@ -283,7 +283,7 @@ def connections_of_thread() -> ThreadConnections | None:
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     own = connections_of_thread()
     # Not what the user's code makes for itself (connection.copy()) and may keep or drop, nor what
-    # a test lends to the worker (testing.py).
+    # a test lends to the worker (``testing/``).
     if own is None or connection.allow_thread_sharing:
         return
     if connection in connections.all(initialized_only=True):

@@ -48,7 +48,7 @@ class Route:
 
 
 #: The route of the running code. Others read it from this module: a test may put a route of its own
-#: in its place (testing.py).
+#: in its place (``testing/``).
 current_route: ContextVar[Route | None] = ContextVar("ormbridge.route", default=None)
 
 
