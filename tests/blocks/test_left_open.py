@@ -4,21 +4,20 @@
 
 import asyncio
 import gc
+import logging
 import re
 import threading
+from unittest import mock
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import (
-    transaction,
-)
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormbridge import (
-    atomic,
-    stats,
-)
-from tests.core.gate import Gate
+from ormbridge import atomic, stats
+from ormbridge.core import process
+from ormbridge.leases.lease import Lease
+from tests.core.gate import GUARD, Gate
 from tests.core.support import run, until
 from tests.support.blocks import (
     assert_whole,
@@ -100,7 +99,7 @@ def test_interpreter_exit_during_commit():
         """
 from django.contrib.auth.models import User
 from django.db.backends.base.base import BaseDatabaseWrapper
-from ormbridge import atomic
+from ormbridge import atomic, stats
 
 committing, exiting = threading.Event(), threading.Event()
 threading._register_atexit(exiting.set)
@@ -137,7 +136,7 @@ def test_interrupt_of_a_frame_with_a_block_open():
 import os, signal
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
-from ormbridge import atomic
+from ormbridge import atomic, stats
 
 interrupted, exiting = threading.Event(), threading.Event()
 threading._register_atexit(exiting.set)
@@ -294,3 +293,34 @@ def test_loop_that_is_dropped_with_a_block_open():
     gc.collect()
     assert_whole()
     assert User.objects.count() == 0
+
+
+async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
+    """It is rolled back as a block, however soon its worker sees that the lease is over."""
+    logged = threading.Event()
+    next_call = Lease._next
+
+    def slow_to_rest(lease, wait):
+        if wait and lease.calls == 1:  # the beginning of the block is handed over
+            logged.wait(GUARD)
+        return next_call(lease, wait)
+
+    def note(record):
+        if "was not left" in record.getMessage():
+            logged.set()
+            for thread in workers:
+                thread.join(GUARD)
+        return True
+
+    logger = logging.getLogger("ormbridge")
+    logger.addFilter(note)
+    try:
+        with mock.patch.object(Lease, "_next", slow_to_rest):
+            await atomic().__aenter__()
+            pool = process.default_pool()
+            workers = list(pool._workers)
+            pool.close(refuse=True)
+    finally:
+        logger.removeFilter(note)
+    assert pool.stats().discarded == 0
+    assert "discarded" not in caplog.text

@@ -104,8 +104,8 @@ class FrameLease(Lease):
         self._guest.wake()
         return False  # it may be in the middle of what it runs for others
 
-    def _refuse_line(self, error: BridgeError) -> None:
-        for call in self._close_line():
+    def _refuse(self, calls: list[Call], error: BridgeError) -> None:
+        for call in calls:
             call.refuse(_too_late(call))
 
     # On the frame's thread
@@ -146,8 +146,7 @@ class FrameLease(Lease):
         return None
 
     def _end(self) -> None:
-        self._refuse_line(LeaseClosed("its synchronous frame has ended"))
-        self._abandon()
+        self._refuse(self._abandon(), LeaseClosed("its synchronous frame has ended"))
 
 
 def _too_late(call: Call) -> LeaseClosed:

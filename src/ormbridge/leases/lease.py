@@ -250,26 +250,30 @@ class Lease:
         """Fail the lease and all its calls with *error*. False if it was claimed before."""
         if not self.claim():
             return False
-        self._refuse_line(error)
+        self._refuse(self._close_line(), error)
         return True
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        self._refuse_line(error)
-        for block in self.open_blocks():
+        blocks = self.open_blocks()
+        calls = self._abandon()
+        for block in blocks:
             logger.warning("%s was not left: its worker is given back", block)
-        self._abandon()
+        self._refuse(calls, error)
 
-    def _abandon(self) -> None:
+    def _abandon(self) -> list[Call]:
+        # In one step: the worker must not find the lease over and its blocks still open.
         with self.line.lock:
+            calls = self._close_line()
             self._generators.abandon(all_of_them=True)
             self._abandoned, self.line.blocks = self.line.blocks, []
             self._pins.clear()
             self.release(end=True)
+            return calls
 
-    def _refuse_line(self, error: BridgeError) -> None:
+    def _refuse(self, calls: list[Call], error: BridgeError) -> None:
         self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
-        for call in self._close_line():
+        for call in calls:
             # Each task gets an error of its own, whose traceback is its own too.
             own = type(error)(*error.args)
             own.__cause__ = error.__cause__
