@@ -507,3 +507,27 @@ class InDjangosTestCase(TestCase):
             assert ran == []
         assert len(callbacks) == 2
         assert ran == ["plain", main_thread()]
+
+
+def test_calls_of_a_block_that_outlives_its_frame():
+    """Each of them is refused at once: none waits for a thread that will not come."""
+
+    async def outlive():
+        async with pinned():
+            await ended.wait()
+            for _ in range(2):
+                with pytest.raises(LeaseClosed, match="its synchronous frame has ended"):
+                    await create(username="late")
+
+    async def below():
+        tasks.append(asyncio.ensure_future(outlive()))
+        await turns()
+
+    async def main():
+        await sync_to_async(async_to_sync(below))()
+        ended.set()
+        await asyncio.wait_for(tasks[0], GUARD / 4)
+
+    tasks, ended = [], asyncio.Event()
+    asyncio.run(main())
+    assert User.objects.count() == 0

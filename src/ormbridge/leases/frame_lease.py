@@ -49,10 +49,7 @@ class FrameRoute(Route):
         return self._frame()
 
     def place(self, call: Call, anywhere: bool = False) -> None:
-        """Put *call* in line.
-
-        :raises LeaseClosed: if the frame has ended.
-        """
+        """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
         if anywhere:
             call.place(default_pool(), self.frame, anywhere, self._put)
         else:
@@ -69,11 +66,12 @@ class FrameRoute(Route):
             if isinstance(lease, FrameLease) and lease.put(call):
                 return
             if frame is not None:
-                hosts[frame] = lease = FrameLease(self, frame)
+                lease = FrameLease(self, frame)
                 lease.put(call)
                 if lease.begin():
+                    hosts[frame] = lease  # the lease ends under the same lock, and so after this
                     return
-        raise _too_late(call)
+        call.refuse(_too_late(call))
 
     def keep(self, lease: Lease) -> None:
         """Do nothing: all of these calls go to *lease* already."""
