@@ -1,15 +1,12 @@
 """The leases of one context: of a request, or of a WebSocket connection (step 2 of a call).
 
 :class:`~ormbridge.BridgeMiddleware` enters a :class:`LeaseContext`; all tasks of the request or
-connection inherit it. Django's ``a``-methods, ``channels.db`` and everything else that asgiref
-sends to its thread comes here through the public seam, ``ThreadSensitiveContext(executor=…)``, and
-the calls of the bridge come here as well.
+connection inherit it. The calls of the bridge come here, and what asgiref sends (``ground.py``).
 
 Guarantees:
 
 * calls of a context that has a worker go to that worker: it never waits for a second one;
-* a task that outlives its request or connection goes on, with a lease for each call;
-* what needs no thread is answered at once.
+* a task that outlives its request or connection goes on, with a lease for each call.
 """
 
 from __future__ import annotations
@@ -79,7 +76,8 @@ class LeaseContext(Route):
 
         :param anywhere: ``thread_sensitive=False``: prefer any free worker to that of the context.
         :param hold: whether the call may begin a lease that is held.
-        :raises PoolTimeout: as :meth:`submit`.
+        :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
+            vain before.
         """
         pool = default_pool()
         find_generator(call)

@@ -63,15 +63,15 @@ class BridgeMiddleware:
         socket = settings.websocket_lease == "connection"
         holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
         held = holds.get(scope["type"])
-        outer = routes.current_route.get()
+        route = outer = routes.current_route.get()
         if held is None or live_frame(asyncio.get_running_loop()) is not None:
             await self.application(scope, receive, send)
             return
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
-        if outer is not None and not (isinstance(outer, LeaseContext) and outer.is_over):
+        if route is not None and not (isinstance(outer, LeaseContext) and outer.is_over):
             # In a test, code below a frame that has ended may not be on the ground yet.
-            async with on_ground(routes.current_route.get() or outer):
+            async with on_ground(route):
                 await self.application(scope, receive, send)
             return
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)

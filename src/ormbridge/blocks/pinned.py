@@ -25,7 +25,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from ..asgi.context import LeaseContext
 from ..asgi.ground import on_ground
 from ..core import route as routes
-from ..core.asgiref import live_frame
 from ..core.call import Call
 from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block, Owner
@@ -48,8 +47,8 @@ class Entered:
         #: The transaction, of ``atomic()``.
         self.work: object = None
         self._ground = on_ground(block)
-        around, frame = block.parent, live_frame(self.loop)
-        if frame is not None and (around is None or frame is not around.frame):
+        around = block.parent
+        if (frame := routes.frame_inside(around, self.loop)) is not None:
             block.base = FrameRoute(frame)
         elif around is not None:
             block.base = around.for_block(block.name)

@@ -8,6 +8,7 @@ route goes before it, because the thread that waits there holds the connections 
 from __future__ import annotations
 
 import os
+from asyncio import AbstractEventLoop
 from contextvars import ContextVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -52,6 +53,12 @@ class Route:
 current_route: ContextVar[Route | None] = ContextVar("ormbridge.route", default=None)
 
 
+def frame_inside(route: Route | None, loop: AbstractEventLoop) -> CurrentThreadExecutor | None:
+    """Return the live synchronous frame that the running code has entered inside *route*."""
+    frame = live_frame(loop)
+    return None if route is not None and frame is route.frame else frame
+
+
 def place(call: Call, anywhere: bool = False) -> None:
     """Find a thread for *call*. Runs in the task that makes it.
 
@@ -62,8 +69,8 @@ def place(call: Call, anywhere: bool = False) -> None:
     route = call.route = current_route.get()
     if route is not None and not anywhere:
         route.check(call)
-    frame = live_frame(call.mailbox.loop)
-    if route is not None and (frame is None or frame is route.frame):
+    frame = frame_inside(route, call.mailbox.loop)
+    if route is not None and frame is None:
         route.place(call, anywhere)
     else:
         call.place(default_pool(), frame, anywhere)

@@ -68,7 +68,7 @@ class FrameRoute(Route):
             if frame is not None:
                 lease = FrameLease(self, frame)
                 lease.put(call)
-                if lease.begin():
+                if lease.guest.submit():
                     hosts[frame] = lease  # the lease ends under the same lock, and so after this
                     return
         call.refuse(_too_late(call))
@@ -91,15 +91,12 @@ class FrameLease(Lease):
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
         super().__init__(route, default_pool(), held=False)
         self.thread = frame_thread(frame)
-        self._guest = Guest(frame, self._host)
-
-    def begin(self) -> bool:
-        """Ask for the thread. Returns False if the frame has ended."""
-        return self._guest.submit()
+        #: Its place among what the frame's thread runs.
+        self.guest = Guest(frame, self._host)
 
     def _rouse(self) -> bool:
         self._resting = False
-        self._guest.wake()
+        self.guest.wake()
         return False  # it may be in the middle of what it runs for others
 
     def _refuse(self, calls: list[Call], error: BridgeError) -> None:
@@ -126,7 +123,7 @@ class FrameLease(Lease):
 
     def _rest(self) -> None:
         alone = functools.partial(getattr, self.line, "blocks")
-        if not self._guest.wait(lambda: not self._resting, alone, self._refuse_late):
+        if not self.guest.wait(lambda: not self._resting, alone, self._refuse_late):
             self._end()
 
     def _refuse_late(self, items: deque[Any]) -> float | None:

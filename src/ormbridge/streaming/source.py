@@ -1,8 +1,8 @@
 """Where the rows of a stream come from: its cursor, and the thread where that stays (step 2).
 
 The cursor lives in a suspended generator, which the lease has in its care (``generators.py``), also
-that of a synchronous frame. It is closed on its own thread: when it
-has ended, when nobody needs the rows any more, or when the block, request or frame around it ends.
+that of a synchronous frame. It is closed on its own thread: when it has ended, when nobody needs
+the rows any more, or when the block, request or frame around it ends.
 """
 
 from __future__ import annotations
@@ -127,12 +127,13 @@ class Source:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
-        route, frame = routes.current_route.get(), live_frame(mailbox.loop)
+        route = routes.current_route.get()
+        frame = routes.frame_inside(route, mailbox.loop)
         for block in outwards(route):
             end = functools.partial(_end_with_block, refuse, self.name, block.name)
             block.streams.add(end)
             self._leave.append(functools.partial(block.streams.discard, end))
-        if frame is not None and (route is None or frame is not route.frame):
+        if frame is not None:
             route = FrameRoute(frame)
         elif route is None or (isinstance(route, StreamContext) and route.ended):
             route = StreamContext(self.name)
