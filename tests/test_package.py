@@ -45,27 +45,33 @@ def test_public_names():
         assert getattr(ormbridge, name).__doc__, name
 
 
+def module_name(path):
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def names_imported(path):
+    """Return what the module at *path* imports of the package, by its full name, for types too."""
+    package = path.relative_to(SOURCE.parent).parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += filter(None, [node.module])
+            names.update([".".join(base), *(".".join([*base, each.name]) for each in node.names)])
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name for name in names if name.startswith("ormbridge.")}
+
+
 def imported(path):
     """Return the parts of the package that the module at *path* imports, for its types too."""
-    package = path.relative_to(SOURCE.parent).parts[:-1]
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
-            names = [".".join([*base, alias.name]) for alias in node.names]
-            parts.update(name.split(".")[1] for name in names)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            parts.update(n.split(".")[1] for n in names if n.startswith("ormbridge."))
-    return parts
+    return {name.split(".")[1] for name in names_imported(path)}
 
 
 def test_imports_point_one_way():
     """A part of the package imports those that it stands on, and nothing back."""
-    assert sorted(path.name for path in SOURCE.iterdir() if path.is_dir()) == sorted(
-        [*HOUSE, "__pycache__"] if (SOURCE / "__pycache__").exists() else HOUSE
-    )
+    assert {path.name for path in SOURCE.iterdir() if path.is_dir()} - {"__pycache__"} == {*HOUSE}
     for path in MODULES:
         part = path.relative_to(SOURCE).parts[0]
         if part in HOUSE:
@@ -73,29 +79,10 @@ def test_imports_point_one_way():
             assert imported(path) <= below, f"{path} imports {imported(path) - below}"
 
 
-def edges():
-    """Return the imports between modules, those for the types only too."""
-    names = {module_name(path): path for path in MODULES}
-    found = {}
-    for name, path in names.items():
-        package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
-        found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
-                each = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-                found[name].update({*each} & {*names} - {name, "ormbridge"})
-    return found
-
-
-def module_name(path):
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def test_no_modules_import_each_other():
     """The imports of the package, those for the types too, make no circle."""
-    left = edges()
+    names = {module_name(path): path for path in MODULES}
+    left = {name: names_imported(path) & {*names} - {name} for name, path in names.items()}
     while left:
         free = [name for name, needs in left.items() if not needs & left.keys()]
         assert free, f"a circle is among {sorted(left)}"
