@@ -182,7 +182,7 @@ async def test_frame_that_ends_this_moment_gives_way_to_the_pool():
     frame = mock.Mock(spec=CurrentThreadExecutor)
     frame.submit.side_effect = RuntimeError("CurrentThreadExecutor already quit or is broken")
     call = Call(thread_name, thread_name, mailbox_of(asyncio.get_running_loop()))
-    call.place(default_pool(), frame, anywhere=False)
+    call.place(default_pool(), frame)
     assert (await call.future).startswith(WORKER)
 
 
@@ -235,15 +235,38 @@ async def test_thread_sensitive_false_does_not_join_a_transaction(pool_settings)
         await asyncio.wait_for(database_sync_to_async(view)(), GUARD)
 
 
-def test_thread_sensitive_false_under_a_plain_frame_waits_in_line(pool_settings):
-    """Under the frame of a thread that is no worker, thread_sensitive=False waits for a worker."""
+def test_thread_sensitive_false_under_a_plain_frame(gate, pool_settings):
+    """Under the frame of a thread that is no worker it is the same: a free worker, or the frame."""
     pool_settings(MAX_THREADS=1)
 
     async def inside():
-        call = database_sync_to_async(thread_name, thread_sensitive=False)
-        return set(await asyncio.gather(*[call() for _ in range(5)]))
+        busy = asyncio.create_task(database_sync_to_async(gate, thread_sensitive=False)())
+        await gate.entered()
+        here = await database_sync_to_async(thread_name, thread_sensitive=False)()
+        gate.open.set()
+        return await busy, here
 
-    assert async_to_sync(inside)() == {"ormbridge-worker-1"}
+    assert async_to_sync(inside)() == ("ormbridge-worker-1", threading.current_thread().name)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_thread_sensitive_false_does_not_join_a_transaction_of_a_plain_frame(gate, pool_settings):
+    """Nor does it join the transaction of such a thread where no worker is free."""
+    pool_settings(MAX_THREADS=1)
+
+    async def inside():
+        busy = asyncio.create_task(database_sync_to_async(gate, thread_sensitive=False)())
+        await gate.entered()
+        try:
+            await database_sync_to_async(thread_name, thread_sensitive=False)()
+        finally:
+            gate.open.set()
+            await busy
+
+    with transaction.atomic():
+        User.objects.count()
+        with pytest.raises(PoolTimeout, match="in a transaction on MainThread"):
+            async_to_sync(inside)()
 
 
 async def test_cancelled_call_on_a_frame_never_starts():

@@ -48,61 +48,6 @@ async def test_woken_again_after_a_batch():
     assert delivered == [0, 1, 2]
 
 
-async def test_outcomes_gather_while_the_line_is_long():
-    """While the line is long, outcomes wake the loop no more; a timer takes them."""
-    loop = asyncio.get_running_loop()
-    mailbox, delivered = Mailbox(loop), []
-    with mock.patch.object(loop, "call_later") as timer:  # it rings when the test has it ring
-        mailbox.post(Item(delivered, 0), stalled=list)
-        await asyncio.sleep(0)
-    with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
-        for number in (1, 2, 3):
-            mailbox.post(Item(delivered, number), stalled=list)
-            await asyncio.sleep(0)
-        assert delivered == [0]
-        _, ring, *args = timer.call_args.args
-        ring(*args)
-        assert delivered == [0, 1, 2, 3]
-    assert woken.call_count == 0
-
-
-async def test_says_when_nothing_follows():
-    """When no outcome follows while they gather, the mailbox says so once, and holds no more."""
-    mailbox, delivered, told = Mailbox(asyncio.get_running_loop()), [], []
-    mailbox.post(Item(delivered, 0), stalled=lambda: told.append("stalled"))
-    await until(lambda: told)
-    assert told == ["stalled"]
-    assert not mailbox._held
-
-
-async def test_short_line_ends_the_gathering():
-    """A worker that finds the line short has its outcome, and those held, delivered at once."""
-    mailbox, delivered = Mailbox(asyncio.get_running_loop()), []
-    mailbox.post(Item(delivered, 0), stalled=list)
-    await asyncio.sleep(0)
-    mailbox.post(Item(delivered, 1), stalled=list)
-    mailbox.post(Item(delivered, 2), stalled=None)
-    await asyncio.sleep(0)
-    assert delivered == [0, 1, 2]
-    mailbox.post(Item(delivered, 3), stalled=None)
-    await asyncio.sleep(0)
-    assert delivered == [0, 1, 2, 3]
-
-
-async def test_gathering_ends_when_nothing_comes():
-    """When nothing comes while outcomes gather, the next one wakes the loop again."""
-    loop = asyncio.get_running_loop()
-    mailbox, delivered = Mailbox(loop), []
-    mailbox.post(Item(delivered, 0), stalled=list)
-    await asyncio.sleep(0)
-    await until(lambda: not mailbox._held)
-    with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
-        mailbox.post(Item(delivered, 1), stalled=list)
-        await asyncio.sleep(0)
-    assert delivered == [0, 1]
-    assert woken.call_count == 1
-
-
 async def test_bad_item_does_not_stop_its_batch():
     """An item whose delivery fails is reported to the loop; the rest of its batch arrives."""
     loop = asyncio.get_running_loop()
@@ -227,19 +172,6 @@ def test_posted_between_batches():
     loop.close()
 
 
-def test_outcomes_do_not_gather_between_batches():
-    """A batch that others follow sets no timer, and the last one says when nothing comes."""
-    loop = asyncio.new_event_loop()
-    mailbox, delivered, told = Mailbox(loop), [], []
-    for number in range(2 * BATCH):
-        mailbox.post(Item(delivered, number), stalled=lambda: told.append("stalled"))
-    assert turns_of(loop, lambda: len(delivered)) == [BATCH, BATCH]
-    assert told == []
-    loop.run_until_complete(until(lambda: told))
-    assert told == ["stalled"]
-    loop.close()
-
-
 def many_calls():
     async def main():
         return sum(await asyncio.gather(*[database_sync_to_async(len)("abc") for _ in range(100)]))
@@ -306,12 +238,3 @@ def test_loop_closed_while_a_call_runs(debug):
     gate.open.set()
     asyncio.run(until(lambda: stats().holders == ()))
     assert asyncio.run(many_calls()) == 300
-
-
-async def test_other_outcome_does_not_take_the_alarm_back():
-    """That no outcome follows is told although one came in between that was not to be held."""
-    mailbox, told = Mailbox(asyncio.get_running_loop()), []
-    mailbox.post(Item([], 0), stalled=lambda: told.append("stalled"))
-    mailbox.post(Item([], 1))
-    await until(lambda: told)
-    assert told == ["stalled"]

@@ -161,7 +161,7 @@ def test_retiring_worker_serves_who_came_meanwhile():
     assert pool.retire(worker)
     assert pool.take(lease) is False  # the bound still counts the worker
     assert pool.leave(worker) is lease
-    assert pool.give_back(worker, ran=True) is None
+    assert pool.give_back(worker) is None
     assert pool.retire(worker)
     assert pool.leave(worker) is None
     assert pool.stats().threads == 0
@@ -271,6 +271,8 @@ async def test_stats_tell_waiting_from_running(gate, pool_settings):
     assert now.holders == ()
 
 
+#: Threads that are refused, where it is all of a test's.
+MANY = 1_000_000
 NO_THREAD = r"^no thread could be started \(can't start new thread\).* 0 of 3 workers exist\."
 
 
@@ -321,7 +323,7 @@ async def test_no_thread_left_makes_do_with_those_that_run(gate, refuse, pool_se
     pool_settings(MAX_THREADS=2)
     running = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
-    refuse()
+    refuse(MANY)
     waiting = asyncio.create_task(database_sync_to_async(len)("abc"))
     await asyncio.sleep(0)
     assert stats().waiting == 1
@@ -350,7 +352,7 @@ async def test_call_without_a_thread_still_times_out(gate, refuse, pool_settings
     pool_settings(MAX_THREADS=2, TIMEOUT=0.01)
     running = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
-    refuse()
+    refuse(MANY)
     with pytest.raises(PoolTimeout, match="1 of 2 leased"):
         await asyncio.wait_for(database_sync_to_async(len)(""), GUARD)
     gate.open.set()
@@ -358,32 +360,34 @@ async def test_call_without_a_thread_still_times_out(gate, refuse, pool_settings
 
 
 async def test_threads_that_can_be_had_again(gate, refuse, pool_settings):
-    """Once threads can be had again, the next call starts one for each that waits, and its own."""
+    """Once threads can be had again, one is started for each that waits, without another call."""
     pool_settings(MAX_THREADS=4)
     calls = [asyncio.create_task(database_sync_to_async(gate)())]
     await gate.entered()
-    for _ in range(2):
-        refuse()
-        calls.append(asyncio.create_task(database_sync_to_async(gate)()))
-        await asyncio.sleep(0)
+    refuse(MANY)
+    calls += [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(2)]
+    await asyncio.sleep(0)
     assert stats().waiting == 2
-    calls.append(asyncio.create_task(database_sync_to_async(gate)()))
-    await gate.entered(3)
-    assert (stats().waiting, stats().threads) == (0, 4)
+    refuse(0)
+    await gate.entered(2)
+    assert (stats().waiting, stats().threads) == (0, 3)
     gate.open.set()
     await asyncio.gather(*calls)
 
 
 async def test_thread_that_is_refused_again(gate, refuse, pool_settings):
-    """If the thread for who waits is refused again, that one waits on, and so does the next."""
+    """As long as threads are refused, those who wait do so in order."""
     pool_settings(MAX_THREADS=3)
     calls = [asyncio.create_task(database_sync_to_async(gate)())]
     await gate.entered()
-    order = []
+    refused, order = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    refuse(MANY, first=lambda: loop.call_soon_threadsafe(refused.set))
     for number in range(2):
-        refuse()
         calls.append(asyncio.create_task(database_sync_to_async(order.append)(number)))
         await asyncio.sleep(0)
+        refused.clear()
+        await asyncio.wait_for(refused.wait(), GUARD)
     assert stats().waiting == 2
     gate.open.set()
     await asyncio.wait_for(asyncio.gather(*calls), GUARD)
@@ -465,13 +469,16 @@ def test_two_threads_are_started_at_one_time(second_starts, monkeypatch, pool_se
     pool_settings(MAX_THREADS=2)
     both = threading.Barrier(2, timeout=GUARD)
     original = Worker.start
+    third = threading.Event()  # for the first one, which is back in line
 
     def start(worker):
         number = worker.name.rpartition("-")[2]
         if number in "12":
             both.wait()
         if number == "2":
-            block_until(lambda: stats().waiting)  # the first one is back in line
+            block_until(lambda: stats().waiting or third.is_set())
+        elif number != "1":
+            third.set()
         if number == "1" or not second_starts:
             raise RuntimeError("can't start new thread")
         original(worker)
@@ -540,18 +547,3 @@ def test_signal_handler_may_ask_for_stats():
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     with pool._lock:
         assert pool.stats().threads == 0
-
-
-async def test_line_is_long_when_it_keeps_every_worker_busy(gate, pool_settings):
-    """The line is long when at least as many calls wait as there may be workers."""
-    pool_settings(MAX_THREADS=2)
-    calls = []
-    seen = []
-    for _ in range(5):
-        calls.append(asyncio.create_task(database_sync_to_async(gate)()))
-        await asyncio.sleep(0)
-        seen.append(default_pool().has_long_line())
-    gate.open.set()
-    await asyncio.gather(*calls)
-    assert seen == [False, False, False, True, True]
-    assert stats().waiting == 0

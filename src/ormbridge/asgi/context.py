@@ -41,8 +41,6 @@ class LeaseContext(Route):
         :param waits_once: whether calls no longer wait once one has waited in vain.
         """
         self.name = name
-        #: Whether a call of it was refused because no worker became free in time.
-        self.timed_out = False
         self.ended = False
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
@@ -71,10 +69,9 @@ class LeaseContext(Route):
             logger.error("%s goes on without %s: %s", self.name, missed, error)
             return [(each, error) for each in parts]
 
-    def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
+    def place(self, call: Call, hold: bool = True) -> None:
         """Find a worker for *call*.
 
-        :param anywhere: ``thread_sensitive=False``: prefer any free worker to that of the context.
         :param hold: whether the call may begin a lease that is held.
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
@@ -90,19 +87,15 @@ class LeaseContext(Route):
                 leases = [lease for lease in leases if lease.has_something_of_current_task()]
             bound = _lease_of(call.route)
             if own in [lease.thread for lease in leases]:
-                if not anywhere:
-                    refuse_inside(call.route, call)
-                call.place(pool, None, anywhere)
+                refuse_inside(call.route, call)
+                call.place(pool, None)
                 return
-            if anywhere and leases and pool.take(call, wait=False):
-                return
-            call.stays_out = anywhere
-            hold = hold and self._holds and not (anywhere or self.ended)
+            hold = hold and self._holds and not (call.stays_out or self.ended)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             for lease in filter(None, [self._owner_of(call), bound, *leases]):
                 if lease.put(call, hold and lease.context is self):
                     return
-                if lease is bound and not anywhere:
+                if lease is bound and not call.stays_out:
                     raise LeaseClosed(f"{call} was called in {call.route}, whose worker is gone")
             lease = self._make_lease(pool, hold)
             lease.put(call, hold)
@@ -116,7 +109,8 @@ class LeaseContext(Route):
                         raise call.second_worker(own)
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 call.watch(pool.settings)
-                if not anywhere:
+                call.mailbox.look_after(pool)
+                if not call.stays_out:
                     while self._waiting and not self._waiting[0].waits():
                         self._waiting.popleft()
                     self._waiting.append(lease)
@@ -164,7 +158,7 @@ class LeaseContext(Route):
             if lease not in self._leases:
                 self._leases.append(lease)
             if self.ended:
-                lease.end()
+                lease.release(end=True)
             waiting, self._waiting = self._waiting, deque()
         for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
             call.mailbox.post(_Withdrawn(call, self))
@@ -184,10 +178,7 @@ class LeaseContext(Route):
         with self._lock:
             self.ended = self.ended or end
             for lease in [each for each in self._leases if each.context is self]:
-                if end:
-                    lease.end()
-                else:
-                    lease.release()
+                lease.release(end)
             self._leases = [lease for lease in self._leases if not lease.over]
 
 

@@ -65,7 +65,7 @@ class RouteGround(Ground):
         if route is not None:
             route.place(call)
         else:  # it was entered in another context
-            call.place(default_pool(), None, anywhere=False)
+            call.place(default_pool(), None)
         return future
 
 

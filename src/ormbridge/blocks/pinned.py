@@ -54,6 +54,7 @@ class Entered:
             block.base = around.for_block(block.name)
         else:
             block.base = LeaseContext(block.name, holds=True)
+        block.is_alone = block.base.is_alone
         outside = around.base if isinstance(around, Block) else around
         self._has_own = isinstance(block.base, LeaseContext) and block.base is not outside
 

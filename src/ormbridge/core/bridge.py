@@ -50,7 +50,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     :param func: a synchronous callable.
     :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
         asgiref: the one thread of the surrounding context or process. ``False`` means any free
-        worker, even under a synchronous frame.
+        worker, even under a synchronous frame; where none is free, the thread without it.
     :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
         its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.

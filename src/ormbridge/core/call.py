@@ -17,14 +17,15 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
+from django.db import connections
 
 from . import hooks
-from .asgiref import frame_thread
 from .cleaning import refresh_own_thread
-from .connections import ThreadConnections
+from .connections import ThreadConnections, in_transaction
 from .errors import PoolTimeout, logger
 from .mailbox import Expire, Mailbox
 from .pool import Pool
@@ -39,7 +40,7 @@ Job = Callable[[], Any]
 class Line(Protocol):
     """Where calls wait: the pool's line for a worker, or a lease's for a turn on its worker."""
 
-    def forget(self, call: Any, /) -> None:
+    def forget(self, call: Any, /) -> object:
         """Take *call*, which gave up, out of the line."""
 
     def time_out(self, call: Any, seen: dict[object, PoolStats], /) -> PoolTimeout:
@@ -111,47 +112,29 @@ class Call:
 
     # On the loop's thread
 
-    def place(
-        self,
-        pool: Pool,
-        frame: CurrentThreadExecutor | None,
-        anywhere: bool,
-        put: Callable[[Call], None] | None = None,
-    ) -> None:
+    def place(self, pool: Pool, frame: CurrentThreadExecutor | None) -> None:
         """Find a thread for the call.
 
         :param frame: the live synchronous frame above the caller, whose thread it runs on.
-        :param anywhere: ``thread_sensitive=False``: prefer any free worker to the frame's thread.
-        :param put: what sends the call to the frame's thread.
         :raises PoolTimeout: if only a deadlock could come of waiting.
         """
-        if frame is not None and not anywhere:
-            try:
-                self._send(frame, pool.settings)
+        with suppress(RuntimeError):  # it ended this very moment, on another loop's thread
+            if frame is not None:
+                frame.submit(self.run_on_frame)
+                if (host := hosts.get(frame)) is not None:
+                    self.line = host
+                    self.watch(pool.settings)
                 return
-            except RuntimeError:  # it ended this very moment, on another loop's thread
-                frame = None
-        # Who holds a worker never waits for a second one.
-        holder = frame_thread(frame) if frame is not None else threading.current_thread()
-        # A fork, or new settings, may have left it a worker of another pool.
-        if not (isinstance(holder, Worker) and holder.pool is pool):
-            if not pool.take(self):
-                self.line = pool
-                self.watch(pool.settings)
-        elif not pool.take(self, wait=False):
-            if frame is None:
-                raise self.second_worker(holder)
-            self.stays_out = True
-            if put is not None:
-                put(self)
-            else:
-                self._send(frame, pool.settings)
-
-    def _send(self, frame: CurrentThreadExecutor, settings: Settings) -> None:
-        frame.submit(self.run_on_frame)
-        if (host := hosts.get(frame)) is not None:
-            self.line = host
-            self.watch(settings)
+        # Who has a worker never waits for a second one. A fork, or new settings, may have left it
+        # a worker of another pool.
+        own = threading.current_thread()
+        wait = not (isinstance(own, Worker) and own.pool is pool)
+        if not pool.take(self, wait):
+            if not wait:
+                raise self.second_worker(own)
+            self.line = pool
+            self.watch(pool.settings)
+            self.mailbox.look_after(pool)
 
     def second_worker(self, holder: threading.Thread) -> PoolTimeout:
         """Return the error of a call from an event loop on *holder*, if no other worker is free."""
@@ -216,16 +199,16 @@ class Call:
         """Decide that the call starts. False where that was decided otherwise before."""
         return self._claim.acquire(blocking=False)
 
-    def run(self, connections: ThreadConnections | None = None, prepare: Job | None = None) -> bool:
+    def run(self, own: ThreadConnections | None = None, prepare: Job | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded.
 
-        :param connections: those of the thread, if it is a worker's.
+        :param own: the connections of the thread, if it is a worker's.
         """
         function, self.function = self.function, None
-        if connections is not None:
-            connections.running, self.connections = self, connections
-            if connections.opened:
-                connections.catch_up()
+        if own is not None:
+            own.running, self.connections = self, own
+            if own.opened:
+                own.catch_up()
         try:
             if prepare is not None:
                 prepare()
@@ -239,25 +222,25 @@ class Call:
         except BaseException as error:
             self._error = error
         self.calls = 1
-        if connections is not None:
-            connections.call_ends()
+        if own is not None:
+            own.call_ends()
         return self._error is None
 
     def _stay_out(self) -> None:
-        holder = threading.current_thread()
-        if isinstance(holder, Worker) and holder.connections.in_transaction():
+        if in_transaction(connections.all(initialized_only=True)):
             raise PoolTimeout(
-                f"{self} is called with thread_sensitive=False in a transaction "
-                f"on {holder.name}, which it must not join, and no other worker is free. Leave "
-                "thread_sensitive out to join the transaction, or make the call after it"
+                f"{self} is called with thread_sensitive=False in a transaction on "
+                f"{threading.current_thread().name}, which it must not join, and no other worker "
+                "is free. Leave thread_sensitive out to join the transaction, or make the call "
+                "after it"
             )
 
-    def finish(self, stalled: Callable[[], None] | None = None) -> None:
+    def finish(self) -> None:
         """Send the outcome to the caller's loop."""
         self.ended = True
         if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
-        self.mailbox.post(self, stalled)
+        self.mailbox.post(self)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:
         """Fail the call with *error*. Returns False if others than the caller *claimed* it."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -238,14 +238,6 @@ class ThreadConnections:
                     # Or Django connects anew as the block ends, and the server may not answer.
                     connection.closed_in_transaction = True
 
-    def in_transaction(self) -> bool:
-        """Say whether a connection has a transaction open."""
-        for connection in self.opened:
-            with suppress(Exception):  # a broken one
-                if transaction_open(connection):
-                    return True
-        return False
-
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
         self.discarded += 1
@@ -265,6 +257,15 @@ class ThreadConnections:
             del connections[connection.alias]
         with suppress(Exception):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)
+
+
+def in_transaction(opened: Iterable[BaseDatabaseWrapper]) -> bool:
+    """Say whether one of *opened* has a transaction open."""
+    for connection in opened:
+        with suppress(Exception):  # a broken one
+            if transaction_open(connection):
+                return True
+    return False
 
 
 class _NotConnectedError(BridgeError):

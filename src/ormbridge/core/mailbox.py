@@ -2,9 +2,7 @@
 
 One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes
 the loop, the others ride along. Waking a loop is a system call and a switch of threads, so this is
-where the speed is. While the line of waiting calls is long, outcomes are also held for HOLD seconds
-to gather: what their callers do next could not start sooner. The worker that finds the line short
-ends the hold.
+where the speed is.
 
 It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
 call: whoever began to wait first is the first whose time is up.
@@ -28,8 +26,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-#: Seconds that an outcome may be held while enough calls wait to keep every worker busy.
-HOLD = 0.005
+#: Seconds between two looks at a pool in whose line a call of the loop waits.
+LOOK = 0.001
 #: Items in one turn of the loop, at the most: some 10 ms, with what their tasks do then.
 BATCH = 128
 
@@ -37,6 +35,14 @@ BATCH = 128
 Expire = Callable[[list[Any]], object]
 
 _thread = threading.local()
+
+
+class Pool(Protocol):
+    """Where calls of the loop wait."""
+
+    def look(self) -> bool:
+        """See how many workers should run. Returns whether anybody waits."""
+        ...
 
 
 class Item(Protocol):
@@ -49,7 +55,7 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_held", "_items", "_stalled", "_waiting", "_waking", "loop")
+    __slots__ = ("_items", "_looked_after", "_waiting", "_waking", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -58,31 +64,23 @@ class Mailbox:
         self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
-        self._held = False  # … but only when HOLD seconds are over
-        self._stalled: Callable[[], None] | None = None  # of the last item that had one
+        self._looked_after: set[Pool] = set()
 
-    def post(self, item: Item, stalled: Callable[[], None] | None = None) -> None:
-        """Have *item* delivered. Called from any thread.
-
-        :param stalled: given while enough calls wait in line to keep every worker busy. The item
-            may then be held, and this is called if no other follows, or if the loop is closed.
-        """
+    def post(self, item: Item) -> None:
+        """Have *item* delivered. Called from any thread."""
         self._items.append(item)
-        self._stalled = stalled or self._stalled
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
         # often, never once too seldom.
-        if not self._waking or (self._held and stalled is None):
-            self._waking, self._held = True, False
+        if not self._waking:
+            self._waking = True
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:  # the loop is closed
                 self._items.clear()
                 self._waking = False
-                if stalled is not None:
-                    stalled()
 
     def _deliver(self) -> None:
-        self._waking = self._held = False
+        self._waking = False
         left = BATCH
         while self._items and left:
             left -= 1
@@ -95,17 +93,18 @@ class Mailbox:
         if self._items and not self._waking:  # first the loop does what came of these
             self._waking = True
             self.loop.call_soon(self._deliver)
-        elif self._stalled is not None:
-            # Workers have enough to do without what these outcomes bring: let them gather.
-            stalled, self._stalled = self._stalled, None
-            self._waking = self._held = True
-            self.loop.call_later(HOLD, self._look, stalled)
 
-    def _look(self, stalled: Callable[[], None]) -> None:
-        if self._held:
-            if not self._items:
-                stalled()
-            self._deliver()
+    def look_after(self, pool: Pool) -> None:
+        """Have *pool*, where a call of the loop waits, look at its line from time to time."""
+        if pool not in self._looked_after and not self.loop.is_closed():
+            self._looked_after.add(pool)
+            self.loop.call_later(LOOK, self._look, pool)
+
+    def _look(self, pool: Pool) -> None:
+        if pool.look():
+            self.loop.call_later(LOOK, self._look, pool)
+        else:
+            self._looked_after.discard(pool)
 
     def watch(self, item: Any, seconds: float, expire: Expire) -> OrderedDict[Any, float]:
         """Have *expire* called with *item*, among others, in *seconds*. On the loop's thread.

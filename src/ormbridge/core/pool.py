@@ -5,6 +5,9 @@ Guarantees:
 * there are never more workers than the bound, and none is started while one is free;
 * a free worker goes to the lease that has waited longest; of several free workers the one used last
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
+* few hands come first, because threads that run Python share one lock: while leases wait, FEW
+  workers run to begin with, and more as long as the process leaves a processor idle, or none of
+  them is done for PATIENCE seconds;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
   again;
@@ -25,12 +28,19 @@ from collections import OrderedDict
 from functools import partial
 
 from .connections import ThreadConnections
-from .crew import Crew
 from .errors import PoolClosed, PoolTimeout
+from .mailbox import LOOK
 from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
 
+#: Workers that run to begin with while others wait.
+FEW = 3
+# Seconds after which all do where none of them is done with what it runs.
+PATIENCE = 0.005
+# Of one processor, what the process uses: below the first, all workers may run, below the second
+# one more, and from there on one fewer.
+IDLE, BUSY = 0.5, 0.85
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
 _GLANCE = 0.1
 
@@ -47,15 +57,17 @@ class Pool:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []  # the one used last is at the end
         self._waiting: OrderedDict[Leaseholder, None] = OrderedDict()
-        self._crew = Crew(settings.max_threads)
+        self._hands = FEW  # workers that may run, not counting those that are kept
+        self._kept = 0  # workers that leases keep between calls
+        self._looked = self._used = 0.0  # the last look, and the seconds of CPU used by then
+        self._moved = 0.0  # when a worker last was done with a lease, or with a call of one
         self._closed = False
         self._number = 0
-        self._held = 0  # workers that leases keep between calls
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
 
     def take(self, lease: Leaseholder, wait: bool = True) -> bool:
-        """Put *lease* in line, and hand a free worker to whoever is first there.
+        """Give *lease* a worker, if nobody waits and one more may run, or put it in line.
 
         :returns: whether the lease has a worker, or its error: the system may refuse to start the
             first thread. Without *wait*, a lease that has neither is not in line.
@@ -66,66 +78,84 @@ class Pool:
             if self._closed:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken"
                 raise PoolClosed(what)
-            self._waiting[lease] = None
-            worker = self._next_worker(now)
-            waits = lease in self._waiting
-            if waits and wait:
+            # Who is first in line waits for a look, and nobody goes before.
+            hands = self._hands if wait else self.settings.max_threads
+            worker = None if self._waiting else self._hand(hands)
+            if worker is not None:
+                worker.lease, worker.since = lease, now
+            elif wait:
+                if not self._waiting:
+                    self._looked, self._used, self._moved = now, time.process_time(), now
+                self._waiting[lease] = None
                 self._queued += 1
-            elif waits:
-                del self._waiting[lease]
-        return (worker is None or self._wake(worker, None if wait else lease)) and not waits
+        if worker is None:
+            return False
+        return self._wake(worker) or not (wait or self.forget(lease))
 
-    def _next_worker(self, now: float) -> Worker | None:
-        """Give the first in line a worker, if there may be one more: the one to wake."""
-        running = len(self._workers) - len(self._idle)
-        if not self._waiting or running >= self._may_run():
+    def _hand(self, hands: int) -> Worker | None:
+        """Return a worker that is free, or new, if one more of *hands* may run."""
+        if len(self._workers) - len(self._idle) - self._kept >= hands:
             return None
         if self._idle:
-            worker = self._idle.pop()
-        else:
-            self._number += 1
-            worker = Worker(self, self._number)
-            self._workers.add(worker)
-        self._serve_first(worker, now)
+            return self._idle.pop()
+        if len(self._workers) >= self.settings.max_threads:
+            return None
+        self._number += 1
+        worker = Worker(self, self._number)
+        self._workers.add(worker)
         return worker
 
-    def _may_run(self) -> int:
-        # Nobody knows when a worker that is kept between calls runs again: no crew then.
-        crew = self._crew.size if self.has_long_line() and not self._held else None
-        return crew or self.settings.max_threads
+    def look(self) -> bool:
+        """Let more workers run where the interpreter is idle, and fewer where it is not.
 
-    def has_long_line(self) -> bool:
-        """Say whether at least as many leases wait as there may be workers."""
-        return len(self._waiting) >= self.settings.max_threads
+        Called by each loop every LOOK seconds while one of its calls waits.
 
-    def _wake(self, worker: Worker | None, out: Leaseholder | None) -> bool:
-        """Set *worker* to work. Returns False if its lease got none, and waits or is *out*."""
-        first = worker
-        while worker is not None:
-            worker.wake.release()
-            if worker.ident is not None:
-                break
+        :returns: whether anybody waits.
+        """
+        now, most = time.monotonic(), self.settings.max_threads
+        with self._lock:
+            passed = now - self._looked
+            if passed > LOOK / 2:  # other loops look, too
+                busy = (time.process_time() - self._used) / passed
+                if busy < IDLE or now - self._moved > PATIENCE:
+                    self._hands = most
+                elif busy < BUSY:
+                    self._hands = min(self._hands + 1, most)
+                elif self._hands > FEW:
+                    self._hands -= 1
+                self._looked, self._used = now, time.process_time()
+        while (worker := self._next()) is not None and self._wake(worker):
+            pass
+        return bool(self._waiting)
+
+    def _next(self) -> Worker | None:
+        with self._lock:
+            worker = self._hand(self._hands) if self._waiting else None
+            if worker is not None:
+                self._serve_first(worker, time.monotonic())
+            return worker
+
+    def _wake(self, worker: Worker) -> bool:
+        """Set *worker* to work. False if the system refuses its thread, and its lease waits."""
+        worker.wake.release()
+        if worker.ident is None:
             try:
                 worker.start()
             except Exception as error:  # no thread, or no memory, is left
-                refused = self._do_without(worker, out, error.with_traceback(None))
-                return refused or worker is not first
-            with self._lock:  # for those in line whose worker could not start before
-                worker = self._next_worker(time.monotonic())
+                return self._do_without(worker, error.with_traceback(None))
         return True
 
-    def _do_without(self, worker: Worker, out: Leaseholder | None, reason: Exception) -> bool:
+    def _do_without(self, worker: Worker, reason: Exception) -> bool:
         """Make do with the other workers; where there is none, refuse who is in line.
 
         :returns: whether there is none.
         """
         with self._lock:
             self._workers.discard(worker)
-            if worker.lease is not None and not (self._workers and worker.lease is out):
+            if worker.lease is not None:
                 self._waiting[worker.lease] = None
                 self._waiting.move_to_end(worker.lease, last=False)
             if self._workers:  # another thread may be about to start one, or one became free
-                self._rouse(time.monotonic())
                 return False
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
@@ -140,44 +170,28 @@ class Pool:
             lease.refuse(error)
         return True
 
-    def _rouse(self, now: float) -> None:
-        """Hand free workers to those in line, as far as these may run."""
-        while self._idle and (worker := self._next_worker(now)) is not None:
-            worker.wake.release()
-
-    def all_hands(self) -> None:
-        """Let every worker run: no call has finished for a while, and the line is long."""
-        with self._lock:
-            self._crew.all_hands()
-            self._rouse(time.monotonic())
-
-    def hold(self, worker: Worker) -> None:
+    def keep(self, worker: Worker) -> None:
         """Note that the lease of *worker* keeps it between calls. Runs on the worker."""
-        if not worker.held:
-            worker.held = True
+        if not worker.kept:
             with self._lock:
-                self._held += 1
-                self._rouse(time.monotonic())
+                worker.kept = True
+                self._kept += 1
+                self._moved = time.monotonic()
+            if (other := self._next()) is not None:
+                self._wake(other)
 
-    def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
-        """Take *worker* back from its lease. Returns the next lease, or None: wait for a wake-up.
-
-        :param ran: whether the lease was claimed, and so counts as a call.
-        """
-        now = time.monotonic()
+    def give_back(self, worker: Worker) -> Leaseholder | None:
+        """Take *worker* back from its lease. Returns the next lease, or None: wait."""
         with self._lock:
-            if ran and worker.lease is not None:
+            self._moved = now = time.monotonic()
+            if worker.lease is not None:
                 self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
-                self._held -= worker.held
-                self._crew.call_done(now, self.has_long_line() and not self._held)
-            worker.held = False
-            running = len(self._workers) - len(self._idle)
-            # Only who has an outcome to post may rest: the mailbox sees to it that not all do.
-            if self._waiting and (running <= self._may_run() or not ran):
-                lease = self._serve_first(worker, now)
-                self._rouse(now)  # the crew may have grown, or the line have become short
-                return lease
+            self._kept -= worker.kept
+            worker.kept = False
+            running = len(self._workers) - len(self._idle) - self._kept
+            if self._waiting and (running <= self._hands or self._closed):
+                return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:
                 worker.wake.release()
@@ -188,8 +202,7 @@ class Pool:
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)
         self._wait_seconds += now - lease.asked
-        worker.lease = lease
-        worker.since = now
+        worker.lease, worker.since = lease, now
         return lease
 
     def retire(self, worker: Worker) -> bool:
@@ -212,11 +225,10 @@ class Pool:
             self._discarded += worker.connections.discarded
             return None
 
-    def forget(self, lease: Leaseholder) -> None:
-        """Take *lease*, which gave up, out of the line."""
+    def forget(self, lease: Leaseholder) -> bool:
+        """Take *lease*, which gave up, out of the line. Returns whether it was there."""
         with self._lock:
-            self._waiting.pop(lease, None)
-            self._rouse(time.monotonic())
+            return self._waiting.pop(lease, self) is None
 
     def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Count *call*, which has waited for a worker for too long. Returns its error.
@@ -234,14 +246,14 @@ class Pool:
         """Return a snapshot. May be called from any thread."""
         with self._lock:
             now = time.monotonic()
-            held = [(worker.name, worker.lease, now - worker.since) for worker in self._workers]
+            busy = [(worker.name, worker.lease, now - worker.since) for worker in self._workers]
             snapshot = partial(
                 PoolStats,
                 max_threads=self.settings.max_threads,
                 threads=len(self._workers),
                 idle=len(self._idle),
                 waiting=len(self._waiting),
-                calls=self._calls + sum(lease.calls for _, lease, _ in held if lease),
+                calls=self._calls + sum(lease.calls for _, lease, _ in busy if lease),
                 queued=self._queued,
                 wait_seconds=self._wait_seconds,
                 run_seconds=self._run_seconds,
@@ -250,7 +262,9 @@ class Pool:
                 + sum(each.connections.discarded for each in self._workers),
             )
         # Naming a lease calls the user's code, which may come back here: outside the lock.
-        holders = tuple((name, str(lease), held) for name, lease, held in held if lease is not None)
+        holders = tuple(
+            (name, str(lease), since) for name, lease, since in busy if lease is not None
+        )
         return snapshot(holders=holders)
 
     def leases(self) -> list[tuple[Worker, Leaseholder]]:
@@ -273,14 +287,14 @@ class Pool:
                 waiting, self._waiting = list(self._waiting), OrderedDict()
             idle, self._idle = self._idle, []
             workers = list(self._workers)
-            held = [worker.lease for worker in workers if worker.lease is not None]
+            leases = [worker.lease for worker in workers if worker.lease is not None]
         exiting = "the interpreter is exiting; the call was waiting for a worker and did not run"
         for lease in waiting:
             lease.refuse(PoolClosed(exiting))
         for worker in idle:
             worker.wake.release()
         if refuse:
-            for lease in held:
+            for lease in leases:
                 lease.dismiss(PoolClosed(exiting))
             deadline = time.monotonic() + ThreadConnections.BOUND
             for worker in filter(Worker.is_alive, workers):  # others may be about to start

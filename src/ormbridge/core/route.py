@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from asyncio import AbstractEventLoop
 from contextvars import ContextVar
+from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
@@ -20,6 +21,13 @@ from .process import default_pool
 
 class Route:
     """A place where calls go."""
+
+    #: What it is, for error messages.
+    name: str
+    #: Whether a call of it was refused because no worker became free in time.
+    timed_out = False
+    #: Whether all calls have to stay in it, ``thread_sensitive=False`` or not: a test's.
+    is_alone = False
 
     @property
     def frame(self) -> CurrentThreadExecutor | None:
@@ -32,10 +40,9 @@ class Route:
         :raises LeaseClosed: if it belongs to something that has ended.
         """
 
-    def place(self, call: Call, anywhere: bool = False) -> None:
+    def place(self, call: Call) -> None:
         """Find a thread for *call*. Runs in the task that makes it.
 
-        :param anywhere: ``thread_sensitive=False``: prefer any free worker.
         :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
         """
         raise NotImplementedError
@@ -45,7 +52,13 @@ class Route:
         return self
 
     def release(self) -> None:
-        """Give a worker that is held between calls back, as soon as nothing is left open."""
+        """Give back a lease that is held between calls, as soon as nothing is left open."""
+
+    def keep(self, lease: Any) -> None:
+        """Send all calls to *lease*, which goes on after a call. Runs on its thread."""
+
+    def forget(self, lease: Any) -> None:
+        """Let go of *lease*, which is over. Runs on its thread."""
 
 
 #: The route of the running code. Others read it from this module: a test may put a route of its own
@@ -62,18 +75,22 @@ def frame_inside(route: Route | None, loop: AbstractEventLoop) -> CurrentThreadE
 def place(call: Call, anywhere: bool = False) -> None:
     """Find a thread for *call*. Runs in the task that makes it.
 
-    :param anywhere: ``thread_sensitive=False``: prefer any free worker.
+    :param anywhere: ``thread_sensitive=False``: any free worker comes first.
     :raises LeaseClosed: if it belongs to a block that has ended.
     :raises PoolTimeout: if only a deadlock could come of waiting for a worker.
     """
     route = call.route = current_route.get()
     if route is not None and not anywhere:
         route.check(call)
+    if anywhere and not (route is not None and route.is_alone):
+        if default_pool().take(call, wait=False):
+            return
+        call.stays_out = True
     frame = frame_inside(route, call.mailbox.loop)
     if route is not None and frame is None:
-        route.place(call, anywhere)
+        route.place(call)
     else:
-        call.place(default_pool(), frame, anywhere)
+        call.place(default_pool(), frame)
 
 
 def _reset_after_fork() -> None:

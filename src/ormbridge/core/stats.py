@@ -37,11 +37,11 @@ class PoolStats:
 
     def shortage(self, waited: float) -> str:
         """Say why a call has no worker after it *waited*, in seconds, and what to do about it."""
-        held = sorted(self.holders, key=lambda holder: -holder[2])
-        names = ", ".join(f"{name} by {by} for {time:.1f} s" for name, by, time in held[:_NAMED])
-        more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+        longest = sorted(self.holders, key=lambda holder: -holder[2])
+        names = ", ".join(f"{name} by {by} for {time:.1f} s" for name, by, time in longest[:_NAMED])
+        more = f" and {len(longest) - _NAMED} more" if len(longest) > _NAMED else ""
         return (
-            f"waited {waited:.1f} s for a worker: {len(held)} of {self.max_threads} leased, "
+            f"waited {waited:.1f} s for a worker: {len(longest)} of {self.max_threads} leased, "
             f"{self.waiting} more calls waiting; held longest: {names}{more}. "
             "Shorten what holds the workers, or raise ASGI_THREADS or "
             "settings.ORMBRIDGE['MAX_THREADS'] (mind the database's max_connections) or ['TIMEOUT']"

@@ -11,7 +11,6 @@ It assumes of a lease only the methods of :class:`Leaseholder`, none of which ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
@@ -39,11 +38,8 @@ class Leaseholder(Protocol):
         """
         ...
 
-    def finish(self, stalled: Callable[[], None] | None) -> None:
-        """Hand the outcome over. Runs on the worker, after it was given back.
-
-        :param stalled: see :meth:`.Mailbox.post`.
-        """
+    def finish(self) -> None:
+        """Hand the outcome over. Runs on the worker, after it was given back."""
 
     def refuse(self, error: BridgeError) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
@@ -59,14 +55,7 @@ class Employer(Protocol):
     settings: Settings
     reset: Reset | None
 
-    def has_long_line(self) -> bool:
-        """Say whether at least as many leases wait as there may be workers."""
-        ...
-
-    def all_hands(self) -> None:
-        """Let every worker run."""
-
-    def give_back(self, worker: Worker, ran: bool) -> Leaseholder | None:
+    def give_back(self, worker: Worker) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None."""
 
     def retire(self, worker: Worker) -> bool:
@@ -90,7 +79,7 @@ class Worker(threading.Thread):
         self.lease: Leaseholder | None = None
         self.since = 0.0
         #: Whether that lease keeps it between calls. Set on its own thread.
-        self.held = False
+        self.kept = False
         # Released once for each lease handed to the idle worker, and once to end it.
         self.wake = threading.Lock()
         self.wake.acquire()
@@ -122,7 +111,7 @@ class Worker(threading.Thread):
     def _serve(self, lease: Leaseholder) -> Leaseholder | None:
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
         if not lease.claim():
-            return self.pool.give_back(self, ran=False)
+            return self.pool.give_back(self)
         connections = self.connections
         if self.since >= connections.due:
             connections.lease_starts(self.since)
@@ -130,6 +119,6 @@ class Worker(threading.Thread):
         used = connections.opened or connections.wrappers
         if used or not succeeded or self.pool.reset is not None:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
-        following = self.pool.give_back(self, ran=True)
-        lease.finish(self.pool.all_hands if self.pool.has_long_line() else None)
+        following = self.pool.give_back(self)
+        lease.finish()
         return following

@@ -38,7 +38,6 @@ class FrameRoute(Route):
     """Where the calls of blocks and streams below one frame go."""
 
     name = "a synchronous frame"
-    timed_out = False
 
     def __init__(self, frame: CurrentThreadExecutor) -> None:
         self._frame = weakref.ref(frame)
@@ -48,14 +47,8 @@ class FrameRoute(Route):
         """The frame."""
         return self._frame()
 
-    def place(self, call: Call, anywhere: bool = False) -> None:
+    def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
-        if anywhere:
-            call.place(default_pool(), self.frame, anywhere, self._put)
-        else:
-            self._put(call)
-
-    def _put(self, call: Call) -> None:
         frame = self.frame
         find_generator(call)
         with _lock:
@@ -73,10 +66,7 @@ class FrameRoute(Route):
                     return
         call.refuse(_too_late(call))
 
-    def keep(self, lease: Lease) -> None:
-        """Do nothing: all of these calls go to *lease* already."""
-
-    def forget(self, lease: Lease) -> None:
+    def forget(self, lease: Any) -> None:
         """Let go of *lease*, which is over."""
         with _lock:
             if (frame := self.frame) is not None and hosts.get(frame) is lease:
@@ -115,7 +105,7 @@ class FrameLease(Lease):
             undo(self._abandoned, self._left)
             self.context.forget(self)
             raise
-        self.finish(None)
+        self.finish()
 
     def _run(self, call: Call) -> bool:
         call.awaits = None  # what runs there is never stopped

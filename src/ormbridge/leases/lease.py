@@ -18,36 +18,18 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import threading
 import time
-import weakref
-from collections.abc import Callable
-from typing import Any, Protocol
 
 from ..core.call import Call
-from ..core.connections import ThreadConnections
+from ..core.connections import ThreadConnections, in_transaction
 from ..core.errors import BridgeError, PoolTimeout, logger
 from ..core.pool import Pool
+from ..core.route import Route
 from ..core.stats import PoolStats
 from ..core.worker import Worker
-from .generators import SuspendedGenerators, current_task, lives_on
+from .generators import SuspendedGenerators, current_task
 from .turns import Block, Line, outwards, undo
-
-
-class Context(Protocol):
-    """What a lease needs of the route whose calls it runs."""
-
-    name: str
-    #: Whether a call of it was refused because no worker became free in time.
-    timed_out: bool
-
-    def keep(self, lease: Any, /) -> None:
-        """Send all calls to *lease*, which goes on after a call. Runs on its worker."""
-
-    def forget(self, lease: Any, /) -> None:
-        """Let go of *lease*, which is over. Runs on its worker."""
 
 
 class Lease:
@@ -56,7 +38,7 @@ class Lease:
     #: What a block that was left open is told.
     _left = "it was not left"
 
-    def __init__(self, context: Context, pool: Pool, held: bool) -> None:
+    def __init__(self, context: Route, pool: Pool, held: bool) -> None:
         """Make a lease that has no worker yet.
 
         :param context: whose calls it runs.
@@ -145,20 +127,6 @@ class Lease:
             if end:
                 self._generators.abandon()
             self.look()
-
-    def end(self) -> None:
-        """End the lease with its context. Any thread.
-
-        A task that lives on may end the transaction that it has open; with the task, that ends too.
-        """
-        task = lives_on(self._task)
-        self.release(end=task is None)
-        if task is not None:
-            end = functools.partial(_end_lease, weakref.ref(self))
-            try:
-                task.get_loop().call_soon_threadsafe(task.add_done_callback, end)
-            except RuntimeError:  # the loop is closed
-                self.release(end=True)
 
     def _is_kept(self) -> bool:
         left_open = self.transaction and not self.ended
@@ -333,7 +301,7 @@ class Lease:
     def _next(self, wait: bool) -> Call | None:
         """Return the next call; None once the lease is over, or without *wait* if there is none."""
         own = self._connections
-        transaction = own is not None and own.in_transaction()
+        transaction = own is not None and in_transaction(own.opened)
         while True:
             self._generators.close_unused()
             with self.line.lock:
@@ -352,13 +320,13 @@ class Lease:
         """Wait until there may be something to do."""
         worker = self.thread
         if isinstance(worker, Worker):
-            self.pool.hold(worker)
+            self.pool.keep(worker)
         self._wake.acquire()
 
-    def finish(self, stalled: Callable[[], None] | None) -> None:
+    def finish(self) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
         if self._last is not None:
-            self._last.finish(stalled)
+            self._last.finish()
             self._last = None
 
 
@@ -367,8 +335,3 @@ def _hurry(calls: list[Call]) -> None:
     for call in calls:
         if isinstance(call.line, Lease):
             call.line.hurry(call)
-
-
-def _end_lease(lease: weakref.ref[Lease], task: asyncio.Task[Any]) -> None:
-    if (ended := lease()) is not None:
-        ended.release(end=True)

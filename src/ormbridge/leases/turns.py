@@ -82,9 +82,9 @@ class Block(Route):
         """The synchronous frame whose thread runs its calls; None if workers do."""
         return self.base.frame
 
-    def place(self, call: Call, anywhere: bool = False) -> None:
+    def place(self, call: Call) -> None:
         """Find a thread for *call*, in the block."""
-        self.base.place(call, anywhere)
+        self.base.place(call)
 
     def for_block(self, name: str) -> Route:
         """Return the route whose calls the block *name*, inside this one, has to itself."""

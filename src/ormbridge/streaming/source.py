@@ -53,12 +53,12 @@ class StreamContext(LeaseContext):
         #: For which it goes on.
         self.streams: set[Source] = set()
 
-    def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
+    def place(self, call: Call, hold: bool = True) -> None:
         """Find a worker for *call*; after the last stream, as if there was none."""
         if self.ended:
-            call.place(default_pool(), None, anywhere)
+            call.place(default_pool(), None)
         else:
-            super().place(call, anywhere, hold)
+            super().place(call, hold)
 
     def leave(self, source: Source) -> None:
         """Go on without *source*, one of :attr:`streams`; end after the last."""

@@ -61,6 +61,7 @@ class TestContext(LeaseContext):
     """The context of all calls of a test: its one lease has the test's connections."""
 
     __test__ = False  # for pytest: not a class of tests
+    is_alone = True
 
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
@@ -88,8 +89,8 @@ class TestContext(LeaseContext):
         route = variable.get()
         return route if isinstance(route, Block) else self._here()
 
-    def place(self, call: Call, anywhere: bool = False, hold: bool = True) -> None:
-        """Send *call* to the worker that has the connections, also if it would go anywhere."""
+    def place(self, call: Call, hold: bool = True) -> None:
+        """Send *call* to the worker that has the connections."""
         refuse_inside(call.route, call)
         if call.awaits is not None:  # where it would be stopped elsewhere
             cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))

@@ -1,0 +1,211 @@
+"""Few hands first: how many workers run while calls wait, by what the interpreter has to do."""
+
+import asyncio
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+
+from ormbridge.core import pool as pool_module
+from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.mailbox import LOOK, Mailbox
+from ormbridge.core.pool import FEW, PATIENCE, Pool
+from ormbridge.core.process import default_pool
+from ormbridge.core.settings import Settings
+from ormbridge.core.worker import Worker
+from tests.core.gate import GUARD, Gate
+from tests.core.support import until
+
+MOST = 10
+
+
+class Simulation:
+    """A pool whose threads do not start, and a clock that the test turns."""
+
+    def __init__(self, most=MOST):
+        self.now = self.used = 100.0
+        self.pool = Pool(Settings(max_threads=most, timeout=GUARD, max_idle=GUARD, reset=None))
+
+    def take(self, calls=1):
+        """Have *calls* more ask for a worker."""
+        for _ in range(calls):
+            self.pool.take(mock.Mock(calls=1))
+
+    def look(self, busy, served=1):
+        """Let LOOK seconds pass, of which the processor was *busy* a part; *served* calls end."""
+        for worker in self.running()[:served]:
+            self.pool.give_back(worker)
+        self.now += LOOK
+        self.used += busy * LOOK
+        return self.pool.look()
+
+    def running(self):
+        return sorted(
+            (each for each in self.pool._workers if each.lease is not None),
+            key=lambda worker: worker.name,
+        )
+
+
+@pytest.fixture
+def simulation(monkeypatch):
+    made = Simulation()
+    clock = SimpleNamespace(monotonic=lambda: made.now, process_time=lambda: made.used)
+    monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(Worker, "start", lambda worker: worker.wake.acquire(blocking=False))
+    return made
+
+
+def test_few_begin(simulation):
+    """Of many calls at one time FEW begin at once, on as many threads; the others wait."""
+    simulation.take(FEW)
+    assert simulation.pool.stats().waiting == 0
+    simulation.take(20)
+    now = simulation.pool.stats()
+    assert (now.threads, now.waiting) == (FEW, 20)
+
+
+def test_all_run_where_nobody_is_served(simulation):
+    """Where nothing ends for a while, all workers run, however busy the processor is."""
+    simulation.take(20)
+    for _ in range(int(PATIENCE / LOOK) - 1):
+        assert simulation.look(busy=1.0, served=0) is True
+        assert len(simulation.running()) == FEW
+    for _ in range(2):
+        simulation.look(busy=1.0, served=0)
+    assert len(simulation.running()) == MOST
+
+
+def test_all_run_where_the_database_is_slow(simulation):
+    """Where the processor has little to do, calls wait for the database: all workers run."""
+    simulation.take(20)
+    simulation.look(busy=0.4)
+    assert len(simulation.running()) == MOST
+
+
+def test_one_more_runs_where_the_interpreter_has_time(simulation):
+    """Where the processor is not busy all the time, one more worker runs at each look."""
+    simulation.take(40)
+    grown = []
+    for _ in range(3):
+        simulation.look(busy=0.7)
+        grown.append(len(simulation.running()))
+    assert grown == [FEW + 1, FEW + 2, FEW + 3]
+
+
+def test_fewer_run_where_threads_are_in_each_others_way(simulation):
+    """Where the processor is busy, one worker after the other rests, down to FEW."""
+    simulation.take(100)
+    simulation.look(busy=0.4)
+    shrunk = []
+    for _ in range(MOST):
+        simulation.look(busy=1.2)
+        simulation.look(busy=1.2, served=2)
+        shrunk.append(len(simulation.running()))
+    assert shrunk == sorted(shrunk, reverse=True)
+    assert shrunk[-1] == FEW
+    assert simulation.pool.stats().waiting > 0
+    assert simulation.pool.stats().idle == MOST - FEW
+
+
+def test_never_above_the_bound(simulation):
+    """However idle the processor is, there are no more workers than the bound."""
+    small = Simulation(most=2)
+    small.take(9)
+    small.look(busy=0.0, served=0)
+    for _ in range(3):
+        small.look(busy=0.7)
+    assert len(small.running()) == 2
+    assert small.pool.stats().threads == 2
+
+
+def test_no_line_teaches_nothing(simulation):
+    """The time when nobody waited does not count: a line that begins is measured from then on."""
+    simulation.take(FEW)
+    simulation.now += 1000
+    simulation.take(20)
+    simulation.look(busy=1.0)
+    assert len(simulation.running()) == FEW
+
+
+def test_second_loop_looks_no_more_often(simulation):
+    """A look right after another one, of another loop, changes nothing."""
+    simulation.take(40)
+    simulation.look(busy=0.7)
+    simulation.pool.look()
+    assert len(simulation.running()) == FEW + 1
+
+
+def test_kept_workers_are_no_hands(simulation):
+    """A worker that a lease keeps between calls does not count: another one begins for it."""
+    simulation.take(FEW + 2)
+    kept = simulation.running()[0]
+    simulation.pool.keep(kept)
+    simulation.pool.keep(kept)
+    assert simulation.pool.stats().waiting == 1
+    assert len(simulation.running()) == FEW + 1
+    assert simulation.pool.give_back(kept) is None  # as many others run
+    assert not kept.kept
+
+
+def test_call_that_must_not_wait_needs_no_hands(simulation):
+    """A call that must not wait for a worker has one as long as the bound leaves one."""
+    simulation.take(FEW)
+    assert simulation.pool.take(mock.Mock(calls=1), wait=False) is True
+    assert len(simulation.running()) == FEW + 1
+
+
+def test_none_waits_where_nobody_else_does(simulation):
+    """A call that must not wait is not put in front of those that do."""
+    simulation.take(FEW + 1)
+    assert simulation.pool.take(mock.Mock(calls=1), wait=False) is False
+    assert simulation.pool.stats().waiting == 1
+
+
+async def test_all_begin_within_a_moment(pool_settings):
+    """Calls that block begin on all workers, although none of them ends."""
+    pool_settings(MAX_THREADS=MOST)
+    gate = Gate()
+    calls = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(MOST)]
+    await gate.entered(MOST)
+    assert len(set(gate.threads)) == MOST
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_closed_pool_has_all_hands(pool_settings):
+    """A pool that was replaced serves its line with every worker, and its threads end."""
+    pool_settings(MAX_THREADS=2)
+    gate = Gate()
+    calls = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(5)]
+    await gate.entered(2)
+    old = default_pool()
+    old._hands = 1
+    pool_settings(MAX_THREADS=3)
+    gate.open.set()
+    await asyncio.wait_for(asyncio.gather(*calls), GUARD)
+    for worker in list(old._workers):
+        await asyncio.to_thread(worker.join, GUARD)
+    assert old.stats().threads == 0
+
+
+async def test_looks_while_somebody_waits():
+    """A loop looks after a pool, with one timer, until nobody waits there."""
+    loop = asyncio.get_running_loop()
+    mailbox, pool = Mailbox(loop), mock.Mock()
+    pool.look.side_effect = [True, True, False]
+    with mock.patch.object(loop, "call_later", wraps=loop.call_later) as timers:
+        mailbox.look_after(pool)
+        mailbox.look_after(pool)
+        assert timers.call_count == 1
+        await until(lambda: pool.look.call_count == 3)
+        assert timers.call_count == 3
+        mailbox.look_after(pool)  # and begins anew
+        assert timers.call_count == 4
+
+
+def test_closed_loop_looks_after_nothing():
+    """A call that is made as its loop is closed sets no timer."""
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(loop)
+    loop.close()
+    mailbox.look_after(mock.Mock())
