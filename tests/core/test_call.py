@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import threading
+from contextlib import suppress
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -129,6 +130,39 @@ async def test_coroutine_that_survives_cancellation_finishes_the_call():
     await asyncio.wait_for(began.wait(), GUARD)
     task.cancel()
     assert await asyncio.wait_for(task, GUARD) == "finished"
+
+
+async def test_second_cancellation_cancels_what_the_function_awaits_then():
+    """A call that went on after a cancellation is cancelled by the next one as by the first."""
+    began, end = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+    seen = []
+
+    async def stubborn():
+        began[0].set()
+        with suppress(asyncio.CancelledError):
+            await end.wait()
+
+    async def obedient():
+        began[1].set()
+        try:
+            await asyncio.wait_for(end.wait(), GUARD)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    def function():
+        async_to_sync(stubborn)()
+        async_to_sync(obedient)()
+
+    task = asyncio.create_task(database_sync_to_async(function)())
+    await asyncio.wait_for(began[0].wait(), GUARD)
+    task.cancel()
+    await asyncio.wait_for(began[1].wait(), GUARD)
+    task.cancel()
+    await asyncio.wait([task])
+    end.set()
+    assert task.cancelled()
+    assert seen == ["cancelled"]
 
 
 async def test_function_that_raises_cancelled_error_cancels_its_caller():

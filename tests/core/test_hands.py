@@ -9,7 +9,7 @@ import pytest
 from ormbridge.core import pool as pool_module
 from ormbridge.core.bridge import database_sync_to_async
 from ormbridge.core.mailbox import LOOK, Mailbox
-from ormbridge.core.pool import FEW, PATIENCE, Pool
+from ormbridge.core.pool import FEW, STALL, Pool
 from ormbridge.core.process import default_pool
 from ormbridge.core.settings import Settings
 from ormbridge.core.worker import Worker
@@ -67,7 +67,7 @@ def test_few_begin(simulation):
 def test_all_run_where_nobody_is_served(simulation):
     """Where nothing ends for a while, all workers run, however busy the processor is."""
     simulation.take(20)
-    for _ in range(int(PATIENCE / LOOK) - 1):
+    for _ in range(int(STALL / LOOK) - 1):
         assert simulation.look(busy=1.0, served=0) is True
         assert len(simulation.running()) == FEW
     for _ in range(2):

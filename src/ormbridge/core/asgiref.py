@@ -137,7 +137,7 @@ class Guest:
         self._frame, self._serve = frame, serve
 
     def submit(self) -> bool:
-        """Wait for the thread. Returns False if the frame has ended."""
+        """Get in line for the thread. Returns False if the frame has ended."""
         with self._frame._work_ready:
             if self._frame._broken:
                 return False

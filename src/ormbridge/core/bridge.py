@@ -50,7 +50,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     :param func: a synchronous callable.
     :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
         asgiref: the one thread of the surrounding context or process. ``False`` means any free
-        worker, even under a synchronous frame; where none is free, the thread without it.
+        worker, even under a synchronous frame; where none is free, as if it was left out.
     :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
         its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.
@@ -96,19 +96,20 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         future = call.future
         try:
             place(call, self._anywhere)
-            return await future  # type: ignore[misc, no-any-return]
-        except asyncio.CancelledError:
-            # As asgiref does: cancel what the function awaits through async_to_sync. If that goes
-            # on in spite of it, so does the function, and so do we.
-            if call.cancel():
-                raise
-            if not await _survives_cancellation(task_context):
-                call.stop()
-                raise
-            future = call.await_again()
-            if future is None:
-                raise
-            return await future  # type: ignore[no-any-return]
+            while True:
+                try:
+                    return await future  # type: ignore[misc, no-any-return]
+                except asyncio.CancelledError:
+                    # As asgiref does: cancel what the function awaits through async_to_sync. If
+                    # that goes on in spite of it, so does the function, and so do we.
+                    if call.cancel():
+                        raise
+                    if not await _goes_on(task_context):
+                        call.stop()
+                        raise
+                    future = call.await_again()
+                    if future is None:  # its outcome came meanwhile
+                        raise
         finally:
             if self.context is None:
                 take_over(variables)
@@ -130,7 +131,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         :param exc_info: the exception that is being handled, of which *child* is to know.
         """
         # A method, and called like asgiref calls it: tools that trace calls replace it.
-        # To find out here costs less than to look on the thread, which has other things in its
+        # To ask has_locals() here costs less than on the thread, which has other things in its
         # caches.
         run: Callable[..., Any] = variables.run
         if has_locals(variables):
@@ -178,7 +179,8 @@ def _cleaned(func: Callable[_P, _R]) -> Callable[_P, _R]:
     return cleaned
 
 
-async def _survives_cancellation(task_context: list[asyncio.Task[Any]]) -> bool:
+async def _goes_on(task_context: list[asyncio.Task[Any]]) -> bool:
+    """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
     if not task_context:
         return False
     task = task_context[0]

@@ -1,8 +1,12 @@
 """One call of a function: what waits for a thread, runs on it and comes back (a lease of one call).
 
-It is decided once, under :meth:`Call.claim`, whether a call starts, and whoever claims it first
+It is decided once, by :meth:`Call.claim`, whether a call starts, and whoever claims it first
 decides: the worker runs it, the awaiting task cancels it, the pool refuses it. After that the
 others come too late.
+
+Where a call waits: in the pool's line, for a worker; below a synchronous frame, among what asgiref
+has for the frame's thread; in a route (``leases/``), for its turn on that one's thread. The
+attributes under "For the wings" are theirs.
 
 **Cancellation.** A call that has not started never starts. One that runs keeps its worker until the
 function returns; its outcome is then dropped, because the awaiting task has gone on. Where that is
@@ -80,7 +84,8 @@ class Call:
         self.calls = 0
         #: The route of the code that makes it.
         self.route: object = None
-        #: Whether that is a block, which it closes: such a call waits as long as it has to.
+        # For the wings
+        #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
         #: An argument of the function that, suspended, needs its connection again.
         self.generator: Generator[Any, Any, Any] | None = None
@@ -88,6 +93,11 @@ class Call:
         self.iteration: tuple[weakref.ref[Any], Callable[[], object]] | None = None
         #: The task that iterates on it.
         self.task: weakref.ref[asyncio.Task[Any]] | None = None
+        #: Whether it must not join a transaction on the thread where it runs.
+        self.stays_out = False
+        #: The calls that are looked at, where this is one of them.
+        self.glances: OrderedDict[Any, float] | None = None
+        # From here to its end
         #: What the function awaits through async_to_sync; None if the call is never stopped.
         self.awaits: list[asyncio.Task[Any]] | None = None
         #: The worker's, once it runs there.
@@ -96,11 +106,7 @@ class Call:
         self.stopping = False
         #: Whether its thread is done with it, its clean-up included, or never begins.
         self.ended = False
-        #: The calls that are looked at, where this is one of them.
-        self.glances: OrderedDict[Any, float] | None = None
-        #: Whether it must not join a transaction on the thread where it runs.
-        self.stays_out = False
-        #: Where it waits, and has to be forgotten if it is cancelled.
+        #: Where it waits, and has to be forgotten if it is given up.
         self.line: Line | None = None
         #: The calls whose time is measured, where this is one of them.
         self.watched: OrderedDict[Any, float] | None = None
@@ -110,7 +116,7 @@ class Call:
     def __str__(self) -> str:
         return name_of(self.name)
 
-    # On the loop's thread
+    # On the loop's thread, but for cancel(), which is for any
 
     def place(self, pool: Pool, frame: CurrentThreadExecutor | None) -> None:
         """Find a thread for the call.
@@ -145,7 +151,7 @@ class Call:
         )
 
     def cancel(self) -> bool:
-        """Give the call up. Returns False if it has started: then its thread runs on."""
+        """Give the call up. False if it has started: then its thread runs on. Any thread."""
         if not self.claim():
             return False
         self.ended = True
@@ -196,7 +202,7 @@ class Call:
     # On the thread that runs it
 
     def claim(self) -> bool:
-        """Decide that the call starts. False where that was decided otherwise before."""
+        """Take the one right to decide what becomes of it. False if it is taken. Any thread."""
         return self._claim.acquire(blocking=False)
 
     def run(self, own: ThreadConnections | None = None, prepare: Job | None = None) -> bool:

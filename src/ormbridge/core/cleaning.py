@@ -62,7 +62,7 @@ def close_if_dead(connection: BaseDatabaseWrapper) -> None:
 
 def close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
     """Do what Django's method does, whatever has taken its place on *connection*."""
-    # Of the class: the connections of a worker have a method of their own, see note().
+    # Of the class: on a worker the connection has a method of its own, ThreadConnections.note().
     type(connection).close_if_unusable_or_obsolete(connection)
 
 

@@ -11,8 +11,8 @@ Guarantees:
 * no connection is handed to anybody else while a request to cancel its statement is on its way, or
   may be, and a transaction whose statement was cancelled ends in a rollback.
 
-Assumes that every method but the constructor runs on the worker's own thread; what the canceller
-touches, it touches under :attr:`ThreadConnections.finishing`. Connections make
+Assumes that every method but the constructor and ``cut`` runs on the worker's own thread; what the
+canceller touches, it touches under :attr:`ThreadConnections.finishing`. Connections make
 themselves known through Django's ``connection_created`` signal, so a call that opens none costs
 nothing here.
 """
@@ -54,7 +54,8 @@ class ThreadConnections:
     BOUND = 4.0
 
     def __init__(self) -> None:
-        #: Django's wrappers that connected on this thread and are still open.
+        #: Django's wrappers that connected on this thread. One that closed stays in here until the
+        #: next clean-up.
         self.opened: list[BaseDatabaseWrapper] = []
         #: All of Django's wrappers on this thread, open or not, by alias: where Django keeps them.
         self.wrappers: dict[str, BaseDatabaseWrapper] = {}
@@ -90,8 +91,8 @@ class ThreadConnections:
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
-        close = partial(self._close_if_nobody_needs_it, own)
-        connection.close_if_unusable_or_obsolete = close  # type: ignore[method-assign]
+        clean_up = partial(self._clean_up, own)
+        connection.close_if_unusable_or_obsolete = clean_up  # type: ignore[method-assign]
         connection.close = partial(self._close, own)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
@@ -184,7 +185,7 @@ class ThreadConnections:
             attend(connection, self)
         close_if_unusable_or_obsolete(connection)
 
-    def _close_if_nobody_needs_it(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is None:
             return
         if self.leased:
@@ -209,7 +210,7 @@ class ThreadConnections:
             self.settle()
 
     def catch_up(self) -> None:
-        """Wait for who still cancels or breaks something for the sake of what has ended.
+        """Wait for who still cancels a statement, or breaks a connection, of a call that ended.
 
         Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
         """

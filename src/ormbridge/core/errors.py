@@ -30,8 +30,9 @@ class PoolTimeout(BridgeError):
     """A call could not have a worker in time, and never started.
 
     Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once
-    where waiting could only deadlock. The message names who holds the workers and for how long.
-    Also raised at once where the system starts no thread, and the pool has none.
+    where waiting could only deadlock, or the call must not join the transaction on its thread. The
+    message names who holds the workers and for how long. Also raised at once where the system
+    starts no thread, and the pool has none.
     """
 
 

@@ -1,15 +1,15 @@
 """The way back: outcomes are handed to an event loop in batches (step 6 of a call).
 
-One mailbox an event loop. Workers post from their threads; the first item in an empty mailbox wakes
-the loop, the others ride along. Waking a loop is a system call and a switch of threads, so this is
-where the speed is.
+One mailbox an event loop, as a rule: loops that take turns on a thread get new ones. Workers post
+from their threads; the first item in an empty mailbox wakes the loop, the others ride along. Waking
+a loop is a system call and a switch of threads, so this is where the speed is.
 
 It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
 call: whoever began to wait first is the first whose time is up.
 
 Guarantees:
 
-* what was posted before the loop closed is delivered once, on the loop's thread, in order; one bad
+* while the loop turns, what was posted is delivered once, on its thread, in order; one bad
   item never stops the rest of its batch. What comes after the loop closed is dropped: nobody is
   left to have it;
 * however many are delivered or overdue at one time, the loop turns after BATCH of them;
@@ -37,8 +37,8 @@ Expire = Callable[[list[Any]], object]
 _thread = threading.local()
 
 
-class Pool(Protocol):
-    """Where calls of the loop wait."""
+class Watched(Protocol):
+    """Where calls of the loop wait: the pool."""
 
     def look(self) -> bool:
         """See how many workers should run. Returns whether anybody waits."""
@@ -60,11 +60,11 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
-        # There is a timer for each. Used on the loop's thread only.
+        # There is a timer for each. Any thread may take out who waits no longer.
         self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
-        self._looked_after: set[Pool] = set()
+        self._looked_after: set[Watched] = set()
 
     def post(self, item: Item) -> None:
         """Have *item* delivered. Called from any thread."""
@@ -94,13 +94,13 @@ class Mailbox:
             self._waking = True
             self.loop.call_soon(self._deliver)
 
-    def look_after(self, pool: Pool) -> None:
+    def look_after(self, pool: Watched) -> None:
         """Have *pool*, where a call of the loop waits, look at its line from time to time."""
         if pool not in self._looked_after and not self.loop.is_closed():
             self._looked_after.add(pool)
             self.loop.call_later(LOOK, self._look, pool)
 
-    def _look(self, pool: Pool) -> None:
+    def _look(self, pool: Watched) -> None:
         if pool.look():
             self.loop.call_later(LOOK, self._look, pool)
         else:

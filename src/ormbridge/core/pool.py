@@ -7,7 +7,7 @@ Guarantees:
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
 * few hands come first, because threads that run Python share one lock: while leases wait, FEW
   workers run to begin with, and more as long as the process leaves a processor idle, or none of
-  them is done for PATIENCE seconds;
+  them is done for STALL seconds;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
   again;
@@ -37,10 +37,10 @@ from .worker import Leaseholder, Worker
 #: Workers that run to begin with while others wait.
 FEW = 3
 # Seconds after which all do where none of them is done with what it runs.
-PATIENCE = 0.005
+STALL = 0.005
 # Of one processor, what the process uses: below the first, all workers may run, below the second
 # one more, and from there on one fewer.
-IDLE, BUSY = 0.5, 0.85
+SLACK, BUSY = 0.5, 0.85
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
 _GLANCE = 0.1
 
@@ -80,7 +80,7 @@ class Pool:
                 raise PoolClosed(what)
             # Who is first in line waits for a look, and nobody goes before.
             hands = self._hands if wait else self.settings.max_threads
-            worker = None if self._waiting else self._hand(hands)
+            worker = None if self._waiting else self._free_or_new(hands)
             if worker is not None:
                 worker.lease, worker.since = lease, now
             elif wait:
@@ -90,9 +90,11 @@ class Pool:
                 self._queued += 1
         if worker is None:
             return False
-        return self._wake(worker) or not (wait or self.forget(lease))
+        if self._wake(worker):
+            return True
+        return not wait and not self.forget(lease)  # unless another worker has it by now
 
-    def _hand(self, hands: int) -> Worker | None:
+    def _free_or_new(self, hands: int) -> Worker | None:
         """Return a worker that is free, or new, if one more of *hands* may run."""
         if len(self._workers) - len(self._idle) - self._kept >= hands:
             return None
@@ -117,7 +119,7 @@ class Pool:
             passed = now - self._looked
             if passed > LOOK / 2:  # other loops look, too
                 busy = (time.process_time() - self._used) / passed
-                if busy < IDLE or now - self._moved > PATIENCE:
+                if busy < SLACK or now - self._moved > STALL:
                     self._hands = most
                 elif busy < BUSY:
                     self._hands = min(self._hands + 1, most)
@@ -130,7 +132,7 @@ class Pool:
 
     def _next(self) -> Worker | None:
         with self._lock:
-            worker = self._hand(self._hands) if self._waiting else None
+            worker = self._free_or_new(self._hands) if self._waiting else None
             if worker is not None:
                 self._serve_first(worker, time.monotonic())
             return worker
@@ -228,7 +230,9 @@ class Pool:
     def forget(self, lease: Leaseholder) -> bool:
         """Take *lease*, which gave up, out of the line. Returns whether it was there."""
         with self._lock:
-            return self._waiting.pop(lease, self) is None
+            was_there = lease in self._waiting
+            self._waiting.pop(lease, None)
+            return was_there
 
     def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Count *call*, which has waited for a worker for too long. Returns its error.
@@ -237,8 +241,9 @@ class Pool:
         """
         with self._lock:
             self._timeouts += 1
-            for worker in self._workers if self not in seen else ():
-                worker.connections.cut()
+            workers = [] if self in seen else list(self._workers)
+        for worker in workers:
+            worker.connections.cut()
         snapshot = seen.get(self) or seen.setdefault(self, self.stats())
         return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
 

@@ -2,7 +2,7 @@
 
 Guarantees:
 
-* at interpreter exit running calls finish, waiting ones are refused, nothing hangs;
+* at interpreter exit running calls finish, and waiting ones are refused;
 * a forked child starts with an empty pool and never touches the parent's connections;
 * bad settings are found here when the package is imported, if Django has its settings by then.
 """

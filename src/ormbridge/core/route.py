@@ -67,7 +67,10 @@ current_route: ContextVar[Route | None] = ContextVar("ormbridge.route", default=
 
 
 def frame_inside(route: Route | None, loop: AbstractEventLoop) -> CurrentThreadExecutor | None:
-    """Return the live synchronous frame that the running code has entered inside *route*."""
+    """Return the live synchronous frame that the running code has entered inside *route*.
+
+    A route that is itself below a frame keeps that one, so another frame was entered since.
+    """
     frame = live_frame(loop)
     return None if route is not None and frame is route.frame else frame
 

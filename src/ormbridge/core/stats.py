@@ -10,7 +10,10 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A snapshot of the pool. Counters run from the start of the process."""
+    """A snapshot of the pool. Counters run from the first call of the process.
+
+    In tests, from the last change of ``settings.ORMBRIDGE``: that makes a new pool.
+    """
 
     #: The bound on workers.
     max_threads: int

@@ -80,7 +80,7 @@ class Worker(threading.Thread):
         self.since = 0.0
         #: Whether that lease keeps it between calls. Set on its own thread.
         self.kept = False
-        # Released once for each lease handed to the idle worker, and once to end it.
+        # Released once for each lease handed to the idle worker, and once where the pool closes.
         self.wake = threading.Lock()
         self.wake.acquire()
 
