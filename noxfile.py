@@ -141,7 +141,7 @@ def docs_live(session: nox.Session) -> None:
     install(session, "docs")
     watched = [part for path in ("conf.py", "examples", "src") for part in ("--watch", path)]
     places = ("-c", ".", "-d", "build/doctrees-live", "docs", "build/live")
-    session.run("sphinx-autobuild", "-n", *watched, *session.posargs, *places)
+    session.run("sphinx-autobuild", "-W", "-n", "--keep-going", *watched, *session.posargs, *places)
 
 
 @nox.session

@@ -1,0 +1,88 @@
+"""The site as plain text: ``llms.txt`` lists the pages, ``llms-full.txt`` holds them, code and all.
+
+Written from the pages as they were resolved, so that what a directive brought in is in: examples,
+what they printed, the reference. *What is proven* is left out: it says again what the pages say.
+"""
+
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.typing import ExtensionMetadata
+from sphinx.writers.text import TextTranslator
+
+from .proven import in_reading_order
+
+LEFT_OUT = ("proven",)
+
+
+class Plain(TextTranslator):
+    """Text with the headings and the fences of Markdown, which tell code from prose."""
+
+    def as_it_is(self, text: str) -> None:
+        """Add a block, and leave out what is in the node."""
+        self.new_state(0)
+        self.add_text(text)
+        self.end_state(wrap=False)
+        raise nodes.SkipNode
+
+    def visit_title(self, node: nodes.Element) -> None:
+        """Begin a heading with as many # as it is deep."""
+        self.as_it_is(f"{'#' * max(self.sectionlevel, 1)} {node.astext()}")
+
+    def visit_literal_block(self, node: nodes.Element) -> None:
+        """Put code between fences."""
+        self.as_it_is(f"```{node.get('language', '')}\n{node.astext().rstrip()}\n```")
+
+    def visit_literal(self, node: nodes.Element) -> None:
+        """Mark what is code in a sentence."""
+        self.add_text(f"`{node.astext()}`")
+        raise nodes.SkipNode
+
+    def unknown_visit(self, node: nodes.Node) -> None:
+        """Go on with what is in the node: directives of the site have nodes of their own."""
+
+    unknown_departure = unknown_visit
+
+
+def keep(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Keep the page as text."""
+    if app.builder.format != "html" or docname.startswith(LEFT_OUT):
+        return
+    meta = (each["content"] for each in doctree.findall(nodes.meta) if "content" in each)
+    paragraphs = (" ".join(each.astext().split()) for each in doctree.findall(nodes.paragraph))
+    translator = Plain(doctree, app.builder)
+    doctree.walkabout(translator)
+    told = next(meta, "") or next(paragraphs, "").partition(". ")[0]
+    kept(app)[docname] = (app.env.titles[docname].astext(), told, translator.body)
+
+
+def kept(app: Sphinx) -> dict[str, tuple[str, str, str]]:
+    """Return the pages of this build: name to title, description and text."""
+    if not hasattr(app, "llms_pages"):
+        app.llms_pages = {}  # type: ignore[attr-defined]
+    return app.llms_pages  # type: ignore[attr-defined, no-any-return]
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write both files, unless only some of the pages were built."""
+    order = [each for each in in_reading_order(app.env) if not each.startswith(LEFT_OUT)]
+    if error or app.builder.format != "html" or set(order) - set(kept(app)):
+        return
+    base: Any = app.config.html_baseurl
+    head = f"# {app.config.project}\n\n> {kept(app)[app.config.root_doc][1]}\n"
+    listed, pages = [], []
+    for docname in order:
+        title, told, text = kept(app)[docname]
+        address = base + app.builder.get_target_uri(docname)
+        listed.append(f"- [{title}]({address}): {told}\n")
+        pages.append(f"<!-- {address} -->\n\n{text}")
+    (app.outdir / "llms.txt").write_text(f"{head}\n## Pages\n\n{''.join(listed)}", "utf-8")
+    (app.outdir / "llms-full.txt").write_text("\n\n".join([head, *pages]), "utf-8")
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Write the files at the end of a build."""
+    app.connect("doctree-resolved", keep, priority=900)
+    app.connect("build-finished", write)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
