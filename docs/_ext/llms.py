@@ -13,11 +13,9 @@ from sphinx.writers.text import TextTranslator
 
 from .proven import in_reading_order
 
-LEFT_OUT = ("proven",)
-
 
 class Plain(TextTranslator):
-    """Text with the headings and the fences of Markdown, which tell code from prose."""
+    """Text with the headings, tables and fences of Markdown."""
 
     def as_it_is(self, text: str) -> None:
         """Add a block, and leave out what is in the node."""
@@ -26,28 +24,32 @@ class Plain(TextTranslator):
         self.end_state(wrap=False)
         raise nodes.SkipNode
 
-    def visit_title(self, node: nodes.Element) -> None:
-        """Begin a heading with as many # as it is deep."""
+    def visit_title(self, node: nodes.Element) -> None:  # noqa: D102 - as docutils calls it
         self.as_it_is(f"{'#' * max(self.sectionlevel, 1)} {node.astext()}")
 
-    def visit_literal_block(self, node: nodes.Element) -> None:
-        """Put code between fences."""
+    def visit_literal_block(self, node: nodes.Element) -> None:  # noqa: D102
         self.as_it_is(f"```{node.get('language', '')}\n{node.astext().rstrip()}\n```")
 
-    def visit_literal(self, node: nodes.Element) -> None:
-        """Mark what is code in a sentence."""
+    def visit_literal(self, node: nodes.Element) -> None:  # noqa: D102
         self.add_text(f"`{node.astext()}`")
         raise nodes.SkipNode
 
+    def visit_table(self, node: nodes.Element) -> None:  # noqa: D102
+        if "timeline-table" in node["classes"]:
+            raise nodes.SkipNode  # a picture's figures: the sentence above says what they show
+        rows = [[each.astext() for each in row] for row in node.findall(nodes.row)]
+        rows.insert(1, ["---"] * len(rows[0]))
+        self.as_it_is("\n".join(f"| {' | '.join(row)} |".replace("\n", " ") for row in rows))
+
     def unknown_visit(self, node: nodes.Node) -> None:
-        """Go on with what is in the node: directives of the site have nodes of their own."""
+        """Go on with what is in the node: the site has nodes of its own."""
 
     unknown_departure = unknown_visit
 
 
 def keep(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Keep the page as text."""
-    if app.builder.format != "html" or docname.startswith(LEFT_OUT):
+    """Keep the page as text, with its title and its description."""
+    if app.builder.format != "html" or docname.startswith("proven"):
         return
     meta = (each["content"] for each in doctree.findall(nodes.meta) if "content" in each)
     paragraphs = (" ".join(each.astext().split()) for each in doctree.findall(nodes.paragraph))
@@ -59,26 +61,24 @@ def keep(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def kept(app: Sphinx) -> dict[str, tuple[str, str, str]]:
     """Return the pages of this build: name to title, description and text."""
-    if not hasattr(app, "llms_pages"):
-        app.llms_pages = {}  # type: ignore[attr-defined]
-    return app.llms_pages  # type: ignore[attr-defined, no-any-return]
+    return vars(app).setdefault("llms_pages", {})  # type: ignore[no-any-return]
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
     """Write both files, unless only some of the pages were built."""
-    order = [each for each in in_reading_order(app.env) if not each.startswith(LEFT_OUT)]
+    order = [each for each in in_reading_order(app.env) if not each.startswith("proven")]
     if error or app.builder.format != "html" or set(order) - set(kept(app)):
         return
     base: Any = app.config.html_baseurl
     head = f"# {app.config.project}\n\n> {kept(app)[app.config.root_doc][1]}\n"
-    listed, pages = [], []
+    listed, pages = "", ""
     for docname in order:
         title, told, text = kept(app)[docname]
         address = base + app.builder.get_target_uri(docname)
-        listed.append(f"- [{title}]({address}): {told}\n")
-        pages.append(f"<!-- {address} -->\n\n{text}")
-    (app.outdir / "llms.txt").write_text(f"{head}\n## Pages\n\n{''.join(listed)}", "utf-8")
-    (app.outdir / "llms-full.txt").write_text("\n\n".join([head, *pages]), "utf-8")
+        listed += f"- [{title}]({address}): {told}\n"
+        pages += f"\n\n<!-- {address} -->\n\n{text}"
+    (app.outdir / "llms.txt").write_text(f"{head}\n## Pages\n\n{listed}", encoding="utf-8")
+    (app.outdir / "llms-full.txt").write_text(head + pages, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
