@@ -17,7 +17,7 @@ from docs._ext.timeline import draw, end_of
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "_static" / "before-and-after.svg"
 BOTH = {"index/before": "channels.db, one thread", "index/after": "ormbridge, ten threads"}
-WIDTH, HEIGHT, GAP, HEAD = 720, 228, 24, 44
+WIDTH, HEIGHT, GAP, HEAD = 720, 268, 24, 44
 STYLE = """
 svg {{ font: 11px system-ui, sans-serif }}
 .ground {{ fill: {ground} }}
