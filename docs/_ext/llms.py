@@ -24,17 +24,17 @@ class Plain(TextTranslator):
         self.end_state(wrap=False)
         raise nodes.SkipNode
 
-    def visit_title(self, node: nodes.Element) -> None:  # noqa: D102 - as docutils calls it
+    def visit_title(self, node: nodes.Element) -> None:
         self.as_it_is(f"{'#' * max(self.sectionlevel, 1)} {node.astext()}")
 
-    def visit_literal_block(self, node: nodes.Element) -> None:  # noqa: D102
+    def visit_literal_block(self, node: nodes.Element) -> None:
         self.as_it_is(f"```{node.get('language', '')}\n{node.astext().rstrip()}\n```")
 
-    def visit_literal(self, node: nodes.Element) -> None:  # noqa: D102
+    def visit_literal(self, node: nodes.Element) -> None:
         self.add_text(f"`{node.astext()}`")
         raise nodes.SkipNode
 
-    def visit_table(self, node: nodes.Element) -> None:  # noqa: D102
+    def visit_table(self, node: nodes.Element) -> None:
         if "timeline-table" in node["classes"]:
             raise nodes.SkipNode  # a picture's figures: the sentence above says what they show
         rows = [[each.astext() for each in row] for row in node.findall(nodes.row)]
