@@ -142,6 +142,7 @@ html_sidebars = {
 ogp_site_url = html_baseurl
 ogp_image = "_static/card.png"
 ogp_image_alt = "Twenty calls: 1.02 s through channels.db, 0.12 s through ormbridge"
+ogp_social_cards = {"enable": False}  # one for all pages
 ogp_enable_meta_description = True
 # What a server sends for an address that is not there links with absolute paths.
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"

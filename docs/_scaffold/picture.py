@@ -9,6 +9,7 @@ that it stands by itself; a test compares the file with what this draws today.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from docs._ext.record import recordings, spans
@@ -16,6 +17,7 @@ from docs._ext.timeline import draw, end_of
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "_static" / "before-and-after.svg"
+CARD = ROOT / "docs" / "_static" / "card.png"
 BOTH = {"index/before": "channels.db, one thread", "index/after": "ormbridge, ten threads"}
 WIDTH, HEIGHT, GAP, HEAD = 720, 268, 24, 44
 STYLE = """
@@ -60,5 +62,24 @@ def picture() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def render_card() -> None:
+    """Render the picture below the title of the site, in the size that services ask for."""
+    from playwright.sync_api import sync_playwright
+
+    page = f"""<body style="margin: 0; padding: 60px; font: 28px system-ui, sans-serif">
+        <div style="font-size: 64px; font-weight: 700">ormbridge</div>
+        <p style="margin: 8px 0 24px">Call the Django ORM from async code, many calls at a time</p>
+        <div style="width: 1080px">{picture()}</div>"""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        tab = browser.new_page(viewport={"width": 1200, "height": 630}, color_scheme="light")
+        tab.set_content(page)
+        tab.screenshot(path=CARD)
+        browser.close()
+
+
 if __name__ == "__main__":
     PICTURE.write_text(picture(), encoding="utf-8")
+    render_card()
