@@ -29,7 +29,7 @@ if not settings.configured:
 # Where things are, once they are somewhere: what is not yet, the pages do not speak of.
 # Whether the package index has the package: until then it is installed from a checkout.
 RELEASED = False
-# The address of the repository, such as "https://host/owner/ormbridge/".
+# The address of the repository, such as "https://github.com/owner/ormbridge/".
 REPOSITORY = ""
 # The address of the site, which Read the Docs tells.
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
