@@ -64,6 +64,7 @@ extensions = [
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",
+    "docs._ext.change",
     "docs._ext.llms",
     "docs._ext.calculator",
     "docs._ext.house",
@@ -85,17 +86,8 @@ nitpick_ignore = [
 # A block of code that names no language is shown as it is.
 highlight_language = "text"
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "substitution"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-# How to install: `{{ install }}`, and with extras `{{ install_with % "postgres" }}`.
-PACKAGE = "ormbridge" if RELEASED else "."
-GET_IT = "" if RELEASED else f"$ git clone {REPOSITORY} && cd ormbridge\n" if REPOSITORY else ""
-myst_substitutions = {
-    "install": f"```console\n{GET_IT}$ python3 -m pip install {PACKAGE}\n```",
-    "install_with": f"```console\n$ python3 -m pip install '{PACKAGE}[%s]'\n```",
-    "in_a_checkout": "" if RELEASED else ", in a checkout of the repository",
-    "report": f"[Report an error]({REPOSITORY}issues)." if REPOSITORY else "",
-}
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
@@ -115,13 +107,28 @@ intersphinx_mapping = {
 html_theme = "furo"
 html_title = "ormbridge"
 html_static_path = ["docs/_static"]
-html_css_files = ["site.css", "way_in.css"]
-html_favicon = "docs/_static/favicon.svg"
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": True,
+}
+# The way in: what the first page and the side bar say, and what machines read.
+
+myst_enable_extensions += ["substitution"]
+# How to install: `{{ install }}`, and with extras `{{ install_with % "postgres" }}`.
+PACKAGE = "ormbridge" if RELEASED else "."
+GET_IT = "" if RELEASED else f"$ git clone {REPOSITORY} && cd ormbridge\n" if REPOSITORY else ""
+myst_substitutions = {
+    "install": f"```console\n{GET_IT}$ python3 -m pip install {PACKAGE}\n```",
+    "install_with": f"```console\n$ python3 -m pip install '{PACKAGE}[%s]'\n```",
+    "in_a_checkout": "" if RELEASED else ", in a checkout of the repository",
+    "report": f"[Report an error]({REPOSITORY}issues)." if REPOSITORY else "",
+}
+html_css_files += ["way_in.css"]
+html_favicon = "docs/_static/favicon.svg"
+html_theme_options |= {
     # With it, each page has a button that edits it.
     "source_repository": REPOSITORY,
     "source_branch": "main",
@@ -150,6 +157,7 @@ sitemap_url_scheme = "{link}"
 sitemap_excludes = ["search.html", "genindex.html", "404.html"]
 # Pages that were renamed: old name to new.
 redirects: dict[str, str] = {}
+
 # Both have a contrast of at least 4.5 to 1 between code and its background.
 pygments_style = "a11y-light"
 pygments_dark_style = "a11y-dark"

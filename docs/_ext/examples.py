@@ -8,15 +8,13 @@
 
 shows the whole module ``examples/database_access/inline.py``, its file name above it. ``output``
 adds what it printed when it was last recorded, under the word "prints" or what is written behind
-``:output:``. ``part`` shows one part only (see ``markers``), and ``since`` only the lines that
-differ from another example. Neither counts as showing the example: a reader must be able to copy
-all of it. ``file`` is the name that the file has where the reader puts it.
+``:output:``. ``part`` shows one part only (see ``markers``). A part alone does not count as showing
+the example: a reader must be able to copy all of it.
 
 Nothing is run here. A page is read again when its example or recording changes. What is missing or
 stale is reported by ``closed_set``, in every build, not only when the page is read.
 """
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,8 +40,6 @@ class Example(SphinxDirective):
     option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {
         "output": directives.unchanged,
         "part": directives.unchanged_required,
-        "since": directives.unchanged_required,
-        "file": directives.unchanged_required,
     }
 
     def run(self) -> list[nodes.Node]:
@@ -67,27 +63,13 @@ class Example(SphinxDirective):
             "", literal_block=True, classes=["literal-block-wrapper", "example"]
         )
         block["example"], block["part"] = name, part
-        if since := self.options.get("since"):
-            return [self.change(since, shown.text)]
-        caption = self.options.get("file", f"examples/{name}.py") + (f" ({part})" if part else "")
+        caption = f"examples/{name}.py" + (f" ({part})" if part else "")
         block += nodes.caption("", caption)
         block += literal(shown.text, "python", shown.highlighted)
         if "output" in self.options:
             block += self.output(root, name)
         self.set_source_info(block)
         return [block]
-
-    def change(self, since: str, text: str) -> nodes.Node:
-        """Return the lines that differ, with - and + in front."""
-        path = recordings.example_path(self.env.srcdir.parent, since)
-        self.env.note_dependency(path)
-        old = markers.excerpt(path.read_text(encoding="utf-8")).text
-        # The first two lines of a diff name the files.
-        lines = [*difflib.unified_diff(old.splitlines(), text.splitlines(), n=0, lineterm="")][2:]
-        changed = [line for line in lines if line[0] in "+-" and line[1:].strip()]
-        block = literal("\n".join(changed) + "\n", "diff")
-        block["classes"].append("change")
-        return block
 
     def output(self, root: Path, name: str) -> list[nodes.Node]:
         """Return what the example printed, or nothing if that is not recorded."""

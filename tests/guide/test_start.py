@@ -105,11 +105,10 @@ def steps() -> Iterator[tuple[str, str, str]]:
     """Yield the blocks of the page: what to do, with what name, and what with."""
     for block in BLOCK.finditer(PAGE):
         body, before = block["body"], PAGE[: block.start()].rstrip()
-        if name := block["name"]:
-            (found,) = re.findall(r":file: (\S+)", body)
-            yield name, found, markers.excerpt(example_source(name)).text
-        elif block[1] == "ini":
-            yield "", re.search(r"`([\w.]+)`:$", before)[1], body  # type: ignore[index]
+        if block[1] != "console":
+            (file,) = re.findall(r"`([\w./]+)`:$", before)
+            text = markers.excerpt(example_source(name)).text if (name := block["name"]) else body
+            yield name or "", file, text
         else:
             for command, printed in COMMAND.findall(body):
                 yield "$", command, printed
