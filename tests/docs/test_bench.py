@@ -94,7 +94,7 @@ def test_row_of_something_else_than_calls(site: Site):
     assert site.build() == []
     html = site.html("guide")
     assert re.findall(r"<th .*?><p>(.*?)</p></th>", html) == [
-        "",
+        "way",
         "rows a second",
         "CPU µs a row",
         "to channels.db",
