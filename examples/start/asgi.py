@@ -10,7 +10,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
 django_application = get_asgi_application()
 
 # After that line, because it imports models.
-from guestbook.consumers import SignConsumer
+from mysite.consumers import SignConsumer
 
 application = ProtocolTypeRouter(
     {

@@ -1,7 +1,7 @@
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
-from guestbook.models import Entry
-from guestbook.signing import sign
+from mysite.models import Entry
+from mysite.signing import sign
 
 
 class SignConsumer(AsyncJsonWebsocketConsumer):

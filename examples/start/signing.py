@@ -1,4 +1,4 @@
-from guestbook.models import Entry, Guest
+from mysite.models import Entry, Guest
 from ormbridge import atomic
 
 

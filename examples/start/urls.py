@@ -1,5 +1,5 @@
 from django.urls import path
 
-from guestbook.views import entries
+from mysite.views import entries
 
 urlpatterns = [path("", entries)]

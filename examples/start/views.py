@@ -1,6 +1,6 @@
 from django.http import JsonResponse
 
-from guestbook.models import Entry
+from mysite.models import Entry
 
 
 async def entries(request):

@@ -1,7 +1,7 @@
 import pytest
 
-from guestbook.models import Guest
-from guestbook.signing import sign
+from mysite.models import Guest
+from mysite.signing import sign
 
 pytestmark = pytest.mark.usefixtures("async_db")  # <--
 
