@@ -12,6 +12,7 @@ from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.text import TextTranslator
 
 from .proven import in_reading_order
+from .record import markers, recordings
 
 
 class Plain(TextTranslator):
@@ -40,6 +41,14 @@ class Plain(TextTranslator):
         rows = [[each.astext() for each in row] for row in node.findall(nodes.row)]
         rows.insert(1, ["---"] * len(rows[0]))
         self.as_it_is("\n".join(f"| {' | '.join(row)} |".replace("\n", " ") for row in rows))
+
+    def visit_raw(self, node: nodes.Element) -> None:
+        if 'class="highlight-python' in node.astext():  # an example that was highlighted by hand
+            name, part = node.parent["example"], node.parent["part"]
+            path = recordings.example_path(self.builder.srcdir.parent, name)
+            source = markers.excerpt(path.read_text(encoding="utf-8"), part).text
+            self.as_it_is(f"```python\n{source.rstrip()}\n```")
+        raise nodes.SkipNode
 
     def unknown_visit(self, node: nodes.Node) -> None:
         """Go on with what is in the node: the site has nodes of its own."""
