@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import django
 from django.conf import settings
@@ -24,6 +25,14 @@ if not settings.configured:
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
     )
     django.setup()
+
+# Where things are, once they are somewhere: what is not yet, the pages do not speak of.
+# Whether the package index has the package: until then it is installed from a checkout.
+RELEASED = False
+# The address of the repository, such as "https://github.com/owner/ormbridge/".
+REPOSITORY = ""
+# The address of the site, which Read the Docs tells.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 
 project = "ormbridge"
 author = "the ormbridge authors"
@@ -44,11 +53,19 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinx_inline_tabs",
+    "sphinx_reredirects",
+    "sphinxext.opengraph",
+    "notfound.extension",
+    # A map of the site is a list of addresses.
+    *(["sphinx_sitemap"] if html_baseurl else []),
     "docs._ext.examples",
     "docs._ext.claims",
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",
+    "docs._ext.change",
+    "docs._ext.llms",
     "docs._ext.calculator",
     "docs._ext.house",
     "docs._ext.closed_set",
@@ -97,10 +114,54 @@ html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": True,
 }
+# The way in: what the first page and the side bar say, and what machines read.
+
+myst_enable_extensions += ["substitution"]
+# How to install: `{{ install }}`, and with extras `{{ install_with % "postgres" }}`.
+PACKAGE = "ormbridge" if RELEASED else "."
+GET_IT = "" if RELEASED else f"$ git clone {REPOSITORY} && cd ormbridge\n" if REPOSITORY else ""
+myst_substitutions = {
+    "install": f"```console\n{GET_IT}$ python3 -m pip install {PACKAGE}\n```",
+    "install_with": f"```console\n$ python3 -m pip install '{PACKAGE}[%s]'\n```",
+    "in_a_checkout": "" if RELEASED else ", in a checkout of the repository",
+    "report": f"[Report an error]({REPOSITORY}issues)." if REPOSITORY else "",
+}
+html_css_files += ["way_in.css"]
+html_favicon = "docs/_static/favicon.svg"
+html_theme_options |= {
+    # With it, each page has a button that edits it.
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "top_of_page_buttons": ["edit"] if REPOSITORY else [],
+}
+html_context = {"package": PACKAGE, "repository": REPOSITORY}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/way_in.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+ogp_site_url = html_baseurl
+ogp_image = "_static/card.png"
+ogp_image_alt = "Twenty calls: 1.02 s through channels.db, 0.12 s through ormbridge"
+ogp_social_cards = {"enable": False}  # one for all pages
+ogp_enable_meta_description = True
+# What a server sends for an address that is not there links with absolute paths.
+notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
+sitemap_url_scheme = "{link}"
+sitemap_excludes = ["search.html", "genindex.html", "404.html"]
+# Pages that were renamed: old name to new.
+redirects: dict[str, str] = {}
+
 # Both have a contrast of at least 4.5 to 1 between code and its background.
 pygments_style = "a11y-light"
 pygments_dark_style = "a11y-dark"
 
-# The button copies the code that is shown; what an example printed is no code.
-copybutton_selector = "div.highlight:not(.example-output *) > pre"
+# The button copies the code that is shown; what an example printed is no code, nor is a change.
+copybutton_selector = "div.highlight:not(.example-output *):not(.change *) > pre"
 copybutton_prompt_text = "$ "

@@ -141,7 +141,7 @@ def docs_live(session: nox.Session) -> None:
     install(session, "docs")
     watched = [part for path in ("conf.py", "examples", "src") for part in ("--watch", path)]
     places = ("-c", ".", "-d", "build/doctrees-live", "docs", "build/live")
-    session.run("sphinx-autobuild", "-n", *watched, *session.posargs, *places)
+    session.run("sphinx-autobuild", "-W", "-n", "--keep-going", *watched, *session.posargs, *places)
 
 
 @nox.session
@@ -184,7 +184,7 @@ def tests_matrix(session: nox.Session, django: str) -> None:
 @nox.parametrize("python,django", ENDS)
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
-    install(session, "tests", extras="channels,postgres", django=django)
+    install(session, "tests", "drivers", extras="channels,postgres", django=django)
     run_tests(session, *without(STATEFUL), database="postgresql")
 
 
@@ -192,7 +192,7 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
 @nox.parametrize("python,django", ENDS)
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
-    install(session, "tests", extras="channels,mysql", django=django)
+    install(session, "tests", "drivers", extras="channels,mysql", django=django)
     run_tests(session, *without(STATEFUL), database="mariadb")
 
 
@@ -257,7 +257,7 @@ def record(session: nox.Session, django: str) -> None:
     folders = [each for each in ASIDE if any(each in path for path in paths) or not paths]
     install(
         session,
-        *("tests", *(group for folder in folders for group in ASIDE[folder][0])),
+        *("tests", "drivers", *(group for folder in folders for group in ASIDE[folder][0])),
         extras=",".join(extras),
         django=django,
     )

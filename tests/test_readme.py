@@ -1,8 +1,9 @@
-"""The README shows a tested example, and the CI runs its commands."""
+"""The README says what the first screen of the site says, and the CI runs its commands."""
 
 import re
 from pathlib import Path
 
+from docs._ext.record import recordings
 from docs._ext.record.markers import excerpt
 
 ROOT = Path(__file__).parents[1]
@@ -14,11 +15,35 @@ def fences(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
 
 
-def test_snippets_are_examples() -> None:
-    """What Python the README shows is the inline form of the guide, which the tests of that run."""
-    example = (ROOT / "examples/database_access/inline.py").read_text(encoding="utf-8")
+def example(name: str) -> list[str]:
+    """Return the lines of an example, as a page shows them."""
+    path = recordings.example_path(ROOT, name)
+    return excerpt(path.read_text(encoding="utf-8")).text.splitlines()
 
-    assert [excerpt(example).text] == fences("python")
+
+def test_change_is_that_of_the_examples() -> None:
+    """The two lines that the README shows are what the two programs differ in."""
+    before, after = example("index/before"), example("index/after")
+    gone = [f"-{line}" for line in before if line and line not in after]
+    come = [f"+{line}" for line in after if line and line not in before]
+
+    assert ["\n".join([*gone, *come, ""])] == fences("diff")
+
+
+def test_figures_are_those_of_the_recordings() -> None:
+    """README and card name the seconds that the two programs took as they were recorded."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "conf.py")]
+    for name in ("index/before", "index/after"):
+        (printed,) = recordings.load(ROOT, name).output
+        (seconds,) = re.findall(r"\d+\.\d+ s", printed)
+        assert [seconds in text for text in texts] == [True, True], seconds
+
+
+def test_way_to_install_is_that_of_the_site() -> None:
+    """The README installs from a checkout as long as the site does."""
+    conf = (ROOT / "conf.py").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ("\nRELEASED = False\n" in conf) == ("`python3 -m pip install .`" in readme)
 
 
 def test_ci_runs_the_commands() -> None:

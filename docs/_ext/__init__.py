@@ -6,6 +6,8 @@
 ``proven``     the ``proven`` directive: every claim with its test
 ``bench``      the ``benchmark`` directive: figures of the last recorded benchmark
 ``timeline``   the ``timeline`` directive: a picture of a recorded run
+``change``     the ``change`` directive: the lines in which two examples differ
+``llms``       the site as plain text, code and all: ``llms.txt`` and ``llms-full.txt``
 ``calculator`` the ``calculator`` directive: whether the connections of all processes fit
 ``house``      the ``house`` and ``source`` directives: the package, drawn and quoted
 ``closed_set`` nothing on a page that was not run, nothing run that no page shows

@@ -60,7 +60,7 @@ def machine(results: dict[str, Any]) -> str:
 def table(result: dict[str, Any]) -> nodes.table:
     """Return a table with a row for each contestant."""
     unit = result.get("unit", "call")
-    heads = ["", f"{unit}s a second", f"CPU µs a {unit}"]
+    heads = ["way", f"{unit}s a second", f"CPU µs a {unit}"]
     heads += [f"to {other}" for other in result["reach"]]
     heads += ["peak of memory"] * ("unit" in result)
     fails = any(percent_failed(figures) for figures in result["contestants"].values())

@@ -10,7 +10,8 @@
 draws ``examples/recorded/asgi/sockets_before.timeline.json`` (see ``spans``) as a picture: a lane
 for each thread, a bar for each call, a colour and a number for each request or socket, and how many
 calls waited. ``scale`` draws it on the same scale as the timelines that it names, whichever is the
-longest. The figures follow as a table that can be folded out.
+longest. The figures follow as a table that can be folded out. ``brief`` draws thin bars without
+names, and says what the example printed in that run in place of the rest, which is folded away.
 
 The picture is SVG in the page. Positions are percentages and text has a size of its own, so that it
 fits any width without getting too small to read. Colours are classes that ``site.css`` defines.
@@ -21,6 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -34,7 +36,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from .proven import enumerated, plural, row
 from .record import spans
-from .record.recordings import RecordingError, example_path
+from .record.recordings import RecordingError, example_path, load, recording_path
 from .record.spans import Span
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 COLOURS = 6
 # Pixels.
 LINE, BAR, GAP, STRIP = 14, 20, 6, 28
+#: The same in brief: no line for the name of a thread, thin bars.
+BRIEF = 0, 9, 3
 #: What the environment is told of, but for the database: that only where there was a connection.
 PACKAGES = ("Python", "Django", "Channels", "asgiref")
 #: The narrowest picture that labels are made to fit, and the width of a letter.
@@ -56,6 +60,7 @@ class Timeline(SphinxDirective):
     option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {
         "caption": directives.unchanged_required,
         "scale": directives.unchanged_required,
+        "brief": directives.flag,
     }
 
     def run(self) -> list[nodes.Node]:
@@ -82,16 +87,29 @@ class Timeline(SphinxDirective):
         timeline, longest = timelines[0], max(end_of(each.spans) for each in timelines)
         caption = nodes.paragraph("", "", classes=["timeline-caption"])
         caption += self.parse_inline(self.options["caption"], lineno=self.lineno)[0]
-        picture = "".join(draw(name, caption.astext(), timeline.spans, longest))
+        brief = "brief" in self.options
+        picture = "".join(draw(name, caption.astext(), timeline.spans, longest, brief=brief))
+        words = nodes.paragraph("", f"{told(timeline.spans)} {made(timeline)}")
+        summary = "How it was recorded" if brief else "The figures as a table"
+        folded = nodes.raw("", f"<details><summary>{summary}</summary>", format="html")
+        self.env.note_dependency(recording_path(root, spans.example_of(name)))
+        printed = nodes.paragraph("", printed_by(root, name), classes=["timeline-printed"])
         figure += [
-            caption,
+            *([caption, printed] if brief else [caption]),
             nodes.raw("", picture, format="html"),
-            nodes.paragraph("", f"{told(timeline.spans)} {made(timeline)}"),
-            nodes.raw("", "<details><summary>The figures as a table</summary>", format="html"),
+            *([folded, words] if brief else [words, folded]),
             table(timeline.spans),
             nodes.raw("", "</details>", format="html"),
         ]
         return [figure]
+
+
+def printed_by(root: Path, name: str) -> str:
+    """Return what the example of the timeline *name* printed, or nothing if it is not recorded."""
+    try:
+        return "\n".join(load(root, spans.example_of(name)).output)
+    except RecordingError:
+        return ""  # closed_set reports it
 
 
 def end_of(found: Iterable[Span]) -> float:
@@ -149,8 +167,11 @@ def table(found: tuple[Span, ...]) -> nodes.table:
     return nodes.table("", group, classes=["timeline-table"])
 
 
-def draw(name: str, caption: str, found: tuple[Span, ...], longest: float) -> Iterator[str]:
+def draw(
+    name: str, caption: str, found: tuple[Span, ...], longest: float, *, brief: bool = False
+) -> Iterator[str]:
     """Yield the picture: how many calls wait, a lane for each thread, and the scale."""
+    line, bar, gap = BRIEF if brief else (LINE, BAR, GAP)
 
     def across(seconds: float) -> str:
         return f"{100 * seconds / longest:.3f}%"
@@ -160,7 +181,7 @@ def draw(name: str, caption: str, found: tuple[Span, ...], longest: float) -> It
     colours = {each: i % COLOURS for i, each in enumerate(dict.fromkeys(s.where for s in found))}
     waits = waiting(found, longest)
     top = STRIP + LINE + GAP if waits else 0
-    height = top + len(threads) * (LINE + BAR + GAP) + LINE + GAP
+    height = top + len(threads) * (line + bar + gap) + LINE + GAP
     yield (
         f'<svg class="timeline-picture" role="img" width="100%" height="{height}" '
         f'aria-labelledby="{anchor}-title" aria-describedby="{anchor}-description">'
@@ -182,23 +203,24 @@ def draw(name: str, caption: str, found: tuple[Span, ...], longest: float) -> It
                 f'width="{across(until - since)}" height="{tall:.1f}"/>'
             )
     for lane, thread in enumerate(threads):
-        y = top + lane * (LINE + BAR + GAP)
-        yield f'<text class="timeline-label" y="{y + LINE - 3}">{escape(thread)}</text>'
-        yield f'<rect class="timeline-lane" y="{y + LINE}" width="100%" height="{BAR}"/>'
+        y = top + lane * (line + bar + gap) + line
+        if not brief:
+            yield f'<text class="timeline-label" y="{y - 3}">{escape(thread)}</text>'
+        yield f'<rect class="timeline-lane" y="{y}" width="100%" height="{bar}"/>'
         here = [span for span in found if span.thread == thread]
         # What is held lies behind the calls.
         for span in sorted(here, key=lambda each: not each.held):
             kind = "held" if span.held else "call"
             room = (span.ended - span.began) / longest * NARROWEST
-            inset = 0 if span.held else 2
+            inset = 0 if span.held or brief else 2
             yield (
                 f'<svg class="timeline-{kind} timeline-colour-{colours[span.where]}" '
-                f'x="{across(span.began)}" y="{y + LINE + inset}" '
-                f'width="{across(span.ended - span.began)}" height="{BAR - 2 * inset}">'
+                f'x="{across(span.began)}" y="{y + inset}" '
+                f'width="{across(span.ended - span.began)}" height="{bar - 2 * inset}">'
                 f"<title>{escape(tooltip(span))}</title>"
                 '<rect width="100%" height="100%"/>'
             )
-            if not span.held and (text := label_of(span, room)):
+            if not span.held and not brief and (text := label_of(span, room)):
                 yield f'<text x="2" y="12">{escape(text)}</text>'
             yield "</svg>"
     yield "</svg>"

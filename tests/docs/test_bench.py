@@ -65,7 +65,7 @@ def test_row_is_a_table(site: Site):
         *("channels.db", "19,522", "41.9", "1.00"),
     ]
     assert re.findall(r"<th .*?><p>(.*?)</p></th>", html) == [
-        "",
+        "way",
         "calls a second",
         "CPU µs a call",
         "to channels.db",
@@ -94,7 +94,7 @@ def test_row_of_something_else_than_calls(site: Site):
     assert site.build() == []
     html = site.html("guide")
     assert re.findall(r"<th .*?><p>(.*?)</p></th>", html) == [
-        "",
+        "way",
         "rows a second",
         "CPU µs a row",
         "to channels.db",

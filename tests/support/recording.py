@@ -313,8 +313,12 @@ def version(distribution: str) -> str:
 
 def database_name() -> str:
     """Return the default database and its version, as ``PostgreSQL 15.6``."""
-    from django.db import connection
+    from django.db import DEFAULT_DB_ALIAS, connections
 
+    connection = connections[DEFAULT_DB_ALIAS]
+    if connection.vendor != "sqlite":
+        # Of the server: a run whose tests use no database has none of its own there.
+        connection = type(connection)({**connection.settings_dict, "NAME": None})
     name = "MariaDB" if getattr(connection, "mysql_is_mariadb", False) else connection.display_name
     numbers = connection.get_database_version()
     connection.close()
