@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from sphinx.application import Sphinx
 from sphinx.util.console import strip_colors
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -165,3 +167,18 @@ def site(tmp_path: Path) -> Site:
     recordings.save(site.root, "index/greeting", ["Hello, ada"])
     site.record()
     return site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start the browser that the machine has."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.fail(f"these tests need one of {', '.join(names)} on the path", pytrace=False)
+    # Only the page that was just built is opened, so the sandbox, which root lacks, is not missed.
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield browser
+        browser.close()
