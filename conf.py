@@ -104,3 +104,5 @@ pygments_dark_style = "a11y-dark"
 # The button copies the code that is shown; what an example printed is no code.
 copybutton_selector = "div.highlight:not(.example-output *) > pre"
 copybutton_prompt_text = "$ "
+# What an example no longer has is not copied with it.
+copybutton_exclude = ".linenos, del"

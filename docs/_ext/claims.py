@@ -37,6 +37,8 @@ from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
 
+#: Where the pages with the tests are.
+PAGE = "proven"
 # A single word that names a file of Python or something in it.
 _TEST = re.compile(r"\S*(?:\.py|::)\S*")
 # A sentence ends at a stop, perhaps with a closing bracket or quote, before a blank.
@@ -222,12 +224,8 @@ def check_claims(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def visit_html(self: HTML5Translator, node: mark) -> None:
     """Write the mark: a link to the first of its tests, which says how many there are."""
     builder = self.builder
-    target = ""
-    if (proven := getattr(builder.env, "proven_page", None)) is not None:
-        page = builder.get_relative_uri(
-            builder.current_docname, f"{proven}/{builder.current_docname}"
-        )
-        target = f' href="{escape(page)}#{entry_anchor(node["test"])}"'
+    page = builder.get_relative_uri(builder.current_docname, f"{PAGE}/{builder.current_docname}")
+    target = f' href="{escape(page)}#{entry_anchor(node["test"])}"'
     title = "1 test" if node["count"] == 1 else f"{node['count']} tests"
     quiet = 'tabindex="-1" aria-hidden="true"'
     self.body.append(

@@ -5,8 +5,8 @@ what the test says it shows, the sentences with links back to them, where it pas
 The versions stand once, above. Beside it, ``proven/<page>.js`` holds the same for ``proofs.js``,
 which opens it behind a sentence: a script, since a page opened as a file may fetch nothing.
 
-The page with the ``proven`` directive lists these pages. All of it is made when the pages have been
-written, in every build, since only then are all claims known. Nothing of it is searched.
+The page ``proven``, with the directive of this name, lists these pages. All of it is made when the
+pages have been written, in every build, since only then are all claims known. It is not searched.
 """
 
 import json
@@ -18,14 +18,11 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from .claims import Claim, claims, entry_anchor
+from .claims import PAGE, Claim, claims, entry_anchor
 from .record import proofs, runs
-
-logger = logging.getLogger(__name__)
 
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
@@ -47,37 +44,9 @@ class Proven(SphinxDirective):
         return [node]
 
 
-def note_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Remember which page has the directive."""
-    if next(iter(doctree.findall(place)), None) is not None:
-        app.env.proven_page = app.env.current_document.docname  # type: ignore[attr-defined]
-
-
-def merge(app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment) -> None:
-    """Take over the page from another process of a parallel build."""
-    if (page := getattr(other, "proven_page", None)) in docnames:
-        env.proven_page = page  # type: ignore[attr-defined]
-
-
-def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget the page."""
-    if getattr(env, "proven_page", None) == docname:
-        del env.proven_page
-
-
 def write_again(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Return the page with the list, so that it is written in every build."""
-    page = getattr(env, "proven_page", None)
-    if page is None:
-        first = next((claim for found in claims(env).values() for claim in found), None)
-        if first is not None:
-            logger.warning(
-                "claims link nowhere: no page has the 'proven' directive; put it on one",
-                location=(first.docname, first.line),
-                type="claim",
-            )
-        return []
-    return [page]
+    return [PAGE] if PAGE in env.found_docs else []
 
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -160,11 +129,11 @@ def environments(found: Iterable[runs.Environment]) -> str:
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the page of each page with claims, and write its script."""
-    top, run = getattr(app.env, "proven_page", None), recorded(app)
-    for docname, found in claims(app.env).items() if top else ():
+    run = recorded(app)
+    for docname, found in claims(app.env).items():
         if not found:
             continue
-        page = f"{top}/{docname}"
+        page = f"{PAGE}/{docname}"
         by_test: dict[str, list[Claim]] = {}
         for claim in found:
             by_test.setdefault(claim.test, []).append(claim)
@@ -253,9 +222,6 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_node(place)
     app.add_directive("proven", Proven)
-    app.connect("doctree-read", note_page)
-    app.connect("env-merge-info", merge)
-    app.connect("env-purge-doc", purge)
     app.connect("env-updated", write_again)
     app.connect("doctree-resolved", fill)
     app.connect("html-collect-pages", pages)

@@ -287,12 +287,3 @@ def test_other_footnotes_stay(site: Site):
     assert "As tests/ says." in html
     assert html.count('class="footnote-reference') == 1
     assert CLAIM not in html
-
-
-def test_claims_need_the_page_they_link_to(site: Site):
-    """Claims on a site without a ``proven`` directive are refused."""
-    site.write("docs/proven.md", "# Proven\n\nNothing.\n")
-    assert site.build() == [
-        "docs/index.md:3: WARNING: claims link nowhere: no page has the 'proven' directive; "
-        "put it on one [claim]"
-    ]
