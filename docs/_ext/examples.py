@@ -188,6 +188,7 @@ def shown(env: BuildEnvironment) -> dict[str, list[tuple[str, int]]]:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_directive("example", Example)
+    app.add_js_file("fold.js", loading_method="defer")
     app.add_env_collector(ShownExamples)
     return {
         "version": "1",
