@@ -1,6 +1,6 @@
 /* Long programs, folded: the lines that set a program up and start it are hidden until the bar
-   below it is pressed. What the text speaks of stays: highlighted lines, what has changed, and what
-   comes from the package. The copy button takes all lines, folded or not. Without JavaScript, and
+   below it is pressed, and so is what the page has shown already. What the text speaks of stays:
+   highlighted lines, what has changed, and what comes from the package. The copy button takes all lines, folded or not. Without JavaScript, and
    on paper, all lines are there. */
 
 (() => {
@@ -37,6 +37,12 @@
     return SETS_UP.test(source) || (/^(async )?def (?!main)/.test(source) && PLAYS_CLIENT.test(source));
   };
 
+  const shown = new Set();
+  const again = (lines) => {
+    const source = text(lines.join("")).trim();
+    return source.split("\n").length > 3 && shown.size === shown.add(source).size;
+  };
+
   let number = 0;
   for (const pre of document.querySelectorAll(".example > div > .highlight > pre")) {
     if (!pre.textContent.includes('\nif __name__ == "__main__":')) continue;
@@ -45,7 +51,8 @@
     let html = "";
     let folding = false;
     for (const each of statements(lines)) {
-      const fold = folds(each);
+      const known = again(each);
+      const fold = known || folds(each);
       if (fold !== folding) html += fold ? '<span class="gap"></span><span class="folded">' : "</span>";
       folding = fold;
       hidden += fold ? each.length : 0;
