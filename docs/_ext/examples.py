@@ -6,7 +6,8 @@
     :output:
     ```
 
-shows the whole module ``examples/database_access/inline.py``, its file name above it. ``output``
+shows the whole module ``examples/database_access/inline.py``, its file name above it, and where a
+reader puts it, what it needs and what it leaves (see ``places``). ``output``
 adds what it printed when it was last recorded, under the word "prints" or what is written behind
 ``:output:``. ``part`` shows one part only (see ``markers``). A part alone does not count as showing
 the example: a reader must be able to copy all of it. ``before`` names an example that this one
@@ -33,7 +34,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from .record import markers, recordings
+from .record import markers, places, recordings
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class Example(SphinxDirective):
             block += nodes.caption("", caption)
             block += literal(shown.text, "python", shown.highlighted)
             outputs = [("", name)]
+        if part is None:
+            said = str(places.place(name, shown.text)).split("`")
+            words = [(nodes.literal if n % 2 else nodes.inline)("", x) for n, x in enumerate(said)]
+            block.insert(1, nodes.paragraph("", "", *words, classes=["example-place"]))
         if "output" in self.options:
             for sign, each in outputs:
                 block += self.output(root, each, sign)
