@@ -62,6 +62,8 @@ def place(name: str, source: str) -> Place:
     if "settings.configure(" in source and "pytest" not in source:
         variables = "ASGI_THREADS=10 " * ("environ['ASGI_THREADS']" in source)
         leaves = tuple(dict.fromkeys(re.findall(r'"NAME": "(\w+\.sqlite3)"', source)))
+        if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing
+            needs, leaves = tuple(each for each in needs if each != "PostgreSQL"), ()
         return Place(f"{stem}.py", f"{variables}python {stem}.py", needs, leaves)
     if "pytest-django" in needs:
         return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
