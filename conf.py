@@ -75,6 +75,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 typehints_document_rtype_none = False
+typehints_document_overloads = False
 
 # Inventories are files of the repository, so that the build needs no network.
 # `nox -s inventories` fetches them anew.
