@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -169,7 +172,7 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Start the browser that the machine has."""
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -182,3 +185,25 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=quiet)
         yield browser
         browser.close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a word."""
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Build the site as it is, and serve it: a browser has a clipboard for what has an address."""
+    output = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-c", ".", "-d", f"{output}.doctrees"]
+    subprocess.run([*command, "docs", str(output)], cwd=ROOT, check=True, timeout=300)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(output)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()

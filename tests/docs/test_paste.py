@@ -4,10 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -33,28 +29,6 @@ PLACES = {name: places.place(name, shown(name)) for name in NAMES}
 #: Those that run here: on SQLite, or those of PostgreSQL where the run is on PostgreSQL. What names
 #: another server only configures it.
 HERE = [name for name in NAMES if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")]
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files without a word."""
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Build the site as it is, and serve it: a browser has a clipboard for what has an address."""
-    output = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-c", ".", "-d", f"{output}.doctrees"]
-    subprocess.run([*command, "docs", str(output)], cwd=ROOT, check=True, timeout=300)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(output)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")
