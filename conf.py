@@ -92,6 +92,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 typehints_document_rtype_none = False
+typehints_document_overloads = False
 
 # Inventories are files of the repository, so that the build needs no network.
 # `nox -s inventories` fetches them anew.
@@ -165,3 +166,5 @@ pygments_dark_style = "a11y-dark"
 # The button copies the code that is shown; what an example printed is no code, nor is a change.
 copybutton_selector = "div.highlight:not(.example-output *):not(.change *) > pre"
 copybutton_prompt_text = "$ "
+# What an example no longer has is not copied with it.
+copybutton_exclude = ".linenos, del"

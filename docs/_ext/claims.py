@@ -7,11 +7,13 @@
     [^calls-run-at-once]: tests/guide/test_database_access.py::test_calls_run_at_once
 
 A footnote is a claim if its text is a test id and nothing else; all others stay footnotes. The note
-stands once, at the end of the section that refers to it first. On the page there is no note: each
-reference becomes the small mark *tested*, a link to this test on the page with the ``proven``
-directive. A note that nothing refers to is refused, and so is, by docutils, a reference without a
-note. Every build checks every claim of the site: it warns if the test is unknown, is not in the
-recorded run, did not pass there, or changed after it.
+stands once, at the end of the section that refers to it first. On the page there is no note: all
+references of a paragraph, or of a row of a table, become one tick at its end, a link to the first
+of these tests in what ``proven`` writes. ``proofs.js`` opens them all in place. A tick is no stop
+of the tab key, and no screen reader reads it, until a reader asks for tests. A note that nothing
+refers to is refused, and so is, by docutils, a reference without a note. Every build checks every
+claim of the site: it warns if the test is unknown, is not in the recorded run, did not pass there,
+or changed after it.
 """
 
 import re
@@ -35,6 +37,8 @@ from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
 
+#: Where the pages with the tests are.
+PAGE = "proven"
 # A single word that names a file of Python or something in it.
 _TEST = re.compile(r"\S*(?:\.py|::)\S*")
 # A sentence ends at a stop, perhaps with a closing bracket or quote, before a blank.
@@ -53,7 +57,7 @@ class Claim:
 
 
 class mark(nodes.Inline, nodes.Element):  # noqa: N801 - docutils names nodes in lower case
-    """The mark behind a sentence; ``test`` is the id of its test."""
+    """The mark behind a sentence; ``test`` is the id of its test, ``count`` of how many."""
 
 
 class NotesToMarks(SphinxTransform):
@@ -110,12 +114,13 @@ class Claims(EnvironmentCollector):
         )
 
     def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        """Collect the claims of the page just read, and give each mark an anchor."""
+        """Collect the claims of the page just read, and leave one mark of each block."""
         docname = app.env.current_document.docname
         found: list[Claim] = []
-        for number, node in enumerate(doctree.findall(mark), start=1):
-            anchor = f"claim-{number}"
-            node["ids"] = [anchor]
+        blocks: dict[nodes.Element, list[mark]] = {}
+        for node in doctree.findall(mark):
+            anchor = f"claim-{len(blocks) + (block_of(node) not in blocks)}"
+            blocks.setdefault(block_of(node), []).append(node)
             sentence = sentence_before(node)
             if not sentence:
                 app.env.note_reread()
@@ -127,6 +132,31 @@ class Claims(EnvironmentCollector):
                 )
             found.append(Claim(node["test"], docname, node.line or 0, anchor, sentence))
         claims(app.env)[docname] = found
+        for number, marks in enumerate(blocks.values(), start=1):
+            gather(marks, f"claim-{number}")
+
+
+def block_of(node: nodes.Node) -> nodes.Element:
+    """Return what *node* shares one mark with: its row of a table, or its paragraph."""
+    found = node.parent
+    while isinstance(found, nodes.Inline):
+        found = found.parent
+    above = found
+    while above is not None and not isinstance(above, nodes.row):
+        above = above.parent
+    return above or found
+
+
+def gather(marks: list[mark], anchor: str) -> None:
+    """Leave the first of *marks*, for all of them, at the end of the text of the last."""
+    text = marks[-1].parent
+    while isinstance(text, nodes.Inline):
+        text = text.parent
+    for node in marks:
+        place = node.parent.index(node)
+        del node.parent[place - 1 : place + 1]  # and the blank before it
+    marks[0]["ids"], marks[0]["count"] = [anchor], len({each["test"] for each in marks})
+    text += marks[0]
 
 
 def claims(env: BuildEnvironment) -> dict[str, list[Claim]]:
@@ -165,7 +195,7 @@ def sentence_before(node: mark) -> tuple[tuple[bool, str], ...]:
 
 
 def entry_anchor(test: str) -> str:
-    """Return the anchor of *test* on the page of the ``proven`` directive."""
+    """Return the anchor of *test* on a page of ``proven``."""
     return nodes.make_id(test.removeprefix("tests/").replace(".py::", "-"))
 
 
@@ -192,17 +222,15 @@ def check_claims(app: Sphinx, env: BuildEnvironment) -> list[str]:
 
 
 def visit_html(self: HTML5Translator, node: mark) -> None:
-    """Write the mark: a link whose name and title say which test."""
+    """Write the mark: a link to the first of its tests, which says how many there are."""
     builder = self.builder
-    proven = getattr(builder.env, "proven_page", None)
-    name = node["test"].rpartition("::")[2]
-    target = ""
-    if proven is not None:
-        page = builder.get_relative_uri(builder.current_docname, proven)
-        target = f' href="{escape(page)}#{entry_anchor(node["test"])}"'
-    title = escape(f"tested by {name}")
-    attributes = f'id="{node["ids"][0]}"{target} title="{title}" aria-label="{title}"'
-    self.body.append(f'<a class="claim" {attributes}>tested</a>')
+    page = builder.get_relative_uri(builder.current_docname, f"{PAGE}/{builder.current_docname}")
+    target = f' href="{escape(page)}#{entry_anchor(node["test"])}"'
+    title = "1 test" if node["count"] == 1 else f"{node['count']} tests"
+    quiet = 'tabindex="-1" aria-hidden="true"'
+    self.body.append(
+        f'<a class="claim" id="{node["ids"][0]}"{target} title="{title}" {quiet}>✓</a>'
+    )
     raise nodes.SkipNode
 
 
@@ -218,6 +246,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_transform(NotesToMarks)
     app.add_env_collector(Claims)
     app.connect("env-updated", check_claims)
+    app.add_js_file("proofs.js", loading_method="defer")
     return {
         "version": "1",
         "env_version": 1,

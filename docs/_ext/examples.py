@@ -6,16 +6,21 @@
     :output:
     ```
 
-shows the whole module ``examples/database_access/inline.py``, its file name above it. ``output``
+shows the whole module ``examples/database_access/inline.py``, its file name above it, and where a
+reader puts it, what it needs and what it leaves (see ``places``). ``output``
 adds what it printed when it was last recorded, under the word "prints" or what is written behind
 ``:output:``. ``part`` shows one part only (see ``markers``). A part alone does not count as showing
-the example: a reader must be able to copy all of it.
+the example: a reader must be able to copy all of it. ``before`` names an example that this one
+mends: one block then shows both, the lines of the other with a minus, those that are new with a
+plus, and what each printed. The button copies this one; the other stands below, folded.
 
 Nothing is run here. A page is read again when its example or recording changes. What is missing or
 stale is reported by ``closed_set``, in every build, not only when the page is read.
 """
 
+import difflib
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,13 +29,16 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors import EnvironmentCollector
+from sphinx.highlighting import PygmentsBridge
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from .record import markers, recordings
+from .record import markers, places, recordings
 
 logger = logging.getLogger(__name__)
+
+MINUS = "\N{MINUS SIGN}"
 
 
 class Example(SphinxDirective):
@@ -38,6 +46,7 @@ class Example(SphinxDirective):
 
     required_arguments = 1
     option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {
+        "before": directives.unchanged_required,
         "output": directives.unchanged,
         "part": directives.unchanged_required,
     }
@@ -46,6 +55,45 @@ class Example(SphinxDirective):
         """Return the source, captioned, and its output."""
         root = self.env.srcdir.parent
         name, part = self.arguments[0], self.options.get("part")
+        before = self.options.get("before")
+        shown, old = self.read(root, name, part), before and self.read(root, before)
+        if shown is None or (before and old is None):
+            return []
+        block = nodes.container(
+            "", literal_block=True, classes=["literal-block-wrapper", "example"]
+        )
+        block["example"], block["part"] = name, part
+        caption = f"examples/{name}.py" + (f" ({part})" if part else "")
+        if before and old:
+            block += nodes.caption(
+                "", f"{caption}, and {MINUS} what {Path(before).name}.py has instead"
+            )
+            block += nodes.raw("", difference(old.text, shown.text), format="html")
+            outputs = [(f"{MINUS} ", before), ("+ ", name)]
+        else:
+            block += nodes.caption("", caption)
+            block += literal(shown.text, "python", shown.highlighted)
+            outputs = [("", name)]
+        if part is None:
+            said = str(places.place(name, shown.text)).split("`")
+            words = [(nodes.literal if n % 2 else nodes.inline)("", x) for n, x in enumerate(said)]
+            block.insert(1, nodes.paragraph("", "", *words, classes=["example-place"]))
+        if "output" in self.options:
+            for sign, each in outputs:
+                block += self.output(root, each, sign)
+        if before and old:
+            folded = nodes.container("", literal_block=True, example=before, part=None)
+            summary = f"<summary>All of {MINUS} <code>examples/{escape(before)}.py</code></summary>"
+            folded += nodes.raw("", f"<details>{summary}", format="html")
+            folded += literal(old.text, "python")
+            folded += nodes.raw("", "</details>", format="html")
+            block += folded
+            self.set_source_info(folded)
+        self.set_source_info(block)
+        return [block]
+
+    def read(self, root: Path, name: str, part: str | None = None) -> markers.Excerpt | None:
+        """Return what is to be shown of an example, or nothing and complain."""
         path = recordings.example_path(root, name)
         self.env.note_dependency(path)
         if not path.is_file():
@@ -53,25 +101,14 @@ class Example(SphinxDirective):
                 f"no example '{name}': examples/{name}.py does not exist; "
                 "correct the name or add the file"
             )
-            return []
+            return None
         try:
-            shown = markers.excerpt(path.read_text(encoding="utf-8"), part)
+            return markers.excerpt(path.read_text(encoding="utf-8"), part)
         except markers.MarkerError as error:
             self.complain(f"example '{name}', examples/{name}.py: {error}")
-            return []
-        block = nodes.container(
-            "", literal_block=True, classes=["literal-block-wrapper", "example"]
-        )
-        block["example"], block["part"] = name, part
-        caption = f"examples/{name}.py" + (f" ({part})" if part else "")
-        block += nodes.caption("", caption)
-        block += literal(shown.text, "python", shown.highlighted)
-        if "output" in self.options:
-            block += self.output(root, name)
-        self.set_source_info(block)
-        return [block]
+            return None
 
-    def output(self, root: Path, name: str) -> list[nodes.Node]:
+    def output(self, root: Path, name: str, sign: str) -> list[nodes.Node]:
         """Return what the example printed, or nothing if that is not recorded."""
         self.env.note_dependency(recordings.recording_path(root, name))
         try:
@@ -86,7 +123,7 @@ class Example(SphinxDirective):
         traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
         label = self.options["output"] or "prints"
         block = nodes.container("", classes=["example-output"])
-        block += nodes.paragraph("", label, classes=["example-output-label"])
+        block += nodes.paragraph("", sign + label, classes=["example-output-label"])
         block += literal("\n".join(lines) + "\n", "pytb" if traceback else "text")
         return [block]
 
@@ -102,6 +139,25 @@ def literal(text: str, language: str, highlighted: tuple[int, ...] = ()) -> node
     block["highlight_args"] = {"hl_lines": list(highlighted)} if highlighted else {}
     block["from_a_file"] = True
     return block
+
+
+def difference(old: str, new: str) -> str:
+    """Return *new* as HTML, highlighted, with the lines of *old* that it no longer has."""
+    before, after = old.splitlines(), new.splitlines()
+    lines: list[tuple[str, str]] = []
+    for what, a, b, c, d in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
+        if what != "equal":
+            lines += [("del", each) for each in before[a:b]]
+        lines += [("" if what == "equal" else "ins", each) for each in after[c:d]]
+    html = PygmentsBridge("html").highlight_block("\n".join(each for _, each in lines), "python")
+    head, _, rest = html.partition("<pre>")
+    body, _, foot = rest.partition("</pre>")
+    marked = [
+        f"<{sign}>{line}\n</{sign}>" if sign else f"{line}\n"
+        for (sign, _), line in zip(lines, body.rstrip("\n").split("\n"), strict=True)
+    ]
+    whole = f"{head}<pre>{''.join(marked)}</pre>{foot}"
+    return f'<div class="highlight-python difference notranslate">{whole}</div>'
 
 
 class ShownExamples(EnvironmentCollector):
@@ -137,6 +193,7 @@ def shown(env: BuildEnvironment) -> dict[str, list[tuple[str, int]]]:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_directive("example", Example)
+    app.add_js_file("fold.js", loading_method="defer")
     app.add_env_collector(ShownExamples)
     return {
         "version": "1",

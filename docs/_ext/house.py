@@ -20,6 +20,7 @@ shows lines of a module, as ``literalinclude`` does, but never by their numbers:
 """
 
 import ast
+import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
@@ -28,6 +29,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralInclude
 from sphinx.util.docutils import SphinxDirective
@@ -166,8 +168,24 @@ def draw(
     yield "</svg>"
 
 
+def under_its_name(
+    app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]
+) -> None:
+    """Give a function that is a class by another name the docstring of the class."""
+    if what == "function" and isinstance(documented, type):
+        lines[:] = [*(inspect.getdoc(documented) or "").splitlines(), ""]
+
+
+def for_people(app: Sphinx, domain: str, what: str, content: addnodes.desc_content) -> None:
+    """Take the parameters of types out of a signature: a caller writes none."""
+    for each in [*content.parent.findall(addnodes.desc_type_parameter_list)]:
+        each.parent.remove(each)
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directives."""
+    app.connect("object-description-transform", for_people, priority=900)
+    app.connect("autodoc-process-docstring", under_its_name, priority=100)
     app.add_directive("house", House)
     app.add_directive("source", Source)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,32 +1,33 @@
-"""The ``proven`` directive: every claim of the site with the test that proves it.
+"""What is proven: every claim of the site with the test that proves it.
 
-An entry is a test that at least one sentence names: what the test says it shows, the sentences
-with links back to them, the test's source, and the databases it passed on. Entries follow the pages
-in the order of the table of contents; a test that several pages name has one entry, at the first.
+Each page with claims has a page here, ``proven/<page>``, with an entry for each test that it names:
+what the test says it shows, the sentences with links back to them, where it passed, and its source.
+The versions stand once, above. Beside it, ``proven/<page>.js`` holds the same for ``proofs.js``,
+which opens it behind a sentence: a script, since a page opened as a file may fetch nothing.
 
-One page of the site has the directive. Its list is built when pages are written, since only then
-are all claims known, and it is written again in every build.
+The page ``proven``, with the directive of this name, lists these pages. All of it is made when the
+pages have been written, in every build, since only then are all claims known. It is not searched.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple
+import json
+import re
+from collections.abc import Iterable, Iterator
 from html import escape
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from .claims import Claim, claims, entry_anchor
-from .examples import literal
+from .claims import PAGE, Claim, claims, entry_anchor
 from .record import proofs, runs
-
-logger = logging.getLogger(__name__)
 
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
+# What Pygments marks most, and a reader does not miss.
+_PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o)">([^<]*)</span>')
 
 
 class place(nodes.General, nodes.Element):  # noqa: N801 - docutils names nodes in lower case
@@ -43,71 +44,15 @@ class Proven(SphinxDirective):
         return [node]
 
 
-def note_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Remember which page has the directive."""
-    if next(iter(doctree.findall(place)), None) is not None:
-        app.env.proven_page = app.env.current_document.docname  # type: ignore[attr-defined]
-
-
-def merge(app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment) -> None:
-    """Take over the page from another process of a parallel build."""
-    if (page := getattr(other, "proven_page", None)) in docnames:
-        env.proven_page = page  # type: ignore[attr-defined]
-
-
-def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget the page."""
-    if getattr(env, "proven_page", None) == docname:
-        del env.proven_page
-
-
 def write_again(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Return the page with the list, so that it is written in every build."""
-    page = getattr(env, "proven_page", None)
-    if page is None:
-        first = next((claim for found in claims(env).values() for claim in found), None)
-        if first is not None:
-            logger.warning(
-                "claims link nowhere: no page has the 'proven' directive; put it on one",
-                location=(first.docname, first.line),
-                type="claim",
-            )
-        return []
-    return [page]
+    return [PAGE] if PAGE in env.found_docs else []
 
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the list in its place."""
+    """Put the list of pages in its place."""
     for node in list(doctree.findall(place)):
-        node.replace_self(build(app, docname))
-
-
-def build(app: Sphinx, docname: str) -> list[nodes.Node]:
-    """Return the summary and a section for each page with claims."""
-    env, root = app.env, app.srcdir.parent
-    by_test: dict[str, list[Claim]] = {}
-    for page in in_reading_order(env):
-        for claim in claims(env).get(page, []):
-            by_test.setdefault(claim.test, []).append(claim)
-    try:
-        run = runs.load(root)
-    except runs.RunError:
-        run = runs.Run()  # claims.check_claims reports it
-    result: list[nodes.Node] = list(summary(run, by_test))
-    section: nodes.section | None = None
-    page = ""
-    for test, found in by_test.items():
-        try:
-            proof, outcome = runs.check(root, run, test)
-        except (proofs.UnknownTestError, runs.RunError):
-            continue  # an unproven claim is reported by claims.check_claims; it is not listed here
-        if section is None or found[0].docname != page:
-            page = found[0].docname
-            section = nodes.section("", ids=[nodes.make_id(f"proven-{page}")])
-            section += nodes.title("", env.titles[page].astext())
-            result.append(section)
-        section += entry(app, docname, proof, outcome, found)
-    return result
+        node.replace_self(list(summary(app, docname)))
 
 
 def in_reading_order(env: BuildEnvironment) -> list[str]:
@@ -124,22 +69,42 @@ def in_reading_order(env: BuildEnvironment) -> list[str]:
     return [*order, *sorted(set(env.found_docs) - set(order))]
 
 
-def summary(run: runs.Run, by_test: dict[str, list[Claim]]) -> Iterable[nodes.Node]:
-    """Yield how much is proven, when and with what."""
-    if not by_test:
+def recorded(app: Sphinx) -> runs.Run:
+    """Return the recorded run; ``claims`` reports one that does not hold."""
+    try:
+        return runs.load(app.srcdir.parent)
+    except runs.RunError:
+        return runs.Run()
+
+
+def summary(app: Sphinx, docname: str) -> Iterator[nodes.Node]:
+    """Yield how much is proven, when and with what, and the pages that say it."""
+    run = recorded(app)
+    pages = {page: claims(app.env).get(page, []) for page in in_reading_order(app.env)}
+    found = [claim for each in pages.values() for claim in each]
+    if not found:
         yield nodes.paragraph("", "No page makes a claim yet.")
         return
-    sentences = {(each.docname, each.sentence) for found in by_test.values() for each in found}
-    outcomes = [run.tests[test] for test in by_test if test in run.tests]
+    outcomes = [run.tests[test] for test in {each.test for each in found} if test in run.tests]
     days = sorted({each.recorded for each in outcomes})
-    used = sorted({environment for each in outcomes for environment in each.passed})
     when = f" The record is of {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else ""
-    said = (
-        f"{plural(len(sentences), 'sentence')} of this site, {plural(len(by_test), 'test')}.{when}"
-    )
-    yield nodes.paragraph("", said)
-    if used:
-        yield environments(used)
+    yield nodes.paragraph("", f"{counted(found)}.{when}")
+    if used := sorted({environment for each in outcomes for environment in each.passed}):
+        yield nodes.raw("", environments(used), format="html")
+    listing = nodes.bullet_list("")
+    for page, of_page in pages.items():
+        if of_page:
+            to = app.builder.get_relative_uri(docname, f"{docname}/{page}")
+            link = nodes.reference("", app.env.titles[page].astext(), internal=True, refuri=to)
+            said = nodes.paragraph("", "", link, nodes.Text(f": {counted(of_page)}"))
+            listing += nodes.list_item("", said)
+    yield listing
+
+
+def counted(found: list[Claim]) -> str:
+    """Return how many sentences and tests *found* is."""
+    sentences = {(each.docname, each.sentence) for each in found}
+    return f"{plural(len(sentences), 'sentence')}, {plural(len({e.test for e in found}), 'test')}"
 
 
 def plural(count: int, word: str) -> str:
@@ -147,77 +112,105 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def environments(found: list[runs.Environment]) -> nodes.table:
-    """Return a table of versions, a row for each environment."""
-    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in HEADS), cols=len(HEADS))
-    group += nodes.thead("", row(HEADS))
-    group += nodes.tbody(
-        "", *(row((e.database or "none", e.python, e.django, e.channels, e.asgiref)) for e in found)
-    )
-    return nodes.table("", group, classes=["proven-environments"])
-
-
 def row(cells: Iterable[str]) -> nodes.row:
     """Return a row of a table."""
     return nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in cells))
 
 
-def entry(
-    app: Sphinx, docname: str, proof: proofs.Proof, outcome: runs.Outcome, found: list[Claim]
-) -> nodes.section:
-    """Return the section of one test."""
-    section = nodes.section("", ids=[entry_anchor(proof.test)], classes=["proven"])
-    first, *more = proof.docstring.split("\n\n")
-    section += nodes.title("", "", *inline(first.rstrip(".") or proof.test.rpartition("::")[2]))
-    for text in more:
-        section += nodes.paragraph("", "", *inline(text))
-    listing = nodes.bullet_list("", classes=["proven-claims"])
+def environments(found: Iterable[runs.Environment]) -> str:
+    """Return a table of versions, a row for each environment."""
+    rows = ((e.database or "none", e.python, e.django, e.channels, e.asgiref) for e in found)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in each)}</tr>" for each in rows)
+    head = "".join(f"<th>{each}</th>" for each in HEADS)
+    table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    table = f'<table class="docutils proven-environments">{table}</table>'
+    return f'<div class="table-wrapper">{table}</div>'
+
+
+def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the page of each page with claims, and write its script."""
+    run = recorded(app)
+    for docname, found in claims(app.env).items():
+        if not found:
+            continue
+        page = f"{PAGE}/{docname}"
+        by_test: dict[str, list[Claim]] = {}
+        for claim in found:
+            by_test.setdefault(claim.test, []).append(claim)
+        back, used = app.builder.get_relative_uri(page, docname), set()
+        entries: dict[str, str] = {}
+        body = []
+        for test, said in by_test.items():
+            try:
+                proof, outcome = runs.check(app.srcdir.parent, run, test)
+            except (proofs.UnknownTestError, runs.RunError):
+                continue  # an unproven claim is reported by claims.check_claims, and not listed
+            used |= set(outcome.passed)
+            first, *more = proof.docstring.split("\n\n")
+            title = inline(first.rstrip(".") or test.rpartition("::")[2])
+            text = "".join(f"<p>{inline(each)}</p>" for each in more)
+            passing = f'<p class="proven-passed">Passed on {passed(outcome)}.</p>'
+            where = f"<code>{escape(proof.path)}</code>, line {proof.line}"
+            shown = app.builder.highlighter.highlight_block(proof.source, "python")
+            shown = _PLAIN.sub(r"\1", shown)
+            links = "".join(
+                f'<li>{sentence(claim)} <a href="{back}#{claim.anchor}">Go there</a></li>'
+                for claim in said
+            )
+            anchor = entry_anchor(test)
+            entries[anchor] = (
+                f"<details><summary>{title}</summary>{text}{passing}<p>{where}</p>{shown}</details>"
+            )
+            body.append(
+                f'<section class="proven" id="{anchor}"><h2>{title}</h2>{text}'
+                f'<ul class="proven-claims">{links}</ul>{passing}<details class="proven-source">'
+                f"<summary>{where}</summary>{shown}</details></section>"
+            )
+        title, versions = escape(app.env.titles[docname].astext()), environments(sorted(used))
+        head = f'<h1>Proven: {title}</h1><p><a href="{back}">{title}</a>: {counted(found)}.</p>'
+        context = {"title": f"Proven: {title}", "body": head + versions + "".join(body)}
+        write_script(app, page, found, {"tests": entries, "versions": versions})
+        yield page, context, "page.html"
+
+
+def write_script(app: Sphinx, page: str, found: list[Claim], data: dict[str, Any]) -> None:
+    """Write what the marks of a page open: mark to its sentences, each with its tests."""
+    marks: dict[str, dict[str, list[str]]] = {}
     for claim in found:
-        page = app.builder.get_relative_uri(docname, claim.docname)
-        back = nodes.reference(
-            "",
-            app.env.titles[claim.docname].astext(),
-            internal=True,
-            refuri=f"{page}#{claim.anchor}",
-        )
-        said = nodes.inline("", classes=["proven-sentence"])
-        said += [
-            nodes.literal("", text) if is_code else nodes.Text(text)
-            for is_code, text in claim.sentence
-        ]
-        listing += nodes.list_item("", nodes.paragraph("", "", said, nodes.Text(" "), back))
-    section += listing
-    section += nodes.paragraph("", f"Passed on {passed(outcome)}.", classes=["proven-passed"])
-    summary = f"<code>{escape(proof.path)}</code>, line {proof.line}"
-    section += nodes.raw(
-        "", f'<details class="proven-source"><summary>{summary}</summary>', format="html"
-    )
-    section += literal(proof.source, "python")
-    section += nodes.raw("", "</details>", format="html")
-    return section
+        tests = marks.setdefault(claim.anchor, {}).setdefault(sentence(claim), [])
+        tests.append(entry_anchor(claim.test))
+    path = app.outdir / f"{page}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"marks": marks, **data}, ensure_ascii=False)
+    path.write_text(f"window.proofs = {text};\n", encoding="utf-8")
 
 
-def inline(text: str) -> list[nodes.Node]:
-    """Return *text* of a docstring as nodes: what is in double backticks is code."""
+def sentence(claim: Claim) -> str:
+    """Return the sentence of *claim* as HTML."""
+    return "".join(code(text) if is_code else escape(text) for is_code, text in claim.sentence)
+
+
+def code(text: str) -> str:
+    """Return *text* as code in HTML."""
+    return f'<code class="literal">{escape(text)}</code>'
+
+
+def inline(text: str) -> str:
+    """Return *text* of a docstring as HTML: what is in double backticks is code."""
     pieces = " ".join(text.split()).split("``")
-    return [
-        nodes.literal("", piece) if number % 2 else nodes.Text(piece)
-        for number, piece in enumerate(pieces)
-        if piece
-    ]
+    return "".join(code(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
 
 
 def passed(outcome: runs.Outcome) -> str:
-    """Return where the test passed: databases, and the versions that they share."""
-    databases: dict[str, list[str]] = {}
+    """Return where the test passed: databases, and the Pythons that they share."""
+    databases: dict[str, dict[str, None]] = {}
     for each in sorted(outcome.passed):
-        versions = [
-            f"{name} {version}"
-            for name, version in zip(HEADS[1:], astuple(each)[1:], strict=True)
-            if version
-        ]
-        databases.setdefault(enumerated(versions), []).append(each.database or "no database")
-    return "; ".join(f"{enumerated(names)}, with {with_}" for with_, names in databases.items())
+        database, python, _ = each.kind
+        databases.setdefault(database or "no database", {})[python] = None
+    pythons: dict[str, list[str]] = {}
+    for database, versions in databases.items():
+        pythons.setdefault(enumerated(list(versions)), []).append(database)
+    return "; ".join(f"{enumerated(on)}, with Python {with_}" for with_, on in pythons.items())
 
 
 def enumerated(words: list[str]) -> str:
@@ -229,11 +222,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_node(place)
     app.add_directive("proven", Proven)
-    app.connect("doctree-read", note_page)
-    app.connect("env-merge-info", merge)
-    app.connect("env-purge-doc", purge)
     app.connect("env-updated", write_again)
     app.connect("doctree-resolved", fill)
+    app.connect("html-collect-pages", pages)
     return {
         "version": "1",
         "env_version": 1,

@@ -1,4 +1,5 @@
 import asyncio
+import os
 
 from django.core.asgi import get_asgi_application
 
@@ -19,5 +20,7 @@ class SlowClients:
 
         await self.application(scope, receive, send_in_time)
 
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
 
 application = SlowClients(BridgeMiddleware(get_asgi_application()), seconds=30)

@@ -66,7 +66,39 @@ def test_reference_names_what_is_imported(site: Site):
     expected = fixtures | {f"ormbridge.{name}" for name in ormbridge.__all__}
     assert expected - names == set()
     assert {name for name in names if name.count("ormbridge") > 1} == set()
+    # The name that people write is a function, with the docstring of the class that it is.
+    assert any(line.startswith("ormbridge.database_sync_to_async py:function ") for line in lines)
+    html = site.html("guide").partition('id="ormbridge.database_sync_to_async"')[2]
+    assert "Call a synchronous function that uses the database" in html.partition("</dd>")[0]
 
 
 def is_fixture(name: str) -> bool:
     return type(getattr(pytest_ormbridge, name)).__name__ == "FixtureFunctionDefinition"
+
+
+def sections_of_reference() -> list[tuple[str, str]]:
+    """Return each name that the reference documents, and what stands behind it."""
+    page = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    begins = r"^\.\. (?:auto)?(?:function|class|exception|data):: "
+    pieces = re.split(begins, page, flags=re.MULTILINE)[1:]
+    return [
+        (re.match(r"[\w.]+", each)[0].rpartition(".")[2], each.partition("\n## ")[0])
+        for each in pieces
+    ]
+
+
+def test_public_names_have_an_example():
+    """Behind each name is a block that uses it, or a link to a page that shows it."""
+    documented = sections_of_reference()
+    fixtures = {name for name in vars(pytest_ormbridge) if is_fixture(name)}
+    assert {name for name, _ in documented} >= {*fixtures, *ormbridge.__all__}
+    for name, text in documented:
+        assert re.search(r"^Example:", text, re.MULTILINE), name
+        files = [f"examples/{each}.py" for each in re.findall(r"{example} (\S+)", text)]
+        for link in re.findall(r"\]\((\S+?\.md)", text):
+            page = (ROOT / "docs/reference" / link).resolve()
+            files.append(page.relative_to(ROOT).as_posix())
+            shown = re.findall(r"{example} (\S+)", page.read_text(encoding="utf-8"))
+            files += [f"examples/{each}.py" for each in shown]
+        sources = [(ROOT / each).read_text(encoding="utf-8") for each in files]
+        assert any(re.search(rf"\b{name}\b", source) for source in sources), name

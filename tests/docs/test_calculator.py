@@ -1,12 +1,11 @@
 """The ``calculator`` directive: its words and arithmetic, in Python and in the browser."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from docs._ext import calculator
 from docs._ext.record import recordings
@@ -47,21 +46,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site.write("docs/no.md", "---\norphan: true\n---\n\n# No calculator\n")
     site.build_as_project()
     return site.output / "index.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Start the browser that the machine has."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.fail(f"these tests need one of {', '.join(names)} on the path", pytrace=False)
-    # Only the page that was just built is opened, so the sandbox, which root lacks, is not missed.
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=quiet)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Claims in footnotes, and the ``proven`` directive."""
+"""Claims in footnotes, and what is written of their tests."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -9,59 +10,106 @@ from docs._ext.record import runs
 from tests.docs.conftest import CLAIM, NOTE, POSTGRESQL, Site
 
 ENTRY = "test-greeting-test-greets"
+OTHER = "tests/test_greeting.py::test_other"
 
 
 def test_mark_links_to_its_entry(site: Site):
-    """The mark says which test it stands for and links to the entry of this test."""
+    """A mark says how many tests it stands for, links to the first, and no tab key stops there."""
     site.build()
     assert (
-        f'<a class="claim" id="claim-1" href="proven.html#{ENTRY}" '
-        'title="tested by test_greets" aria-label="tested by test_greets">tested</a>'
+        f'<a class="claim" id="claim-1" href="proven/index.html#{ENTRY}" title="1 test" '
+        'tabindex="-1" aria-hidden="true">✓</a>'
     ) in site.html("index")
+
+
+MARKED = {
+    "It greets.[^greets] Politely.[^other] Always.": ["2 tests"],
+    "It greets.[^greets]\n\nPolitely.[^other]": ["1 test", "1 test"],
+    "- It greets.[^greets]\n- Politely.[^other]": ["1 test", "1 test"],
+    "**It greets.[^greets]** Politely.[^greets]": ["1 test"],
+    "| a | b |\n|---|---|\n| c[^greets] | d[^other] |\n| e[^greets] | f[^greets] |": [
+        "2 tests",
+        "1 test",
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MARKED.items())
+def test_one_mark_a_paragraph_or_row(site: Site, text: str, expected: list[str]):
+    """However many tests stand behind a paragraph or a row, it has one mark, at its end."""
+    site.record(OTHER)
+    note = NOTE + f"[^other]: {OTHER}\n" if "[^other]" in text else NOTE
+    site.add("docs/guide.md", f"\n{text}\n{note}")
+    assert site.build() == []
+    html = site.html("guide")
+    assert re.findall(r'class="claim" [^>]*title="([^"]*)"', html) == expected
+    assert html.count("✓</a></p>") + html.count("✓</a></td>") == len(expected)
 
 
 def test_entry_tells_what_is_proven(site: Site):
     """An entry has the docstring, the sentence with a link back, where it passed, the source."""
     site.build()
-    html = site.html("proven")
+    html = site.html("proven/index")
     entry = html.partition(f'id="{ENTRY}"')[2].partition("</section>")[0]
-    text = re.sub(r"<[^>]+>", "", entry.partition("<details")[0])
-    lines = [line.strip(" >¶") for line in text.splitlines()]
-    assert [line for line in lines if line] == [
-        "greet says hello",
+    text = re.sub(r"<[^>]+>", "\n", entry.partition("<details")[0])
+    assert [line for line in text.strip(">").splitlines() if line.strip()] == [
+        "greet",
+        " says hello",
         "It knows the name.",
-        "greet says hello to a name. Home",
-        "Passed on PostgreSQL 15.6, with Python 3.13.0, Django 6.1, Channels 4.3.2 and asgiref "
-        "3.13.0; SQLite 3.40.1, with Python 3.11.2, Django 5.2, Channels 4.3.2 and asgiref 3.13.0.",
+        "greet",
+        " says hello to a name. ",
+        "Go there",
+        "Passed on PostgreSQL, with Python 3.13; SQLite, with Python 3.11.",
     ]
-    assert 'href="index.html#claim-1"' in entry
+    assert 'href="../index.html#claim-1"' in entry
     assert "<summary><code>tests/test_greeting.py</code>, line 4</summary>" in entry
-    (source,) = site.code("proven")
+    (source,) = site.code("proven/index")
     assert source.startswith('@pytest.mark.parametrize("name", ["ada"])\ndef test_greets(name):')
     assert source.endswith("    assert name\n")
 
 
+def test_script_holds_what_a_mark_opens(site: Site):
+    """Beside the entries is a script with the sentences and tests of each mark."""
+    site.build()
+    script = site.path("out/proven/index.js").read_text()
+    proofs = json.loads(script.removeprefix("window.proofs = ").removesuffix(";\n"))
+    assert proofs["marks"] == {
+        "claim-1": {'<code class="literal">greet</code> says hello to a name.': [ENTRY]}
+    }
+    assert "It knows the name." in proofs["tests"][ENTRY]
+    assert "PostgreSQL 15.6" in proofs["versions"]
+
+
 def test_page_tells_the_versions(site: Site):
-    """The table above the entries has each environment, the text how much there is and of when."""
+    """A table has each environment, once; the text says how much there is and of when."""
     site.build()
     html = site.html("proven")
-    assert "1 sentence of this site, 1 test. The record is of 2025-01-31." in html
-    cells = re.findall(r"<td><p>(.*?)</p></td>", html)
-    assert cells == [
-        *("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0"),
-        *("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0"),
-    ]
+    assert "1 sentence, 1 test. The record is of 2025-01-31." in html
+    assert 'href="proven/index.html">Home</a>: 1 sentence, 1 test' in re.sub(
+        r' class="[^"]*"', "", html
+    )
+    for page in (html, site.html("proven/index")):
+        assert re.findall(r"<td>(.*?)</td>", page) == [
+            *("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0"),
+            *("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0"),
+        ]
 
 
-def test_test_claimed_twice_has_one_entry(site: Site):
-    """A test that two pages name has one entry with two links back."""
-    site.add("docs/guide.md", f"\nIt greets.[^greets]\n{NOTE}")
+def test_what_is_proven_is_not_searched(site: Site):
+    """No search finds the entries: they repeat what the pages say."""
+    site.build()
+    assert "proven/index" not in site.path("out/searchindex.js").read_text()
+
+
+def test_test_claimed_twice_has_an_entry_for_each_page(site: Site):
+    """A test that two pages name has an entry on the page of each, with links back to this one."""
+    site.add("docs/guide.md", f"\nIt greets.[^greets] Always.[^greets]\n{NOTE}")
     assert site.build() == []
-    html = site.html("proven")
-    assert html.count(f'id="{ENTRY}"') == 1
-    assert 'href="index.html#claim-1"' in html
-    assert 'href="guide.html#claim-1"' in html
-    assert "2 sentences of this site, 1 test." in html
+    assert "3 sentences, 1 test." in site.html("proven")
+    for page, links in (("index", 1), ("guide", 2)):
+        html = site.html(f"proven/{page}")
+        assert html.count(f'id="{ENTRY}"') == 1
+        assert html.count(f'href="../{page}.html#claim-1"') == links
 
 
 def test_list_follows_the_pages(site: Site):
@@ -73,7 +121,7 @@ def test_list_follows_the_pages(site: Site):
     assert "No page makes a claim yet." in site.html("proven")
     site.write("docs/index.md", text)
     assert site.build() == []
-    assert ENTRY in site.html("proven")
+    assert "1 sentence, 1 test" in site.html("proven")
 
 
 def test_list_follows_the_run(site: Site):
@@ -84,7 +132,7 @@ def test_list_follows_the_run(site: Site):
     run.add(newer, "2025-02-28", {CLAIM: (run.tests[CLAIM].sha256, True)})
     runs.save(site.root, run)
     assert site.build() == []
-    assert "Passed on PostgreSQL 17.1, with" in site.html("proven")
+    assert "<td>PostgreSQL 17.1</td>" in site.html("proven/index")
 
 
 SENTENCES = {
@@ -107,9 +155,7 @@ def test_sentence_is_the_one_before_the_mark(site: Site, text: str, expected: st
     """What counts as the sentence is the text from the last stop to the mark."""
     site.add("docs/guide.md", "\n" + text.replace("{}", "[^greets]") + "\n" + NOTE)
     assert site.build() == []
-    said = re.findall(
-        r'<span class="proven-sentence">(.*?)</span> <a', site.html("proven"), re.DOTALL
-    )
+    said = re.findall(r"<li>(.*?) <a", site.html("proven/guide"), re.DOTALL)
     expected = expected or "Since Django 5.2 it works, e.g. here."
     assert re.sub(r"<[^>]+>", "", said[-1]) == expected
 
@@ -193,7 +239,7 @@ def test_claim_that_is_not_proven_is_refused(site: Site, spoil):
     expected = [f"docs/index.md:3: WARNING: {REFUSED[spoil]} [claim]"]
     assert site.build() == expected
     assert site.build() == expected, "the next build must not forget the warning"
-    assert ENTRY not in site.html("proven")
+    assert ENTRY not in site.html("proven/index")
 
 
 def test_claim_without_a_sentence_is_refused(site: Site):
@@ -237,16 +283,7 @@ def test_other_footnotes_stay(site: Site):
     site.add("docs/guide.md", f"\n{text}{NOTE}")
     assert site.build() == []
     html = site.html("guide")
-    assert re.findall(r'class="claim" id="([\w-]+)"', html) == ["claim-1", "claim-2"]
+    assert re.findall(r'class="claim" id="([\w-]+)"', html) == ["claim-1"]
     assert "As tests/ says." in html
     assert html.count('class="footnote-reference') == 1
     assert CLAIM not in html
-
-
-def test_claims_need_the_page_they_link_to(site: Site):
-    """Claims on a site without a ``proven`` directive are refused."""
-    site.write("docs/proven.md", "# Proven\n\nNothing.\n")
-    assert site.build() == [
-        "docs/index.md:3: WARNING: claims link nowhere: no page has the 'proven' directive; "
-        "put it on one [claim]"
-    ]

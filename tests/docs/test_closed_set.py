@@ -164,4 +164,4 @@ def test_parallel_build_that_warns_fails(site: Site):
     assert "no page shows examples/index/unshown.py" in finished.stderr
     assert "example 'index/unshown' has no recording" in finished.stderr
     assert len(finished.stderr.splitlines()) == 3
-    assert "test-greeting-test-greets" in site.html("proven")
+    assert "test-greeting-test-greets" in site.html("proven/index")

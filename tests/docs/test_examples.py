@@ -1,5 +1,8 @@
 """The ``example`` directive."""
 
+import re
+from html import unescape
+
 from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
@@ -87,3 +90,53 @@ def test_page_is_read_again_when_its_recording_changes(site: Site):
     recordings.save(site.root, "index/greeting", ["Good day, ada"])
     assert site.build() == []
     assert site.code("index")[1] == "Good day, ada\n"
+
+
+BEFORE = """\
+def greet(name):
+    print(name)
+    return name
+
+
+# [call]
+print(greet("ada"))
+# [/call]
+"""
+
+
+def shown_with_before(site: Site) -> str:
+    """Show the example and what it was before in one block; return the HTML of the page."""
+    site.write("examples/index/plain.py", BEFORE)
+    recordings.save(site.root, "index/plain", ["ada", "ada"])
+    page = "\n```{example} index/greeting\n:before: index/plain\n:output: prints\n```\n"
+    site.add("docs/guide.md", page)
+    assert site.build() == []
+    return site.html("guide")
+
+
+def test_before_and_after_in_one_block(site: Site):
+    """What goes is marked apart from what comes; both print, and the one before is there whole."""
+    html = shown_with_before(site)
+    plain = re.sub(r"</?span[^>]*>", "", html)
+    assert re.findall(r"<del>(.*?)\n</del>", plain, re.DOTALL) == [
+        "    print(name)",
+        "    return name",
+    ]
+    (come,) = re.findall(r"<ins>(.*?)\n</ins>", plain, re.DOTALL)
+    assert unescape(come) == '    return f"Hello, {name}"'
+    labels = re.findall(r'<p class="example-output-label">(.*?)</p>', html)
+    assert labels == ["\N{MINUS SIGN} prints", "+ prints"]
+    codes = site.code("guide")
+    assert codes[1:] == [
+        "ada\nada\n",
+        "Hello, ada\n",
+        BEFORE.replace("# [call]\n", "").replace("# [/call]\n", ""),
+    ]
+
+
+def test_one_that_comes_before_is_shown_whole(site: Site):
+    """It counts as shown: no warning asks for it, and a name that is not there is refused."""
+    shown_with_before(site)
+    site.replace("docs/guide.md", ":before: index/plain", ":before: index/plane")
+    assert any("no example 'index/plane'" in line for line in site.build())
+    assert any("no page shows examples/index/plain.py" in line for line in site.build())

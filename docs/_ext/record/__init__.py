@@ -2,6 +2,7 @@
 
 ============== =========================================================================
 ``markers``    what an example shows: highlight and part markers, taken out
+``places``     where a reader puts an example, what it needs and what it leaves
 ``recordings`` what an example printed when it was last run
 ``spans``      what its calls did then, for a picture
 ``proofs``     the tests that sentences name: their source and docstring

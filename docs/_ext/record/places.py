@@ -1,0 +1,71 @@
+"""Where a reader puts an example: what stands above it, and how the tests paste it.
+
+Told from the source, so that no list has to be kept. A program sets Django up itself. All else goes
+into a project as ``startproject mysite .`` makes it: what defines ``urlpatterns`` is a URLconf,
+what defines ``application`` is what servers start, and so on.
+"""
+
+import re
+from dataclasses import dataclass
+
+#: What is in a source, and the file of a project that it is then: the first that fits.
+_FILES = (
+    (r"^application = ", "mysite/asgi.py"),
+    (r"^urlpatterns = ", "mysite/urls.py"),
+    (r"^DATABASES = ", "mysite/settings.py"),
+    (r"^class \w*Consumer\(", "mysite/consumers.py"),
+)
+#: What is in a source, and what must then be there.
+_NEEDS = (
+    (r"^(from|import) ormbridge|async_db|INSTALLED_APPS=\[\"ormbridge\"", "ormbridge"),
+    (r"^(from|import) channels", "channels"),
+    (r"^def test_\w+\((?!self)|^async def test_|^class \w+Test\(", "pytest-django"),
+    (r"mark\.asyncio|^import pytest_asyncio", "pytest-asyncio"),
+    (r"^import anyio", "anyio"),
+    (r"backends\.postgresql|^from psycopg|SHOW search_path|\bpg_", "psycopg"),
+    (r"\"pool\": ", "psycopg_pool"),
+    (r"backends\.mysql", "mysqlclient"),
+    (r"backends\.postgresql|SHOW search_path|\bpg_", "PostgreSQL"),
+    (r"backends\.mysql", "MariaDB or MySQL"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """*file* in an empty folder or a project, *command* that runs it, what it needs and leaves."""
+
+    file: str
+    command: str
+    needs: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether it runs in an empty folder."""
+        return self.command.endswith(f"python {self.file}")
+
+    def __str__(self) -> str:
+        """Return it in words, with code in back quotes."""
+        said = f"Goes into `{self.file}`"
+        if self.command:
+            said = f"{said}: `{self.command}`"
+        if self.by_itself:
+            said = f"Runs by itself: `{self.command}`"
+        said += f". Needs {', '.join(self.needs) or 'Django'}."
+        return said + f" Leaves {', '.join(self.leaves)} behind." * bool(self.leaves)
+
+
+def place(name: str, source: str) -> Place:
+    """Return where the example *name* goes."""
+    stem = name.rpartition("/")[2]
+    needs = tuple(what for pattern, what in _NEEDS if re.search(pattern, source, re.MULTILINE))
+    if "settings.configure(" in source and "pytest" not in source:
+        variables = "ASGI_THREADS=10 " * ("environ['ASGI_THREADS']" in source)
+        leaves = tuple(dict.fromkeys(re.findall(r'"NAME": "(\w+\.sqlite3)"', source)))
+        if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing
+            needs, leaves = tuple(each for each in needs if each != "PostgreSQL"), ()
+        return Place(f"{stem}.py", f"{variables}python {stem}.py", needs, leaves)
+    if "pytest-django" in needs:
+        return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
+    fits = (file for pattern, file in _FILES if re.search(pattern, source, re.MULTILINE))
+    return Place(next(fits, f"mysite/{stem}.py"), "", needs, ())

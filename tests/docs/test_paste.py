@@ -1,0 +1,188 @@
+"""Each block of the site, copied with its button and pasted where its head says that it goes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from playwright.sync_api import Browser
+
+from docs._ext.record import markers, places, recordings
+from tests.core.gate import GUARD
+from tests.docs.conftest import ROOT
+from tests.settings import CHOICE
+
+NAMES = recordings.examples(ROOT)
+SERVER = "PostgreSQL"
+
+
+def shown(name: str) -> str:
+    """Return the example as a page shows it."""
+    source = recordings.example_path(ROOT, name).read_text(encoding="utf-8")
+    return markers.excerpt(source).text
+
+
+PLACES = {name: places.place(name, shown(name)) for name in NAMES}
+#: Those that run here: on SQLite, or those of PostgreSQL where the run is on PostgreSQL. What names
+#: another server only configures it.
+HERE = [name for name in NAMES if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")]
+
+
+@pytest.fixture(scope="module")
+def clipboard(browser: Browser, address: str) -> dict[str, tuple[str, str]]:
+    """Press the button of each block; return its head and what the clipboard then holds."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    page = context.new_page()
+    found: dict[str, tuple[str, str]] = {}
+    output = ROOT / "docs"
+    for source in sorted(output.rglob("*.md")):
+        name = source.relative_to(output).with_suffix("").as_posix()
+        if name.startswith("_") or "{example}" not in source.read_text(encoding="utf-8"):
+            continue
+        page.goto(f"{address}/{name}.html")
+        # What an example does away with is folded below it.
+        page.evaluate(
+            "() => document.querySelectorAll('details').forEach((each) => each.open = true)"
+        )
+        for block in page.locator(".example:not(:has(.part))").all():
+            caption = block.locator(".code-block-caption").inner_text()
+            if " (" in caption:
+                continue  # a part: the whole is on a page, too
+            head = block.locator(".example-place").inner_text()
+            buttons = block.locator("button.copybtn")
+            names = [caption.split(",")[0].strip(" ¶#\n")]
+            names += [each.inner_text().split()[-1] for each in block.locator("summary").all()]
+            for number, path in enumerate(names):
+                page.evaluate("() => navigator.clipboard.writeText('')")
+                buttons.nth(number).click()
+                page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
+                text = page.evaluate("() => navigator.clipboard.readText()")
+                found[path.removeprefix("examples/").removesuffix(".py")] = (head, text)
+    context.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project, as ``startproject`` does."""
+    path = tmp_path_factory.mktemp("project")
+    call_command("startproject", "mysite", path)
+    return path
+
+
+def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in *directory*, with nothing of this run but the package and the server."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+    kept |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=GUARD * 2,
+        check=False,
+    )
+
+
+def test_every_block_has_been_copied(clipboard):
+    """No example is missing, and what the button copies is the example to the last line."""
+    assert sorted(clipboard) == NAMES
+    assert {name: text.strip() for name, (_, text) in clipboard.items()} == {
+        name: shown(name).strip() for name in NAMES
+    }
+
+
+def test_heads_tell_the_place(clipboard):
+    """Above a block stands where it goes, what it needs and what it leaves."""
+    expected = {name: str(PLACES[name]).replace("`", "") for name in NAMES}
+    told = {name: head for name, (head, _) in clipboard.items()}
+    befores = {name for name in NAMES if told[name] != expected[name]}
+    # A block of two has the head of the one that it ends with.
+    assert befores == {name for name in NAMES if name in SHOWN_AS_BEFORE}
+
+
+SHOWN_AS_BEFORE = {
+    line.split()[1]
+    for source in (ROOT / "docs").rglob("*.md")
+    for line in source.read_text(encoding="utf-8").splitlines()
+    if line.startswith(":before:")
+}
+
+
+@pytest.mark.parametrize("name", [each for each in HERE if PLACES[each].by_itself])
+def test_program_runs_by_itself(clipboard, tmp_path, name):
+    """Pasted into an empty folder, it runs to its end and leaves what its head says."""
+    place = PLACES[name]
+    (tmp_path / place.file).write_text(clipboard[name][1], encoding="utf-8")
+    variables = dict(each.split("=") for each in place.command.split() if "=" in each)
+    finished = run(tmp_path, place.file, **variables)
+    assert finished.returncode == 0, finished.stderr
+    left = sorted(each.name for each in tmp_path.iterdir() if each.name != place.file)
+    assert left == sorted(place.leaves)
+
+
+#: What runs a block in a project: nothing but its own settings, and no variable that names them.
+LOAD = """
+import importlib, sys
+import django
+from django.conf import settings
+if sys.argv[1] != "mysite.asgi":
+    import os
+    os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
+    django.setup()
+module = importlib.import_module(sys.argv[1])
+assert callable(getattr(module, "application", print))
+if sys.argv[1] != "mysite.settings":  # whose database is not there
+    from django.core.management import call_command
+    call_command("check", fail_level="WARNING")
+"""
+
+
+@pytest.mark.parametrize("name", [each for each in HERE if not PLACES[each].by_itself])
+def test_block_goes_into_a_project(clipboard, project, tmp_path, name):
+    """Pasted into its file of a new project, it is loaded, or its tests run."""
+    place = PLACES[name]
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / place.file
+    if place.file == "mysite/settings.py":  # it takes the place of what stands there
+        path.write_text(path.read_text() + "\n" + clipboard[name][1], encoding="utf-8")
+    else:
+        path.write_text(clipboard[name][1], encoding="utf-8")
+    if place.command:
+        options = ("-p", "pytest_ormbridge", *place.command.split()[1:])
+        finished = run(tmp_path, "-m", "pytest", *options)
+        # Some show how a test fails: it has run all the same.
+        assert finished.returncode in (0, 1), finished.stdout + finished.stderr
+        assert " passed" in finished.stdout or " failed" in finished.stdout
+    else:
+        module = place.file.removesuffix(".py").replace("/", ".")
+        finished = run(tmp_path, "-c", LOAD, module)
+        assert finished.returncode == 0, finished.stderr
+
+
+NEED_A_SERVER = [name for name in NAMES if SERVER in PLACES[name].needs and PLACES[name].by_itself]
+
+
+@pytest.mark.parametrize("name", NEED_A_SERVER)
+def test_program_says_that_its_server_is_missing(tmp_path, name):
+    """Where no PostgreSQL answers, it ends and says so; it does not hang."""
+    (tmp_path / PLACES[name].file).write_text(shown(name), encoding="utf-8")
+    finished = run(tmp_path, PLACES[name].file, PGHOST="127.0.0.1", PGPORT="1")
+    assert "onnection refused" in finished.stdout + finished.stderr
+
+
+def test_program_says_which_package_is_missing(tmp_path):
+    """Without a package that its head names, it ends at once, with the name of it."""
+    name = "index/after"
+    (tmp_path / "after.py").write_text(shown(name), encoding="utf-8")
+    (tmp_path / "ormbridge.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'ormbridge'\")"
+    )
+    finished = run(tmp_path, "after.py")
+    assert finished.returncode == 1
+    assert "No module named 'ormbridge'" in finished.stderr
