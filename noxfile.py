@@ -210,6 +210,13 @@ def tests_instrumentation(session: nox.Session) -> None:
     run_tests(session, "tests/instrumentation", database="postgresql")
 
 
+@nox.session(name="tests-howto")
+def tests_howto(session: nox.Session) -> None:
+    """Test the pages of howto/ with the packages that they name, on PostgreSQL."""
+    install(session, "tests", "howto", extras="channels,postgres")
+    run_tests(session, "tests/howto", database="postgresql")
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Open a page that puts 50 clients on a server, with the bridge and without; Ctrl-C ends it."""
@@ -240,6 +247,7 @@ ASIDE = {
     "tests/typing": (("typing",), "sqlite"),
     "tests/servers": (("servers",), "postgresql"),
     "tests/instrumentation": (("instrumentation",), "postgresql"),
+    "tests/howto": (("howto",), "postgresql"),
 }
 # One file is recorded with this Python and the newest Django.
 HERE = (RUNNING, DJANGO_HERE)

@@ -98,8 +98,9 @@ def page_of(folder: str, root: Path) -> Path:
 
 def tests_of(folder: str, page: str, root: Path) -> Path:
     """Return the file with the tests of the page; a new one begins with what it is for."""
-    own = root / "tests" / "guide" / f"test_{folder}.py"
-    for path in [own, *sorted((root / "tests" / "guide").glob("test_*.py"))]:
+    place = root / "tests" / ("howto" if page.startswith("howto/") else "guide")
+    own = place / f"test_{folder}.py"
+    for path in [own, *sorted(place.glob("test_*.py"))]:
         if path.exists() and f'"{folder}/' in path.read_text(encoding="utf-8"):
             return path
     if not own.exists():

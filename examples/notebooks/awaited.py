@@ -1,0 +1,31 @@
+# %%
+import os
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+django.setup()
+
+from django.contrib.auth.models import User
+
+from ormbridge import atomic, database_sync_to_async
+
+# %%
+async with atomic():  # two writes that belong together
+    ada = await User.objects.acreate(username="ada", email="ada@example.com")
+    bob = await User.objects.acreate(username="bob")
+
+# %%
+await User.objects.acount()
+
+# %%
+[user.username async for user in User.objects.order_by("pk")]
+
+
+# %%
+@database_sync_to_async  # what you have in a function stays as it is
+def without_email():
+    return list(User.objects.filter(email="").values_list("username", flat=True))
+
+
+await without_email()

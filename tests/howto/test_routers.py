@@ -1,0 +1,181 @@
+"""The page ``howto/routers``: its router, with a primary and a replica that is behind."""
+
+import os
+import subprocess
+import textwrap
+import uuid
+
+import psycopg
+import pytest
+
+from tests.guide.conftest import run_python
+from tests.servers.harness import address
+from tests.settings import CHOICE, CHOICES
+from tests.support.examples import example_source
+
+# Outside of blocks, Django's a-methods use asgiref's thread, and nobody closes its connection.
+STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
+SET_UP = """
+import asyncio, contextvars, sys, threading
+import django
+from django.conf import settings
+settings.configure(
+    DATABASES={databases!r},
+    DATABASE_ROUTERS={routers!r},
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+)
+django.setup()
+from django.contrib.auth.models import Group, User
+from django.core.management import call_command
+from django.db import router
+from ormbridge import atomic, database_sync_to_async
+"""
+# Each database says which one it is.
+MIGRATE = """
+for alias in ("default", "replica"):
+    call_command("migrate", verbosity=0, database=alias)
+    Group.objects.using(alias).create(name=alias)
+"""
+ASK = """
+async def ask():
+    return (await Group.objects.aget()).name
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if CHOICE == "postgresql" else ["sqlite"])
+def run(request, tmp_path):
+    """Return a function that runs a script with a primary, a replica and the example's router."""
+    if request.param == "sqlite":
+        names = {alias: str(tmp_path / f"{alias}.sqlite3") for alias in ("default", "replica")}
+        databases = {
+            alias: {"ENGINE": "django.db.backends.sqlite3", "NAME": name}
+            for alias, name in names.items()
+        }
+    else:
+        own = uuid.uuid4().hex[:8]
+        usual = CHOICES["postgresql"]()
+        del usual["TEST"]
+        databases = {
+            alias: {**usual, "NAME": f"ormbridge_{alias}_{os.getpid()}_{own}"}
+            for alias in ("default", "replica")
+        }
+        request.getfixturevalue("new_databases")([each["NAME"] for each in databases.values()])
+    (tmp_path / "replica.py").write_text(example_source("routers/replica"), encoding="utf-8")
+
+    def run(script, *routers):
+        source = SET_UP.format(databases=databases, routers=routers) + script
+        done = run_python(tmp_path, source, *STRICT, stderr=subprocess.STDOUT)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    run(MIGRATE)
+    return lambda script: run(ASK + textwrap.dedent(script), "replica.ReplicaRouter")
+
+
+@pytest.fixture
+def new_databases():
+    """Return a function that creates databases, which are dropped when the test ends."""
+    made = []
+    with psycopg.connect(**address("postgres"), autocommit=True) as admin:
+
+        def create(names):
+            for name in names:
+                admin.execute(f"CREATE DATABASE {name}")
+                made.append(name)
+
+        yield create
+        for name in made:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_replica(run, recorded):
+    """Reads go to the replica, until the task has written; another task is not concerned."""
+    script = """
+    from replica import on_primary
+
+    async def main():
+        print("reads from:", await ask())
+        async with on_primary():
+            print("in on_primary():", await ask())
+        print("after it:", await ask())
+        await User.objects.acreate(username="ada")
+        print("after a write:", await ask())
+        other = asyncio.create_task(ask(), context=contextvars.Context())
+        print("another request:", await other)
+
+    asyncio.run(main())
+    """
+    recorded("routers/replica", run(script))
+
+
+def test_all_ways_of_reading(run):
+    """Wherever Django asks the router, on a worker or on the loop's thread, it answers the same."""
+    script = """
+    from replica import on_primary
+
+    async def databases():
+        yield (await Group.objects.aget()).name
+        yield [each.name async for each in Group.objects.all()][0]
+        yield [each.name async for each in Group.objects.all().aiterator()][0]
+        yield await database_sync_to_async(lambda: Group.objects.get().name)()
+        yield Group.objects.all().db
+        yield User(pk=1).groups.all().db
+
+    async def main():
+        seen = [[each async for each in databases()]]
+        async with on_primary():
+            seen.append([each async for each in databases()])
+        print(seen)
+
+    asyncio.run(main())
+    """
+    assert run(script) == f"{[['replica'] * 6, ['default'] * 6]}\n"
+
+
+def test_write_on_a_worker_is_known_to_the_task(run):
+    """Where the write was made on a worker, the task that awaited it reads from the primary."""
+    script = """
+    async def main():
+        await database_sync_to_async(User.objects.create)(username="ada")
+        print(await ask())
+
+    asyncio.run(main())
+    """
+    assert run(script) == "default\n"
+
+
+def test_router_with_a_thread_local(run):
+    """What a write leaves on its thread changes where the next one on that thread reads."""
+    script = """
+    class Router:
+        here = threading.local()
+        def db_for_read(self, model, **hints):
+            return "default" if getattr(self.here, "has_written", False) else "replica"
+        def db_for_write(self, model, **hints):
+            self.here.has_written = True
+            return "default"
+
+    settings.ORMBRIDGE = {"MAX_THREADS": 1}
+    router.routers = [Router()]
+    read = database_sync_to_async(lambda: Group.objects.get().name)
+
+    async def main():
+        print(await asyncio.create_task(read(), context=contextvars.Context()))
+        await database_sync_to_async(User.objects.create)(username="ada")
+        print(await asyncio.create_task(read(), context=contextvars.Context()))
+
+    asyncio.run(main())
+    """
+    assert run(script).split() == ["replica", "default"]
+
+
+def test_select_for_update_goes_to_the_primary(run):
+    """A row that is locked to be written comes from the primary."""
+    script = """
+    async def main():
+        async with atomic():
+            print((await Group.objects.select_for_update().aget()).name)
+
+    asyncio.run(main())
+    """
+    assert run(script) == "default\n"
