@@ -154,11 +154,13 @@ def test_call_that_must_not_wait_needs_no_hands(simulation):
     assert len(simulation.running()) == FEW + 1
 
 
-def test_none_waits_where_nobody_else_does(simulation):
-    """A call that must not wait is not put in front of those that do."""
-    simulation.take(FEW + 1)
-    assert simulation.pool.take(mock.Mock(calls=1), wait=False) is False
-    assert simulation.pool.stats().waiting == 1
+def test_call_that_must_not_wait_goes_before_those_that_may(simulation):
+    """It has a worker although others wait for their turn, until all workers run."""
+    simulation.take(FEW + 5)
+    had = [simulation.pool.take(mock.Mock(calls=1), wait=False) for _ in range(MOST)]
+    assert had == [True] * (MOST - FEW) + [False] * FEW
+    now = simulation.pool.stats()
+    assert (now.threads, now.waiting) == (MOST, 5)
 
 
 async def test_all_begin_within_a_moment(pool_settings):

@@ -78,9 +78,10 @@ class Pool:
             if self._closed:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken"
                 raise PoolClosed(what)
-            # Who is first in line waits for a look, and nobody goes before.
-            hands = self._hands if wait else self.settings.max_threads
-            worker = None if self._waiting else self._free_or_new(hands)
+            if not wait:  # who is in line may only wait for its turn to run
+                worker = self._free_or_new(self.settings.max_threads)
+            else:
+                worker = None if self._waiting else self._free_or_new(self._hands)
             if worker is not None:
                 worker.lease, worker.since = lease, now
             elif wait:
