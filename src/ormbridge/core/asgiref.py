@@ -1,9 +1,14 @@
-"""Find the live synchronous frame above a coroutine (step 2 of a call: the innermost wins).
+"""All that is private to asgiref: frames, and what stands in for one (step 2 of a call).
 
 A synchronous frame is a thread that waits inside ``async_to_sync``: a sync view, Django's
 ``TestCase``, a ``SyncConsumer`` handler, a management command. It runs calls from below one at a
 time, on its own thread and so on its own connections. It is live until its coroutine has finished;
-a task that outlives it inherits a dead frame, which is skipped.
+a task that outlives it inherits a dead frame, which is skipped. :func:`live_frame` finds the
+innermost one above a coroutine.
+
+For the wings: a :class:`Ground` lies under all frames and takes what asgiref sends to a dead one; a
+:class:`Guest` has a frame's thread for as long as it likes; :func:`child_of` finds the user's
+function in what asgiref submits.
 
 asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
 ``loop_thread_executors`` and the fields of ``CurrentThreadExecutor`` and
