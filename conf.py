@@ -68,6 +68,7 @@ extensions = [
     "docs._ext.llms",
     "docs._ext.calculator",
     "docs._ext.house",
+    "docs._ext.search",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]
@@ -86,7 +87,7 @@ nitpick_ignore = [
 # A block of code that names no language is shown as it is.
 highlight_language = "text"
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -1,0 +1,151 @@
+// The search of the site: ranks its sections, and takes a line of a log for the message in it.
+//
+// `sections` is from sections.js (docs/_ext/search.py); Search, Stemmer and stopwords are Sphinx's.
+// Nothing is fetched, so it works from a file, too.
+"use strict";
+{
+  const stemmer = new Stemmer();
+  const stems = new Map();
+  const stem = (word) => {
+    if (!stems.has(word)) stems.set(word, stemmer.stemWord(word));
+    return stems.get(word);
+  };
+  // Quotes, punctuation and case go, and so do numbers, which are another each time.
+  const words = (text) =>
+    text
+      .normalize("NFKC")
+      .split(/[^\p{L}\p{N}]+/u)
+      .map((word) => word.toLowerCase())
+      .filter((word) => !/^\d+$/.test(word) || NUMBERS.has(word));
+  // Codes of errors by which people search.
+  const NUMBERS = new Set(["1020", "1040", "1205", "1213", "1969", "2006", "2013", "2014", "503"]);
+  const terms = (text) => words(text).map(stem);
+
+  // What is known of each section
+  const titles = new Map();
+  for (const each of sections) if (!each.anchor) titles.set(each.page, each.title);
+  const seen = new Map(); // a term: in how many sections it is
+  for (const each of sections) {
+    const called = [each.title, ...each.wordings];
+    each.phrases = [...called, ...each.names].map((text, at) => ({
+      terms: terms(text),
+      isMessage: each.messages && at < called.length,
+    }));
+    each.counts = new Map();
+    const count = (list, weight) =>
+      list.forEach((term) => each.counts.set(term, (each.counts.get(term) || 0) + weight));
+    each.phrases.forEach((phrase, at) => count(new Set(phrase.terms), at ? 2 : 4));
+    if (each.anchor) count(new Set(terms(titles.get(each.page) || "")), 1);
+    const text = terms(each.text);
+    count(text, 1);
+    each.length = text.length;
+    for (const term of each.counts.keys()) seen.set(term, (seen.get(term) || 0) + 1);
+  }
+  const usual = sections.reduce((sum, each) => sum + each.length, 0) / sections.length;
+  const plain = new Set([...stopwords].flatMap(terms));
+  const weigh = (term) => {
+    if (!seen.has(term)) return 0;
+    return Math.log(1 + sections.length / seen.get(term)) * (plain.has(term) ? 0.2 : 1);
+  };
+  const weight = (list) => list.reduce((sum, term) => sum + weigh(term), 0);
+
+  // A word that no section has stands for those that begin so, or is two written as one.
+  const known = (word) => {
+    const term = stem(word.toLowerCase());
+    if (seen.has(term) || term.length < 4) return [term];
+    const parts = word.split(/(?<=\p{Ll})(?=\p{Lu})/u);
+    if (parts.length > 1) return parts.flatMap(known);
+    const near = [...seen.keys()].filter((each) => isNear(each, term));
+    near.sort((one, other) => seen.get(other) - seen.get(one));
+    return near.slice(0, 1);
+  };
+  const isNear = (one, other) => {
+    if (one.length < 4 || Math.abs(one.length - other.length) > 3) return false;
+    if (one.startsWith(other) || other.startsWith(one)) return true;
+    // One letter is wrong, missing, too much, or two are in the wrong order.
+    let from = 0;
+    while (from < one.length && one[from] === other[from]) from++;
+    const [left, right] = [one.slice(from), other.slice(from)];
+    return (
+      from > 0 &&
+      (left.slice(1) === right.slice(1) ||
+        left.slice(1) === right ||
+        left === right.slice(1) ||
+        (left[0] === right[1] && left[1] === right[0] && left.slice(2) === right.slice(2)))
+    );
+  };
+
+  // How much of a phrase is in a text, word behind word; in between stand names and numbers.
+  const pairs = (list) => {
+    const found = new Set();
+    list.forEach((term, at) =>
+      list.slice(at + 1, at + 4).forEach((next) => found.add(`${term} ${next}`)),
+    );
+    return found;
+  };
+  const share = (phrase, within) => {
+    let [has, all] = [0, 0];
+    for (let at = 1; at < phrase.length; at++) {
+      const heavy = weigh(phrase[at - 1]) + weigh(phrase[at]) + 0.1;
+      all += heavy;
+      if (within.has(`${phrase[at - 1]} ${phrase[at]}`)) has += heavy;
+    }
+    return all ? has / all : 0;
+  };
+  const rank = (query) => {
+    const asked = query
+      .normalize("NFKC")
+      .split(/[^\p{L}\p{N}]+/u)
+      .filter((word) => word && (!/^\d+$/.test(word) || NUMBERS.has(word)))
+      .flatMap(known);
+    const [set, around, whole] = [new Set(asked), pairs(asked), weight([...new Set(asked)])];
+    const score = (each) => {
+      let [sum, likeness, message] = [0, 0, 0];
+      for (const term of set) {
+        const times = each.counts.get(term) || 0;
+        const long = 0.4 + (0.6 * each.length) / usual;
+        sum += (weigh(term) * times * 2.2) / (times + 1.2 * long);
+      }
+      for (const phrase of each.phrases) {
+        const own = new Set(phrase.terms);
+        const heavy = weight([...own]);
+        const both = weight([...own].filter((term) => set.has(term)));
+        if (!both) continue;
+        const back = share(asked, phrase.pairs);
+        likeness = Math.max(likeness, (2 * both) / (heavy + whole), phrase.isMessage ? back : 0);
+        if (!phrase.isMessage) continue;
+        const part = phrase.terms.length > 1 ? share(phrase.terms, around) : both / heavy;
+        if (part >= 0.7) message = Math.max(message, part * part * heavy);
+      }
+      const first = each.weight * (each.anchor ? 1 : 0.9);
+      return (sum + 2 * whole * likeness ** 2) * first + 10 * message;
+    };
+    return sections
+      .map((section) => ({ section, score: score(section) }))
+      .filter((each) => each.score > 0)
+      .sort((one, other) => other.score - one.score);
+  };
+  for (const each of sections)
+    for (const phrase of each.phrases) phrase.pairs = pairs(phrase.terms);
+
+  Search.rank = rank;
+  Search.query = (query) => {
+    const root = document.documentElement.dataset.content_root;
+    const found = rank(query).slice(0, 25);
+    for (const { section } of found) {
+      const item = document.createElement("li");
+      const link = item.appendChild(document.createElement("a"));
+      link.href = `${root}${section.page}.html${section.anchor && "#"}${section.anchor}`;
+      link.textContent = section.title;
+      if (section.anchor)
+        item.appendChild(document.createElement("span")).textContent = titles.get(section.page);
+      item.appendChild(document.createElement("p")).textContent = excerpt(section.text, query);
+      Search.output.appendChild(item);
+    }
+    Search.stopPulse();
+    Search.title.innerText = found.length ? "Found" : "Nothing found";
+    Search.status.innerText = found.length ? "" : "Try fewer words, or those of the message.";
+  };
+  const excerpt = (text) => (text.length > 200 ? `${text.slice(0, 200)}…` : text);
+  Search.setIndex({});
+}
