@@ -104,7 +104,9 @@ def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def merge(app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment) -> None:
     """Take over what another process of a parallel build read."""
-    sections(env).update({name: found for name, found in sections(other).items() if name in docnames})
+    sections(env).update(
+        {name: found for name, found in sections(other).items() if name in docnames}
+    )
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
@@ -121,4 +123,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
     app.connect("build-finished", write)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
