@@ -7,9 +7,9 @@ text, and its other names. These stand in the page, where nobody sees them, betw
 
     % search: connection limit reached; pool size
 
-or, for a whole page, as ``search:`` in its front matter. On the page of messages, what a list of
-the class ``wordings`` has in back quotes is printed as the heading is: a line of a log that
-contains it leads there.
+or, for a whole page, as ``search:`` in its front matter. What a program prints stands behind
+``% prints:``, or in back quotes in a list of the class ``wordings``: a line of a log that contains
+it leads to this section. On the page of messages each heading is such a message.
 
 What is proven is left out, of Sphinx's own index as well, and what is about the project comes late.
 """
@@ -25,7 +25,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.typing import ExtensionMetadata
 
-_LEFT_OUT, _MESSAGES, _NAMES = "proven", "reference/messages", "search:"
+_LEFT_OUT, _MESSAGES = "proven", "reference/messages"
 #: What readers rarely look for, and how much less a match counts there.
 _WEIGHTS = {"reference/api": 0.7} | dict.fromkeys(
     ("architecture", "benchmarks", "changelog", "contributing", "reliability"), 0.5
@@ -35,39 +35,54 @@ _DRAWN = re.compile(r"<(svg|div|form)\b.*?</\1>")
 _UNSEEN = (nodes.section, nodes.title, nodes.Invisible, nodes.system_message)
 
 
-def collect(app: Sphinx, doctree: nodes.document) -> None:
-    """Keep the sections of the page just read; a name of the API is one, too."""
-    docname = app.env.current_document.docname
-    if docname.startswith(_LEFT_OUT):
-        app.env.metadata[docname]["no-search"] = "true"
+def hide(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Keep what is proven out of Sphinx's index."""
+    for docname in env.all_docs:
+        if docname.startswith(_LEFT_OUT):
+            env.metadata[docname]["no-search"] = "true"
+    return []
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write the sections where the page of the search looks for them."""
+    if error is not None or app.builder.format != "html":
         return
-    found = [
-        {"page": docname, "weight": _WEIGHTS.get(docname, 1), **described(node)}
-        for node in doctree.findall(lambda each: isinstance(each, (nodes.section, addnodes.desc)))
-    ]
-    for each in found:
-        each["messages"] = each["anchor"] != "" and docname == _MESSAGES
-    if found:
-        found[0]["names"] += names(str(app.env.metadata[docname].get("search", "")))
-    sections(app.env)[docname] = found
+    found = []
+    for docname in sorted(each for each in app.env.all_docs if not each.startswith(_LEFT_OUT)):
+        page = list(app.env.get_doctree(docname).findall(is_found))
+        place = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
+        known = [place | described(each) for each in page]
+        for each in known[:1]:
+            each["names"] += parts(str(app.env.metadata[docname].get("search", "")))
+        for each in known[1:] if docname == _MESSAGES else ():
+            each["prints"].append(each["title"])
+        found += known
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    Path(app.outdir, "sections.js").write_text(f"const sections = {text};\n", encoding="utf-8")
+
+
+def is_found(node: nodes.Node) -> bool:
+    """Say whether *node* is a section, or a name of the API that can be linked to."""
+    return isinstance(node, nodes.section) or (
+        isinstance(node, addnodes.desc) and bool(node[0]["ids"])
+    )
 
 
 def described(node: nodes.Element) -> dict[str, Any]:
     """Return what is known of a section, or of a name of the API."""
     own = [each for each in node.children if not isinstance(each, _UNSEEN)]
+    comments = [each.astext() for each in node.children if isinstance(each, nodes.comment)]
+    lists = [each for each in own if isinstance(each, nodes.bullet_list)]
+    wordings = [each for each in lists if "wordings" in each["classes"]]
     known: dict[str, Any] = {
-        "names": [name for each in node.children for name in names_in(each)],
-        "wordings": [
-            code.astext()
-            for each in own
-            if isinstance(each, nodes.Element) and "wordings" in each.get("classes", ())
-            for code in each.findall(nodes.literal)
-        ],
+        "names": [name for each in comments for name in parts(each, "search:")],
+        "prints": [text for each in comments for text in parts(each, "prints:")]
+        + [code.astext() for each in wordings for code in each.findall(nodes.literal)],
         # Of an example what it printed: its code has too many words that mean nothing.
         "text": _DRAWN.sub("", " ".join(" ".join(shown(each).astext().split()) for each in own)),
     }
     if isinstance(node, addnodes.desc):
-        return known | {"title": node[0].get("fullname", ""), "anchor": "".join(node[0]["ids"][:1])}
+        return known | {"title": node[0].get("fullname", ""), "anchor": node[0]["ids"][0]}
     # The last id is the one that the page itself gives, where it does.
     ids = [each for each in reversed(node["ids"]) if not _UNNAMED.fullmatch(each)]
     is_page = isinstance(node.parent, nodes.document)
@@ -79,53 +94,14 @@ def shown(node: nodes.Node) -> nodes.Node:
     return node[-1] if isinstance(node, nodes.Element) and "example" in node else node
 
 
-def names_in(node: nodes.Node) -> list[str]:
-    """Return the names in a comment of the page."""
-    text = node.astext() if isinstance(node, nodes.comment) else ""
-    return names(text.removeprefix(_NAMES)) if text.startswith(_NAMES) else []
-
-
-def names(text: str) -> list[str]:
-    """Return what stands between semicolons."""
-    return [" ".join(name.split()) for name in text.split(";") if name.strip()]
-
-
-def sections(env: BuildEnvironment) -> dict[str, list[dict[str, Any]]]:
-    """Return the sections of the site: page to its sections."""
-    if not hasattr(env, "sections"):
-        env.sections = {}  # type: ignore[attr-defined]
-    return env.sections  # type: ignore[attr-defined, no-any-return]
-
-
-def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget a page."""
-    sections(env).pop(docname, None)
-
-
-def merge(app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment) -> None:
-    """Take over what another process of a parallel build read."""
-    sections(env).update(
-        {name: found for name, found in sections(other).items() if name in docnames}
-    )
-
-
-def write(app: Sphinx, error: Exception | None) -> None:
-    """Write the sections where the page of the search looks for them."""
-    if error is None and app.builder.format == "html":
-        found = [each for _, page in sorted(sections(app.env).items()) for each in page]
-        text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-        Path(app.outdir, "sections.js").write_text(f"const sections = {text};\n", encoding="utf-8")
+def parts(text: str, begins: str = "") -> list[str]:
+    """Return what stands between semicolons in *text*, if that begins so."""
+    found = text.removeprefix(begins).split(";") if text.startswith(begins) else []
+    return [" ".join(each.split()) for each in found if each.strip()]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Collect as pages are read, write when all is built."""
-    app.connect("doctree-read", collect)
-    app.connect("env-purge-doc", purge)
-    app.connect("env-merge-info", merge)
+    """Write when all is built."""
+    app.connect("env-updated", hide)
     app.connect("build-finished", write)
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

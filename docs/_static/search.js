@@ -26,10 +26,9 @@
   for (const each of sections) if (!each.anchor) titles.set(each.page, each.title);
   const seen = new Map(); // a term: in how many sections it is
   for (const each of sections) {
-    const called = [each.title, ...each.wordings];
-    each.phrases = [...called, ...each.names].map((text, at) => ({
+    each.phrases = [each.title, ...each.names, ...each.prints].map((text, at) => ({
       terms: terms(text),
-      isMessage: each.messages && at < called.length,
+      isMessage: at > each.names.length,
     }));
     each.counts = new Map();
     const count = (list, weight) =>
