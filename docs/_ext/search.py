@@ -27,7 +27,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 _LEFT_OUT, _MESSAGES = "proven", "reference/messages"
 #: What readers rarely look for, and how much less a match counts there.
-_WEIGHTS = {"reference/api": 0.7} | dict.fromkeys(
+_WEIGHTS = {"reference/api": 0.7, _MESSAGES: 0.8} | dict.fromkeys(
     ("architecture", "benchmarks", "changelog", "contributing", "reliability"), 0.5
 )
 _UNNAMED = re.compile(r"id\d+")
@@ -53,9 +53,13 @@ def write(app: Sphinx, error: Exception | None) -> None:
         place = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
         known = [place | described(each) for each in page]
         for each in known[:1]:
+            each["is_page"] = True
             each["names"] += parts(str(app.env.metadata[docname].get("search", "")))
-        for each in known[1:] if docname == _MESSAGES else ():
-            each["prints"].append(each["title"])
+        for each in known if docname == _MESSAGES else ():
+            if each["names"]:
+                each["prints"].append(each["title"])
+            else:  # what is around the messages
+                each["weight"] = 0.4
         found += known
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     Path(app.outdir, "sections.js").write_text(f"const sections = {text};\n", encoding="utf-8")
@@ -83,10 +87,9 @@ def described(node: nodes.Element) -> dict[str, Any]:
     }
     if isinstance(node, addnodes.desc):
         return known | {"title": node[0].get("fullname", ""), "anchor": node[0]["ids"][0]}
-    # The last id is the one that the page itself gives, where it does.
-    ids = [each for each in reversed(node["ids"]) if not _UNNAMED.fullmatch(each)]
-    is_page = isinstance(node.parent, nodes.document)
-    return known | {"title": node[0].astext(), "anchor": "" if is_page else ids[0]}
+    # The first id is the one that the page itself gives, where it does.
+    ids = [each for each in node["ids"] if not _UNNAMED.fullmatch(each)]
+    return known | {"title": node[0].astext(), "anchor": ids[0]}
 
 
 def shown(node: nodes.Node) -> nodes.Node:

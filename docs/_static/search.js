@@ -23,7 +23,7 @@
 
   // What is known of each section
   const titles = new Map();
-  for (const each of sections) if (!each.anchor) titles.set(each.page, each.title);
+  for (const each of sections) if (each.is_page) titles.set(each.page, each.title);
   const seen = new Map(); // a term: in how many sections it is
   for (const each of sections) {
     each.phrases = [each.title, ...each.names, ...each.prints].map((text, at) => ({
@@ -33,8 +33,9 @@
     each.counts = new Map();
     const count = (list, weight) =>
       list.forEach((term) => each.counts.set(term, (each.counts.get(term) || 0) + weight));
-    each.phrases.forEach((phrase, at) => count(new Set(phrase.terms), at ? 2 : 4));
-    if (each.anchor) count(new Set(terms(titles.get(each.page) || "")), 1);
+    count(new Set(each.phrases[0].terms), 4);
+    count(new Set(each.phrases.slice(1).flatMap((phrase) => phrase.terms)), 2);
+    if (!each.is_page) count(new Set(terms(titles.get(each.page) || "")), 1);
     const text = terms(each.text);
     count(text, 1);
     each.length = text.length;
@@ -111,12 +112,12 @@
         const both = weight([...own].filter((term) => set.has(term)));
         if (!both) continue;
         const back = share(asked, phrase.pairs);
-        likeness = Math.max(likeness, (2 * both) / (heavy + whole), phrase.isMessage ? back : 0);
+        likeness = Math.max(likeness, (2 * both) / (heavy + whole), phrase.isMessage && set.size > 2 ? back ** 2 : 0);
         if (!phrase.isMessage) continue;
         const part = phrase.terms.length > 1 ? share(phrase.terms, around) : both / heavy;
         if (part >= 0.7) message = Math.max(message, part * part * heavy);
       }
-      const first = each.weight * (each.anchor ? 1 : 0.9);
+      const first = each.weight * (each.is_page ? 0.9 : 1);
       return (sum + 2 * whole * likeness ** 2) * first + 10 * message;
     };
     return sections
@@ -134,9 +135,9 @@
     for (const { section } of found) {
       const item = document.createElement("li");
       const link = item.appendChild(document.createElement("a"));
-      link.href = `${root}${section.page}.html${section.anchor && "#"}${section.anchor}`;
+      link.href = `${root}${section.page}.html#${section.anchor}`;
       link.textContent = section.title;
-      if (section.anchor)
+      if (!section.is_page)
         item.appendChild(document.createElement("span")).textContent = titles.get(section.page);
       item.appendChild(document.createElement("p")).textContent = excerpt(section.text, query);
       Search.output.appendChild(item);
