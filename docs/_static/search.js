@@ -4,22 +4,28 @@
 // Nothing is fetched, so it works from a file, too.
 "use strict";
 {
+  const SHOWN = 25; // results
   const stemmer = new Stemmer();
   const stems = new Map();
   const stem = (word) => {
     if (!stems.has(word)) stems.set(word, stemmer.stemWord(word));
     return stems.get(word);
   };
-  // Quotes, punctuation and case go, and so do numbers, which are another each time.
-  const words = (text) =>
+  // Quotes, punctuation and case go, and so do numbers, which are another each time, unless they are
+  // the code of an error.
+  const CODES = ["1020", "1040", "1205", "1213", "1317", "1969", "2002", "2006", "2013", "2014", "503"];
+  const split = (text) =>
     text
       .normalize("NFKC")
       .split(/[^\p{L}\p{N}]+/u)
-      .map((word) => word.toLowerCase())
-      .filter((word) => !/^\d+$/.test(word) || NUMBERS.has(word));
-  // Codes of errors by which people search.
-  const NUMBERS = new Set(["1020", "1040", "1205", "1213", "1969", "2006", "2013", "2014", "503"]);
-  const terms = (text) => words(text).map(stem);
+      .filter((word) => word && (!/^\d+$/.test(word) || CODES.includes(word)));
+  const terms = (text) => split(text).map((word) => stem(word.toLowerCase()));
+
+  // The terms that stand close behind each other; in between come names and numbers.
+  const pairs = (list) =>
+    new Set(
+      list.flatMap((term, at) => list.slice(at + 1, at + 4).map((next) => `${term} ${next}`)),
+    );
 
   // What is known of each section
   const titles = new Map();
@@ -28,6 +34,7 @@
   for (const each of sections) {
     each.phrases = [each.title, ...each.names, ...each.prints].map((text, at) => ({
       terms: terms(text),
+      pairs: pairs(terms(text)),
       isMessage: at > each.names.length,
     }));
     each.counts = new Map();
@@ -75,14 +82,7 @@
     );
   };
 
-  // How much of a phrase is in a text, word behind word; in between stand names and numbers.
-  const pairs = (list) => {
-    const found = new Set();
-    list.forEach((term, at) =>
-      list.slice(at + 1, at + 4).forEach((next) => found.add(`${term} ${next}`)),
-    );
-    return found;
-  };
+  // How much of a phrase is in a text, word behind word.
   const share = (phrase, within) => {
     let [has, all] = [0, 0];
     for (let at = 1; at < phrase.length; at++) {
@@ -93,11 +93,9 @@
     return all ? has / all : 0;
   };
   const rank = (query) => {
-    const asked = query
-      .normalize("NFKC")
-      .split(/[^\p{L}\p{N}]+/u)
-      .filter((word) => word && (!/^\d+$/.test(word) || NUMBERS.has(word)))
-      .flatMap(known);
+    const asked = split(query).flatMap(known);
+    // The code at the end of an error of the bridge is the anchor of its entry.
+    const codes = new Set([...query.matchAll(/\[([a-z]+(?:-[a-z]+)*)\]/g)].map((match) => match[1]));
     const [set, around, whole] = [new Set(asked), pairs(asked), weight([...new Set(asked)])];
     const score = (each) => {
       let [sum, likeness, message] = [0, 0, 0];
@@ -112,40 +110,41 @@
         const both = weight([...own].filter((term) => set.has(term)));
         if (!both) continue;
         const back = share(asked, phrase.pairs);
-        likeness = Math.max(likeness, (2 * both) / (heavy + whole), phrase.isMessage && set.size > 2 ? back ** 2 : 0);
+        likeness = Math.max(likeness, (2 * both) / (heavy + whole));
+        if (phrase.isMessage && set.size > 2) likeness = Math.max(likeness, back ** 2);
         if (!phrase.isMessage) continue;
         const part = phrase.terms.length > 1 ? share(phrase.terms, around) : both / heavy;
         if (part >= 0.7) message = Math.max(message, part * part * heavy);
       }
       const first = each.weight * (each.is_page ? 0.9 : 1);
-      return (sum + 2 * whole * likeness ** 2) * first + 10 * message;
+      const code = each.prints.length && codes.has(each.anchor) ? 1000 : 0;
+      return (sum + 2 * whole * likeness ** 2) * first + 10 * message + code;
     };
     return sections
       .map((section) => ({ section, score: score(section) }))
       .filter((each) => each.score > 0)
       .sort((one, other) => other.score - one.score);
   };
-  for (const each of sections)
-    for (const phrase of each.phrases) phrase.pairs = pairs(phrase.terms);
-
+  // The page of the results; Sphinx's script calls it when the page is there.
+  const add = (to, name, text, kind) => {
+    const element = to.appendChild(document.createElement(name));
+    element.textContent = text;
+    if (kind) element.className = kind;
+    return element;
+  };
   Search.rank = rank;
   Search.query = (query) => {
-    const root = document.documentElement.dataset.content_root;
-    const found = rank(query).slice(0, 25);
+    const found = rank(query).slice(0, SHOWN);
     for (const { section } of found) {
-      const item = document.createElement("li");
-      const link = item.appendChild(document.createElement("a"));
-      link.href = `${root}${section.page}.html#${section.anchor}`;
-      link.textContent = section.title;
-      if (!section.is_page)
-        item.appendChild(document.createElement("span")).textContent = titles.get(section.page);
-      item.appendChild(document.createElement("p")).textContent = excerpt(section.text, query);
-      Search.output.appendChild(item);
+      const item = add(Search.output, "li", "");
+      const link = add(item, "a", section.title);
+      link.href = `${document.documentElement.dataset.content_root}${section.page}.html#${section.anchor}`;
+      if (!section.is_page) add(item, "span", titles.get(section.page), "search-page");
+      add(item, "p", section.text.slice(0, 180) + (section.text.length > 180 ? "…" : ""), "context");
     }
     Search.stopPulse();
     Search.title.innerText = found.length ? "Found" : "Nothing found";
     Search.status.innerText = found.length ? "" : "Try fewer words, or those of the message.";
   };
-  const excerpt = (text) => (text.length > 200 ? `${text.slice(0, 200)}…` : text);
   Search.setIndex({});
 }
