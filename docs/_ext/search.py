@@ -78,12 +78,13 @@ def described(node: nodes.Element) -> dict[str, Any]:
     comments = [each.astext() for each in node.children if isinstance(each, nodes.comment)]
     lists = [each for each in own if isinstance(each, nodes.bullet_list)]
     wordings = [each for each in lists if "wordings" in each["classes"]]
+    text = [each for each in own if each not in wordings]
     known: dict[str, Any] = {
         "names": [name for each in comments for name in parts(each, "search:")],
         "prints": [text for each in comments for text in parts(each, "prints:")]
         + [code.astext() for each in wordings for code in each.findall(nodes.literal)],
         # Of an example what it printed: its code has too many words that mean nothing.
-        "text": _DRAWN.sub("", " ".join(" ".join(shown(each).astext().split()) for each in own)),
+        "text": _DRAWN.sub("", " ".join(" ".join(shown(each).astext().split()) for each in text)),
     }
     if isinstance(node, addnodes.desc):
         return known | {"title": node[0].get("fullname", ""), "anchor": node[0]["ids"][0]}

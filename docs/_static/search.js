@@ -140,7 +140,8 @@
       const link = add(item, "a", section.title);
       link.href = `${document.documentElement.dataset.content_root}${section.page}.html#${section.anchor}`;
       if (!section.is_page) add(item, "span", titles.get(section.page), "search-page");
-      add(item, "p", section.text.slice(0, 180) + (section.text.length > 180 ? "…" : ""), "context");
+      const [text] = section.text.match(/^.{0,180}(?=\s|$)/u) || [""];
+      add(item, "p", text === section.text ? text : `${text} …`, "context");
     }
     Search.stopPulse();
     Search.title.innerText = found.length ? "Found" : "Nothing found";
