@@ -61,6 +61,7 @@ extensions = [
     *(["sphinx_sitemap"] if html_baseurl else []),
     "docs._ext.examples",
     "docs._ext.claims",
+    "docs._ext.search",
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",
@@ -68,7 +69,6 @@ extensions = [
     "docs._ext.llms",
     "docs._ext.calculator",
     "docs._ext.house",
-    "docs._ext.search",
     "docs._ext.closed_set",
 ]
 exclude_patterns = ["_*", "README.md"]
@@ -87,7 +87,7 @@ nitpick_ignore = [
 # A block of code that names no language is shown as it is.
 highlight_language = "text"
 
-myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -109,7 +109,7 @@ intersphinx_mapping = {
 html_theme = "furo"
 html_title = "ormbridge"
 html_static_path = ["docs/_static"]
-html_css_files = ["site.css", "search.css"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False

@@ -8,7 +8,7 @@ text, and its other names. These stand in the page, where nobody sees them, betw
     % search: connection limit reached; pool size
 
 or, for a whole page, as ``search:`` in its front matter. What a program prints stands behind
-``% prints:``, or in back quotes in a list of the class ``wordings``: a line of a log that contains
+``% prints:``, or in back quotes in a container of the class ``wordings``: a line of a log that contains
 it leads to this section. On the page of messages each heading is such a message.
 
 What is proven is left out, of Sphinx's own index as well, and what is about the project comes late.
@@ -76,8 +76,8 @@ def described(node: nodes.Element) -> dict[str, Any]:
     """Return what is known of a section, or of a name of the API."""
     own = [each for each in node.children if not isinstance(each, _UNSEEN)]
     comments = [each.astext() for each in node.children if isinstance(each, nodes.comment)]
-    lists = [each for each in own if isinstance(each, nodes.bullet_list)]
-    wordings = [each for each in lists if "wordings" in each["classes"]]
+    boxes = [each for each in own if isinstance(each, nodes.container)]
+    wordings = [each for each in boxes if "wordings" in each["classes"]]
     text = [each for each in own if each not in wordings]
     known: dict[str, Any] = {
         "names": [name for each in comments for name in parts(each, "search:")],
@@ -106,6 +106,7 @@ def parts(text: str, begins: str = "") -> list[str]:
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Write when all is built."""
+    app.add_css_file("search.css")
     app.connect("env-updated", hide)
     app.connect("build-finished", write)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

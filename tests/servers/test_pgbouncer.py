@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import contextvars
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -280,17 +279,3 @@ async def test_set_local_holds_in_its_block(pgbouncer):
         seen = await ask(GET)
     assert (seen_by_other, seen) == ((None, "bob"), "ada")
     assert not await ask(GET)
-
-
-def test_pgbouncer_says(database, tmp_path, monkeypatch, recorded):
-    """What clients of PgBouncer read where it pools transactions, and has few sessions."""
-    few = "ignore_startup_parameters = extra_float_digits\nmax_client_conn = 3\n"
-    text = re.sub(r"ignore_startup_parameters.*\n", few + "query_wait_timeout = 1\n", CONFIGURATION)
-    monkeypatch.setattr(f"{__name__}.CONFIGURATION", text)
-    server = address(database)
-    with running("transaction", 2, database, tmp_path) as port:
-        names = {"PGUSER": server["user"], "PGPASSWORD": server["password"]}
-        output = run_example(
-            "messages/pgbouncer", tmp_path, PGHOST="127.0.0.1", PGPORT=port, **names
-        )
-    recorded("messages/pgbouncer", output.replace(f"port {port}", "port 6432"))
