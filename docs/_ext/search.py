@@ -8,8 +8,8 @@ text, and its other names. These stand in the page, where nobody sees them, betw
     % search: connection limit reached; pool size
 
 or, for a whole page, as ``search:`` in its front matter. What a program prints stands behind
-``% prints:``, or in back quotes in a container of the class ``wordings``: a line of a log that contains
-it leads to this section. On the page of messages each heading is such a message.
+``% prints:``, or in back quotes in a container of the class ``wordings``: a line of a log that
+contains it leads to this section. On the page of messages each heading is such a message.
 
 What is proven is left out, of Sphinx's own index as well, and what is about the project comes late.
 """
