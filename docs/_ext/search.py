@@ -47,10 +47,10 @@ def write(app: Sphinx, error: Exception | None) -> None:
     """Write the sections where the page of the search looks for them."""
     if error is not None or app.builder.format != "html":
         return
-    found = []
+    found: list[dict[str, Any]] = []
     for docname in sorted(each for each in app.env.all_docs if not each.startswith(_LEFT_OUT)):
         page = list(app.env.get_doctree(docname).findall(is_found))
-        place = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
+        place: dict[str, Any] = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
         known = [place | described(each) for each in page]
         for each in known[:1]:
             each["is_page"] = True

@@ -11,9 +11,8 @@
     if (!stems.has(word)) stems.set(word, stemmer.stemWord(word));
     return stems.get(word);
   };
-  // Quotes, punctuation and case go, and so do numbers, which are another each time, unless they are
-  // the code of an error.
-  const CODES = ["1020", "1040", "1205", "1213", "1317", "1969", "2002", "2006", "2013", "2014", "503"];
+  // Quotes, punctuation and case go, and numbers, which are others each time, but for codes of errors.
+  const CODES = "1020 1040 1205 1213 1317 1969 2002 2006 2013 2014 503".split(" ");
   const split = (text) =>
     text
       .normalize("NFKC")
@@ -27,7 +26,6 @@
       list.flatMap((term, at) => list.slice(at + 1, at + 4).map((next) => `${term} ${next}`)),
     );
 
-  // What is known of each section
   const titles = new Map();
   for (const each of sections) if (each.is_page) titles.set(each.page, each.title);
   const seen = new Map(); // a term: in how many sections it is
@@ -134,11 +132,12 @@
   };
   Search.rank = rank;
   Search.query = (query) => {
+    const root = document.documentElement.dataset.content_root;
     const found = rank(query).slice(0, SHOWN);
     for (const { section } of found) {
       const item = add(Search.output, "li", "");
       const link = add(item, "a", section.title);
-      link.href = `${document.documentElement.dataset.content_root}${section.page}.html#${section.anchor}`;
+      link.href = `${root}${section.page}.html#${section.anchor}`;
       if (!section.is_page) add(item, "span", titles.get(section.page), "search-page");
       const [text] = section.text.match(/^.{0,180}(?=\s|$)/u) || [""];
       add(item, "p", text === section.text ? text : `${text} …`, "context");
