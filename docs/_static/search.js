@@ -11,7 +11,7 @@
     if (!stems.has(word)) stems.set(word, stemmer.stemWord(word));
     return stems.get(word);
   };
-  // Quotes, punctuation and case go, and numbers, which are others each time, but for codes of errors.
+  // Quotes, punctuation and case go, and numbers that are others each time; codes of errors stay.
   const CODES = "1020 1040 1205 1213 1317 1969 2002 2006 2013 2014 503".split(" ");
   const split = (text) =>
     text
@@ -93,7 +93,7 @@
   const rank = (query) => {
     const asked = split(query).flatMap(known);
     // The code at the end of an error of the bridge is the anchor of its entry.
-    const codes = new Set([...query.matchAll(/\[([a-z]+(?:-[a-z]+)*)\]/g)].map((match) => match[1]));
+    const codes = new Set([...query.matchAll(/\[([a-z-]+)\]/g)].map((match) => match[1]));
     const [set, around, whole] = [new Set(asked), pairs(asked), weight([...new Set(asked)])];
     const score = (each) => {
       let [sum, likeness, message] = [0, 0, 0];
