@@ -61,6 +61,7 @@ extensions = [
     *(["sphinx_sitemap"] if html_baseurl else []),
     "docs._ext.examples",
     "docs._ext.claims",
+    "docs._ext.search",
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",

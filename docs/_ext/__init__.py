@@ -10,6 +10,7 @@
 ``llms``       the site as plain text, code and all: ``llms.txt`` and ``llms-full.txt``
 ``calculator`` the ``calculator`` directive: whether the connections of all processes fit
 ``house``      the ``house`` and ``source`` directives: the package, drawn and quoted
+``search``     the sections of the site and their names, for the search
 ``closed_set`` nothing on a page that was not run, nothing run that no page shows
 ============== =========================================================================
 

@@ -1,0 +1,112 @@
+"""The search of the site: its sections, and what people call them.
+
+Writes ``sections.js``, which ``docs/_static/search.js`` ranks: each section with its title, its
+text, and its other names. These stand in the page, where nobody sees them, between semicolons::
+
+    ## How many connections
+
+    % search: connection limit reached; pool size
+
+or, for a whole page, as ``search:`` in its front matter. What a program prints stands behind
+``% prints:``, or in back quotes in a container of the class ``wordings``: a line of a log that
+contains it leads to this section. On the page of messages each heading is such a message.
+
+What is proven is left out, of Sphinx's own index as well, and what is about the project comes late.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.typing import ExtensionMetadata
+
+_LEFT_OUT, _MESSAGES = "proven", "reference/messages"
+#: What readers rarely look for, and how much less a match counts there.
+_WEIGHTS = {"reference/api": 0.7, _MESSAGES: 0.8} | dict.fromkeys(
+    ("architecture", "benchmarks", "changelog", "contributing", "reliability"), 0.5
+)
+_UNNAMED = re.compile(r"id\d+")
+_DRAWN = re.compile(r"<(svg|div|form)\b.*?</\1>")
+_UNSEEN = (nodes.section, nodes.title, nodes.Invisible, nodes.system_message)
+
+
+def hide(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Keep what is proven out of Sphinx's index."""
+    for docname in env.all_docs:
+        if docname.startswith(_LEFT_OUT):
+            env.metadata[docname]["no-search"] = "true"
+    return []
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write the sections where the page of the search looks for them."""
+    if error is not None or app.builder.format != "html":
+        return
+    found: list[dict[str, Any]] = []
+    for docname in sorted(each for each in app.env.all_docs if not each.startswith(_LEFT_OUT)):
+        page = list(app.env.get_doctree(docname).findall(is_found))
+        place: dict[str, Any] = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
+        known = [place | described(each) for each in page]
+        for each in known[:1]:
+            each["is_page"] = True
+            each["names"] += parts(str(app.env.metadata[docname].get("search", "")))
+        for each in known if docname == _MESSAGES else ():
+            if each["names"]:
+                each["prints"].append(each["title"])
+            else:  # what is around the messages
+                each["weight"] = 0.4
+        found += known
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    Path(app.outdir, "sections.js").write_text(f"const sections = {text};\n", encoding="utf-8")
+
+
+def is_found(node: nodes.Node) -> bool:
+    """Say whether *node* is a section, or a name of the API that can be linked to."""
+    return isinstance(node, nodes.section) or (
+        isinstance(node, addnodes.desc) and bool(node[0]["ids"])
+    )
+
+
+def described(node: nodes.Element) -> dict[str, Any]:
+    """Return what is known of a section, or of a name of the API."""
+    own = [each for each in node.children if not isinstance(each, _UNSEEN)]
+    comments = [each.astext() for each in node.children if isinstance(each, nodes.comment)]
+    boxes = [each for each in own if isinstance(each, nodes.container)]
+    wordings = [each for each in boxes if "wordings" in each["classes"]]
+    text = [each for each in own if each not in wordings]
+    known: dict[str, Any] = {
+        "names": [name for each in comments for name in parts(each, "search:")],
+        "prints": [text for each in comments for text in parts(each, "prints:")]
+        + [code.astext() for each in wordings for code in each.findall(nodes.literal)],
+        # Of an example what it printed: its code has too many words that mean nothing.
+        "text": _DRAWN.sub("", " ".join(" ".join(shown(each).astext().split()) for each in text)),
+    }
+    if isinstance(node, addnodes.desc):
+        return known | {"title": node[0].get("fullname", ""), "anchor": node[0]["ids"][0]}
+    # The first id is the one that the page itself gives, where it does.
+    ids = [each for each in node["ids"] if not _UNNAMED.fullmatch(each)]
+    return known | {"title": node[0].astext(), "anchor": ids[0]}
+
+
+def shown(node: nodes.Node) -> nodes.Node:
+    """Return the part of *node* that is searched."""
+    return node[-1] if isinstance(node, nodes.Element) and "example" in node else node
+
+
+def parts(text: str, begins: str = "") -> list[str]:
+    """Return what stands between semicolons in *text*, if that begins so."""
+    found = text.removeprefix(begins).split(";") if text.startswith(begins) else []
+    return [" ".join(each.split()) for each in found if each.strip()]
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Write when all is built."""
+    app.add_css_file("search.css")
+    app.connect("env-updated", hide)
+    app.connect("build-finished", write)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,36 @@
+import asyncio
+
+from channels.layers import InMemoryChannelLayer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+
+settings.configure()
+
+
+async def socket_without_a_route():
+    await ProtocolTypeRouter({})({"type": "websocket", "path": "/chat"}, None, None)
+
+
+async def address_without_a_route():
+    await URLRouter([])({"type": "websocket", "path": "/chat"}, None, None)
+
+
+async def consumer_that_reads_too_slowly():
+    layer = InMemoryChannelLayer(capacity=1)
+    for _ in range(2):
+        await layer.send("chat", {"type": "chat.message"})
+
+
+MISTAKES = [socket_without_a_route, address_without_a_route, consumer_that_reads_too_slowly]
+
+
+async def main():
+    for make in MISTAKES:
+        try:
+            await make()
+        except Exception as error:
+            print(f"{make.__name__}: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

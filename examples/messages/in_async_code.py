@@ -1,0 +1,121 @@
+import asyncio
+import warnings
+
+import django
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+)
+django.setup()
+
+from django.contrib.auth.models import User
+from django.db import connections, transaction
+
+
+async def count_users():
+    return await User.objects.acount()
+
+
+async def query_in_a_coroutine():
+    User.objects.count()
+
+
+async def atomic_in_a_coroutine():
+    async with transaction.atomic():
+        pass
+
+
+async def await_a_queryset():
+    await User.objects.filter(is_active=True)
+
+
+async def async_for_over_a_list():
+    async for user in [User(username="ada")]:
+        print(user)
+
+
+async def connection_of_another_thread():
+    own = connections["default"]
+    try:
+        await asyncio.to_thread(own.cursor)
+    finally:
+        own.connection.close()
+
+
+async def async_to_sync_in_a_coroutine():
+    async_to_sync(count_users)()
+
+
+async def sync_to_async_of_a_coroutine_function():
+    sync_to_async(count_users)
+
+
+async def async_to_sync_of_a_function():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async_to_sync(User.objects.count)
+
+
+async def run_in_a_running_loop():
+    coroutine = count_users()
+    try:
+        asyncio.run(coroutine)
+    finally:
+        coroutine.close()
+
+
+async def future_of_another_loop():
+    other = asyncio.new_event_loop()
+    try:
+        await other.create_future()
+    finally:
+        other.close()
+
+
+async def loop_that_is_closed():
+    other = asyncio.new_event_loop()
+    other.close()
+    other.call_soon(print)
+
+
+async def coroutine_that_nobody_awaits():
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        count_users()
+    raise found[0].message
+
+
+async def loop_of_a_thread_without_one():
+    await asyncio.to_thread(asyncio.get_event_loop)
+
+
+MISTAKES = [
+    query_in_a_coroutine,
+    atomic_in_a_coroutine,
+    await_a_queryset,
+    async_for_over_a_list,
+    connection_of_another_thread,
+    async_to_sync_in_a_coroutine,
+    sync_to_async_of_a_coroutine_function,
+    async_to_sync_of_a_function,
+    run_in_a_running_loop,
+    future_of_another_loop,
+    loop_that_is_closed,
+    coroutine_that_nobody_awaits,
+    loop_of_a_thread_without_one,
+]
+
+
+async def main():
+    for make in MISTAKES:
+        try:
+            await make()
+        except Exception as error:
+            print(f"{make.__name__}: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

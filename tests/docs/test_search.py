@@ -1,0 +1,153 @@
+"""The search of the site: what people type leads to the section that answers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.docs.test_calculator import browser  # noqa: F401 # a fixture
+
+ROOT = Path(__file__).parents[2]
+LINES = (Path(__file__).parent / "queries.txt").read_text(encoding="utf-8").splitlines()
+QUERIES = {
+    query: [each.strip() for each in targets.split("|")]
+    for query, _, targets in (line.partition(" => ") for line in LINES)
+    if targets and not query.startswith("#")
+}
+
+
+def page_of(target: str) -> Path:
+    """Return the source of the page of *target*."""
+    return ROOT / "docs" / f"{target.partition('#')[0]}.md"
+
+
+FOUND = [query for query, targets in QUERIES.items() if any(page_of(t).exists() for t in targets)]
+
+# What a line of a log has around a message.
+LINES_OF_LOGS = [
+    "2026-11-28 09:12:01,332 ERROR [django.request] log.py:253 Server Error: /orders/17/ {}",
+    '  File "/srv/app/shop/views.py", line 118, in post\n    order.save()\n{}\n[pid 4711]',
+    "web-1  | [2026-11-28 09:12:01 +0000] [31] [ERROR] {} (host db-3.internal:5432)",
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site of the project; return its directory."""
+    output = tmp_path_factory.mktemp("site")
+    # Not -W: whether the records are up to date is not what is tested here.
+    command = ["-q", "-E", "-c", ".", "-d", str(output / "doctrees"), "docs", str(output / "html")]
+    subprocess.run([sys.executable, "-m", "sphinx", *command], cwd=ROOT, check=True, timeout=300)
+    return output / "html"
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Iterator[Page]:  # noqa: F811
+    """Open a page as wide as a laptop's, which notes what it asks for."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    yield page
+    context.close()
+
+
+def search(page: Page, built: Path, query: str) -> None:
+    """Open the page of the results as the form in the side bar does, from a file."""
+    page.goto(
+        f"{(built / 'search.html').as_uri()}?q={quote(query)}&check_keywords=yes&area=default"
+    )
+    page.wait_for_selector("#search-results .search-summary", state="attached")
+
+
+@pytest.mark.parametrize("query", FOUND)
+def test_first_result_is_the_answer(page: Page, built: Path, query: str):
+    """The first result leads to the section that answers, and the click lands on it."""
+    search(page, built, query)
+    page.locator("#search-results li a").first.click()
+    place = page.url.removeprefix(f"{built.as_uri()}/").replace(".html", "")
+    assert any(place == each or place.startswith(f"{each}#") for each in QUERIES[query]), place
+    # The theme scrolls there smoothly.
+    lands = """id => {
+        const top = document.getElementById(id)?.getBoundingClientRect().top;
+        return top >= 0 && top < 400;
+    }"""
+    page.wait_for_function(lands, arg=place.partition("#")[2])
+
+
+@pytest.fixture(scope="module")
+def messages(built: Path) -> list[tuple[str, str]]:
+    """Return every wording of every message, and the anchor of its entry."""
+    text = (built / "sections.js").read_text(encoding="utf-8")
+    sections = json.loads(text.removeprefix("const sections = ").rstrip(";\n"))
+    return [(each["anchor"], printed) for each in sections for printed in each["prints"]]
+
+
+@pytest.mark.parametrize("line", LINES_OF_LOGS)
+def test_line_of_a_log(page: Page, built: Path, messages: list[tuple[str, str]], line: str):
+    """A whole line that contains a message leads to the entry of that message."""
+    search(page, built, "anything")
+    script = "lines => lines.map(line => Search.rank(line)[0].section.anchor)"
+    found = page.evaluate(script, [line.format(printed) for _, printed in messages])
+    wrong = [
+        (printed, other)
+        for (anchor, printed), other in zip(messages, found, strict=True)
+        if other != anchor
+    ]
+    assert wrong == []
+    assert len(messages) > 100
+
+
+def test_pasted_into_the_form(page: Page, built: Path):
+    """What is pasted into the side bar, line breaks and all, is searched as one line."""
+    page.goto((built / "index.html").as_uri())
+    form = page.locator("input.sidebar-search")
+    form.fill(
+        'Traceback (most recent call last):\n  File "a.py", line 3\nFATAL: sorry, too many clients'
+    )
+    form.press("Enter")
+    first = page.locator("#search-results li a").first
+    assert (first.get_attribute("href") or "").endswith("reference/messages.html#too-many-clients")
+
+
+def test_nothing_is_asked_of_the_network(page: Page, built: Path):
+    """The search asks for files of the site and for nothing else, and reports no error."""
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    search(page, built, "pgbouncer")
+    assert page.locator("#search-results li").count() > 3
+    assert [url for url in asked if not url.startswith(built.as_uri())] == []
+    assert errors == []
+
+
+def test_what_is_proven_is_not_found(page: Page, built: Path, messages: list[tuple[str, str]]):
+    """Neither index has the pages of what is proven, which have the words of all others."""
+    search(page, built, "What is proven")
+    links = [
+        each.get_attribute("href") or "" for each in page.locator("#search-results li a").all()
+    ]
+    assert links
+    assert [link for link in links if link.startswith("proven")] == []
+    index = (built / "searchindex.js").read_text(encoding="utf-8")
+    assert "What is proven" not in index
+
+
+def test_nothing_found(page: Page, built: Path):
+    """Where nothing matches, the page says so."""
+    search(page, built, "qqqqzzzz")
+    assert "Nothing found" in page.locator("#search-results").inner_text()
+
+
+def test_results_fit_on_a_phone(page: Page, built: Path):
+    """Long messages are broken, so that nothing is wider than the screen."""
+    page.set_viewport_size({"width": 390, "height": 800})
+    search(page, built, "DatabaseWrapper objects created in a thread")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator("#search-results li a").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 800})

@@ -1,0 +1,94 @@
+"""The messages that people look up: each is printed by a run, word for word."""
+
+import re
+
+import pytest
+from django.contrib.auth.models import User
+
+from tests.settings import CHOICE, DATABASES
+from tests.support.examples import example_source
+
+# What differs from run to run: pattern, and what is shown in its place.
+RUNS = [
+    (r"thread id \d+", "thread id …"),
+    (r"Task <.*> got Future <.*?>", "Task <…> got Future <…>"),
+]
+
+
+@pytest.fixture
+def said(run_script, recorded):
+    """Return a function that runs an example, and records the messages that it prints."""
+
+    def run(name, **environment):
+        output = run_script(example_source(f"messages/{name}"), **environment)
+        for pattern, instead in RUNS:
+            output = re.sub(pattern, instead, output)
+        recorded(f"messages/{name}", output)
+        return output
+
+    return run
+
+
+def test_in_async_code(said):
+    """What Python, asgiref and Django say to mistakes in async code."""
+    said("in_async_code")
+
+
+def test_django_says(said):
+    """What Django says of transactions, views, streams and scopes."""
+    said("django_says")
+
+
+def test_not_set_up(said):
+    """What a script reads that uses a model before Django is set up."""
+    said("not_set_up")
+
+
+def test_channels_says(said):
+    """What Channels says of sockets that have no consumer, and of one that reads too slowly."""
+    said("channels_says")
+
+
+def test_sqlite(said):
+    """What SQLite says to two threads."""
+    said("sqlite")
+
+
+def test_bridge_says(said):
+    """What the bridge says to blocks and streams that are used in a way that cannot work."""
+    said("bridge_says")
+
+
+def test_test_without_the_fixture():
+    """pytest-django refuses a query in a test that asked for no database."""
+    with pytest.raises(RuntimeError) as refused:
+        User.objects.count()
+    assert str(refused.value) == (
+        'Database access not allowed, use the "django_db" mark, or the "db" or "transactional_db" '
+        "fixtures to enable it."
+    )
+
+
+if CHOICE == "postgresql":
+
+    def test_postgresql(said, db):
+        """What PostgreSQL and psycopg say."""
+        server = DATABASES["default"]
+        said(
+            "postgresql",
+            PGHOST=server["HOST"],
+            PGPORT=server["PORT"],
+            PGUSER=server["USER"],
+            PGPASSWORD=server["PASSWORD"],
+        )
+
+
+if CHOICE == "mariadb":
+
+    def test_mariadb(said, db, tmp_path):
+        """What MariaDB and mysqlclient say."""
+        server = DATABASES["default"]
+        names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+        lines = [f"{name}={server[key]}" for name, key in names.items()]
+        (tmp_path / "my.cnf").write_text("\n".join(["[client]", *lines, ""]), encoding="utf-8")
+        said("mariadb")
