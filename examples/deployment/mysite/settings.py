@@ -1,0 +1,35 @@
+"""Settings. Where the database and Redis are, the environment says."""
+
+import os
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "mysite",
+        "USER": "postgres",
+        "HOST": os.environ.get("DATABASE_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("DATABASE_PORT", "16432"),
+        # A worker keeps its connection to PgBouncer for the next request.
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+        # In transaction mode a cursor may be on another connection when the next rows are fetched.
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+    }
+}
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.core.RedisChannelLayer",
+        "CONFIG": {"hosts": [os.environ.get("REDIS_URL", "redis://127.0.0.1:16379")]},
+    }
+}
+
+# The bound of a process; ASGI_THREADS in the environment wins over it.
+ORMBRIDGE = {"MAX_THREADS": 10}
+
+ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "127.0.0.1,localhost").split(",")
+ASGI_APPLICATION = "mysite.asgi.application"
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channels", "ormbridge"]
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+ROOT_URLCONF = "mysite.urls"
+SECRET_KEY = os.environ["SECRET_KEY"]
+USE_TZ = True

@@ -1,0 +1,169 @@
+"""Start all parts, one after the other, and end them in the opposite order."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+
+from . import parts
+from .ports import HERE, HOST
+
+GUARD = 60
+"""Seconds after which a part that does not start or end is given up."""
+
+
+class Stack:
+    """All parts, from their first answer to their end.
+
+    With *server* and *processes* the project is served; *threads* is the bound of a process.
+    ``ports`` has the port of each part, ``processes`` what was started for it.
+    """
+
+    def __init__(self, ports, server="gunicorn", processes=2, threads=10):
+        self.ports = ports
+        self.server = server
+        self.count = processes
+        self.threads = threads
+        self.processes = {}
+        self.logs = {}
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            # The programs that run as another user must get there.
+            self.place = Path(stack.enter_context(place_for_all()))
+            everything = [("postgresql", parts.postgresql), ("redis", parts.redis)]
+            for name, make in everything:
+                self.start(stack, name, make(self.place, self.ports), **parts.account())
+            self.make_database()
+            self.start(
+                stack, "pgbouncer", parts.pgbouncer(self.place, self.ports), **parts.account()
+            )
+            self.serve(stack)
+            self.start(stack, "nginx", parts.nginx(self.place, self.ports), **parts.account())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info):
+        return self._stack.__exit__(*exc_info)
+
+    def serve(self, stack):
+        """Start the server."""
+        command = parts.app(self.server, self.count, self.ports)
+        env = parts.environment(self.ports, ASGI_THREADS=str(self.threads))
+        self.start(stack, "app", command, env=env, cwd=HERE)
+
+    def start(self, stack, name, command, **how):
+        """Start the part *name*, and wait until it listens."""
+        log = self.logs[name] = self.place / f"{name}.log"
+        # A group of processes of its own, so that Ctrl-C reaches none before its turn.
+        how = {"cwd": self.place, "stdin": subprocess.DEVNULL, "start_new_session": True, **how}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, **how
+            )
+        self.processes[name] = process
+        stack.callback(self.stop, name)
+        give_up = time.monotonic() + GUARD
+        while not listens(self.ports[name]):
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise SystemExit(f"{name} did not start:\n{log.read_text()}")
+            time.sleep(0.02)
+
+    def stop(self, name):
+        """End the part *name* as its service manager would; the last resort is SIGKILL."""
+        process = self.processes.pop(name)
+        # PostgreSQL waits for its clients at SIGTERM, and asks them to go at SIGINT.
+        number = signal.SIGINT if name in ("postgresql", "pgbouncer") else signal.SIGTERM
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.send_signal(number)
+            process.wait(GUARD)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def make_database(self):
+        """Make the database of the project: at PostgreSQL itself, without PgBouncer."""
+        self.until(lambda: self.ask("postgres", "SELECT 1"), psycopg.OperationalError)
+        self.ask("postgres", "CREATE DATABASE mysite", part="postgresql")
+        subprocess.run(
+            [sys.executable, "-m", "django", "migrate", "--verbosity=0"],
+            env=parts.environment(self.ports, DATABASE_PORT=str(self.ports["postgresql"])),
+            cwd=HERE,
+            check=True,
+        )
+
+    def until(self, answers, error):
+        """Wait until *answers* raises no *error* any more."""
+        give_up = time.monotonic() + GUARD
+        while True:
+            try:
+                return answers()
+            except error:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.02)
+
+    def ask(self, database, query, part="postgresql"):
+        """Return the rows of *query*, asked of PostgreSQL or of PgBouncer's own console."""
+        address = {"host": HOST, "port": self.ports[part], "user": "postgres", "dbname": database}
+        with psycopg.connect(**address, autocommit=True, prepare_threshold=None) as connection:
+            # The console of PgBouncer knows the simplest form of a query only.
+            cursor = psycopg.ClientCursor(connection).execute(query)
+            names = [column.name for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor] if names else []
+
+    def connections(self):
+        """Count the connections to PgBouncer, and those that PostgreSQL has of it."""
+        pools = self.ask("pgbouncer", "SHOW POOLS", part="pgbouncer")
+        ours = [pool for pool in pools if pool["database"] == "mysite"]
+        (at_postgresql,) = self.ask(
+            "postgres", "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mysite'"
+        )
+        at_pgbouncer = sum(pool["cl_active"] + pool["cl_waiting"] for pool in ours)
+        return {"pgbouncer": at_pgbouncer, "postgresql": at_postgresql["count"]}
+
+    def servers(self):
+        """Return the ids of the processes that serve: the children of the one that was started."""
+        pid = self.processes["app"].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if serves(int(child))]
+
+    def renew(self):
+        """Have the server replace its processes, one after the other."""
+        self.processes["app"].send_signal(signal.SIGHUP)
+
+    @property
+    def url(self):
+        """Where nginx answers."""
+        return f"http://{HOST}:{self.ports['nginx']}/"
+
+
+def serves(pid):
+    """Say whether the process *pid* is none of multiprocessing's own."""
+    return b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def listens(port):
+    """Say whether something listens on *port*."""
+    try:
+        socket.create_connection((HOST, port), timeout=GUARD).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def place_for_all():
+    """Make a directory that PostgreSQL's user may write to, and remove it at the end."""
+    with tempfile.TemporaryDirectory(prefix="ormbridge-stack-") as place:
+        if "user" in parts.account():
+            shutil.chown(place, **{key: parts.account()[key] for key in ("user", "group")})
+        yield place
