@@ -279,3 +279,71 @@ async def test_set_local_holds_in_its_block(pgbouncer):
         seen = await ask(GET)
     assert (seen_by_other, seen) == ((None, "bob"), "ada")
     assert not await ask(GET)
+
+
+def with_option(monkeypatch, name, value):
+    """Set an option of the database's connections."""
+    options = {**connections.settings["default"].get("OPTIONS", {}), name: value}
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
+
+
+async def test_prepared_statements(pgbouncer, pool_settings, monkeypatch):
+    """A statement that a client prepared is not known in the session that it comes to next."""
+    with_option(monkeypatch, "prepare_threshold", 0)
+    pool_settings(MAX_THREADS=2)
+
+    async def prepare():
+        async with pinned():
+            await ask("SELECT 1")
+            await elsewhere(ask("SELECT 2"))
+            await ask("SELECT 1")
+
+    try:
+        await prepare()
+        said = None
+    except Exception as error:
+        said = str(error)
+    print("SAID", pgbouncer, said)
+
+
+async def test_server_side_cursors(pgbouncer, monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "DISABLE_SERVER_SIDE_CURSORS", False)
+    await Group.objects.aget_or_create(name="a")
+    try:
+        async for _ in Group.objects.all().aiterator(chunk_size=1):
+            await elsewhere(ask("SELECT 1"))
+        said = None
+    except Exception as error:
+        said = str(error)
+    print("SAID", pgbouncer, said)
+
+
+async def test_advisory_locks(pgbouncer):
+    async with pinned():
+        await ask("SELECT pg_advisory_lock(77)")
+        print("SAID", pgbouncer, await elsewhere(ask("SELECT pg_try_advisory_lock(77)")))
+        await ask("SELECT pg_advisory_unlock_all()")
+    async with atomic():
+        await ask("SELECT pg_advisory_xact_lock(78)")
+        print("SAID", pgbouncer, await elsewhere(ask("SELECT pg_try_advisory_lock(78)")))
+
+
+async def test_listen(pgbouncer, outside):
+    @database_sync_to_async
+    def listen():
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN news")
+
+    @database_sync_to_async
+    def notified():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return [each.payload for each in connection.connection.notifies(timeout=0)]
+
+    async with pinned():
+        await listen()
+        print(
+            "SAID", pgbouncer, await elsewhere(ask("SELECT count(*) FROM pg_listening_channels()"))
+        )
+        outside.connection.execute("NOTIFY news, 'hello'")
+        print("SAID", pgbouncer, await notified())

@@ -32,4 +32,5 @@ INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channel
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 ROOT_URLCONF = "mysite.urls"
 SECRET_KEY = os.environ["SECRET_KEY"]
+TIME_ZONE = "UTC"
 USE_TZ = True

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from contextlib import suppress
 
 from . import parts
 from .ports import HOST, PORTS, free_ports, taken
@@ -21,7 +22,9 @@ def found(stack):
     """Yield a line for each part: what it is, where it listens, and what it was found to be."""
     versions = parts.versions(stack.server)
     (most,) = stack.ask("postgres", "SHOW max_connections")
-    settings = {row["key"]: row["value"] for row in stack.ask("pgbouncer", "SHOW CONFIG", "pgbouncer")}
+    settings = {
+        row["key"]: row["value"] for row in stack.ask("pgbouncer", "SHOW CONFIG", "pgbouncer")
+    }
     server = f"{len(stack.servers())} processes, {stack.threads} threads each"
     if "uvicorn" in versions:
         server += f", with uvicorn {versions['uvicorn']}"
@@ -55,9 +58,14 @@ def main():
             print(*found(stack), sep="\n")
             print(f"\nOpen {stack.url}. A rolling restart: kill -HUP {stack.processes['app'].pid}")
             print("Ctrl-C ends it.", flush=True)
-            signal.pause()
-    except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+            # A second Ctrl-C would leave something behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("Ending …", flush=True)
         print("Ended: nothing runs any more, and nothing is left on disk.")
+    except KeyboardInterrupt:  # before everything ran
+        raise SystemExit("Ended before it had begun.") from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ SERVERS = {
     ),
     "granian": (
         "granian --interface asgi --workers {processes} --host {host} --port {port}"
-        " --workers-kill-timeout 60 --no-access-log mysite.asgi:application"
+        " --respawn-interval 2 --workers-kill-timeout 60 mysite.asgi:application"
     ),
 }
 # The Debian package keeps PostgreSQL's programs out of the path.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import psycopg
@@ -39,15 +40,14 @@ class Stack:
         with contextlib.ExitStack() as stack:
             # The programs that run as another user must get there.
             self.place = Path(stack.enter_context(place_for_all()))
-            everything = [("postgresql", parts.postgresql), ("redis", parts.redis)]
-            for name, make in everything:
-                self.start(stack, name, make(self.place, self.ports), **parts.account())
+            who = parts.account()
+            self.start(stack, "postgresql", parts.postgresql(self.place, self.ports), **who)
+            self.start(stack, "redis", parts.redis(self.place, self.ports), **who)
             self.make_database()
-            self.start(
-                stack, "pgbouncer", parts.pgbouncer(self.place, self.ports), **parts.account()
-            )
+            self.start(stack, "pgbouncer", parts.pgbouncer(self.place, self.ports), **who)
             self.serve(stack)
-            self.start(stack, "nginx", parts.nginx(self.place, self.ports), **parts.account())
+            self.start(stack, "nginx", parts.nginx(self.place, self.ports), **who)
+            self.wait_for(lambda: len(self.servers()) == self.count and self.answers())
             self._stack = stack.pop_all()
         return self
 
@@ -71,11 +71,9 @@ class Stack:
             )
         self.processes[name] = process
         stack.callback(self.stop, name)
-        give_up = time.monotonic() + GUARD
-        while not listens(self.ports[name]):
-            if process.poll() is not None or time.monotonic() > give_up:
-                raise SystemExit(f"{name} did not start:\n{log.read_text()}")
-            time.sleep(0.02)
+        self.wait_for(lambda: listens(self.ports[name]) or process.poll() is not None)
+        if process.poll() is not None:
+            raise SystemExit(f"{name} did not start:\n{log.read_text()}")
 
     def stop(self, name):
         """End the part *name* as its service manager would; the last resort is SIGKILL."""
@@ -91,7 +89,7 @@ class Stack:
 
     def make_database(self):
         """Make the database of the project: at PostgreSQL itself, without PgBouncer."""
-        self.until(lambda: self.ask("postgres", "SELECT 1"), psycopg.OperationalError)
+        self.wait_for(self.accepts)
         self.ask("postgres", "CREATE DATABASE mysite", part="postgresql")
         subprocess.run(
             [sys.executable, "-m", "django", "migrate", "--verbosity=0"],
@@ -100,16 +98,23 @@ class Stack:
             check=True,
         )
 
-    def until(self, answers, error):
-        """Wait until *answers* raises no *error* any more."""
+    def wait_for(self, condition):
+        """Wait until *condition* is true."""
         give_up = time.monotonic() + GUARD
-        while True:
-            try:
-                return answers()
-            except error:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(0.02)
+        while not condition():
+            if time.monotonic() > give_up:
+                raise SystemExit("\n".join(log.read_text() for log in self.logs.values()))
+            time.sleep(0.02)
+
+    def accepts(self):
+        """Say whether PostgreSQL takes connections: it listens a moment before it does."""
+        with contextlib.suppress(psycopg.OperationalError):
+            return bool(self.ask("postgres", "SELECT 1"))
+
+    def answers(self):
+        """Say whether a request is answered, through all parts."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(self.url) as answer:
+            return answer.status == 200
 
     def ask(self, database, query, part="postgresql"):
         """Return the rows of *query*, asked of PostgreSQL or of PgBouncer's own console."""
