@@ -8,7 +8,8 @@ Then sockets are opened and left alone, to see what an open one costs.
 
     python -m tests.bench.stack                     about five minutes
     python -m tests.bench.stack --rounds 2 --seconds 1 --open 100 --processes 1
-    python -m tests.bench.stack --json docs/_recorded/stack.json
+
+The results are written to docs/_recorded/stack.json, or where ``--json`` says.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import statistics
 import time
 from pathlib import Path
 
+from docs._ext.bench import STACK
 from docs._ext.calculator import FIGURES, verdict
 from docs._ext.record.seals import seal
 from examples.deployment.stack import parts
@@ -35,7 +37,7 @@ EVERY = 60
 
 
 async def turn(action, seconds):
-    """Have each client repeat *action*; return how often it went well a second, and how often not."""
+    """Have each client repeat *action*; return how often a second it went well, and the rest."""
     counts = {"well": 0, "failed": 0}
     begin = time.perf_counter()
 
@@ -53,7 +55,10 @@ async def turn(action, seconds):
 
 
 class Watch:
-    """Counts connections at PgBouncer and PostgreSQL until the block ends; ``most`` has the most."""
+    """Counts connections at PgBouncer and PostgreSQL until the block ends.
+
+    ``most`` has the highest numbers seen.
+    """
 
     def __init__(self, stack):
         self.stack = stack
@@ -162,13 +167,15 @@ def budget(sockets, one):
     """Return what *sockets* need, by the figures of *one* process of the slower server."""
     messages = sockets / EVERY
     processes = math.ceil(messages / (one["messages"] / 2))  # half of what it can do at the most
+    connections = 2 * processes * THREADS  # the old and the new ones, while you deploy
     return {
         "messages": math.ceil(messages),
         "processes": processes,
+        "each": math.ceil(sockets / processes),
         "mib": math.ceil(sockets * one["kib"] / 1024 + processes * one["process_mib"]),
         "nginx_mib": math.ceil(sockets * one["nginx_kib"] / 1024),
-        "connections": processes * THREADS,
-        "verdict": verdict(**{**FIGURES, "processes": processes, "threads": THREADS}),
+        "connections": connections,
+        "verdict": verdict(**{**FIGURES, "processes": 2 * processes, "threads": THREADS}),
     }
 
 
@@ -178,7 +185,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3, help="length of a turn (default 3)")
     parser.add_argument("--open", type=int, default=1000, help="sockets left open (default 1000)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=Path(STACK), help=f"default {STACK}")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -205,8 +212,7 @@ def main():
     report["budget"] = {str(count): budget(count, one) for count in (1_000, 100_000)}
     report["budget"]["one"] = one
     report["seal"] = seal(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
