@@ -4,6 +4,7 @@ import asyncio
 import json
 
 HOST = "127.0.0.1"
+TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 
 
 class Failed(Exception):  # noqa: N818 - what a client counts
@@ -66,20 +67,24 @@ class Socket:
     def say(self, message):
         """Send *message*. The mask is one of zeros, under which the text is as it was."""
         text = json.dumps(message).encode()
-        self.writer.write(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+        self.writer.write(bytes([TEXT, 0x80 | len(text), 0, 0, 0, 0]) + text)
 
     async def heard(self):
         """Return the next message."""
         try:
-            kind, length = await self.reader.readexactly(2)
-            text = await self.reader.readexactly(length)
+            while True:
+                kind, length = await self.reader.readexactly(2)
+                text = await self.reader.readexactly(length)
+                if kind != PING:
+                    break
+                self.writer.write(bytes([PONG, 0x80 | length, 0, 0, 0, 0]) + text)
         except (OSError, EOFError) as error:
             raise Failed(str(error)) from error
-        if kind != 0x81:
+        if kind != TEXT:
             raise Failed(f"a frame of kind {kind:#x}")
         return json.loads(text)
 
     def close(self):
         """Say goodbye and leave."""
-        self.writer.write(bytes([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))
+        self.writer.write(bytes([CLOSE, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))
         self.writer.close()

@@ -195,7 +195,10 @@ def main():
         report["versions"] |= parts.versions(server)
         for processes in options.processes:
             with Stack(free_ports(), server, processes, THREADS) as stack:
-                rows[str(processes)] = row = asyncio.run(measure(stack, options))
+                try:
+                    rows[str(processes)] = row = asyncio.run(measure(stack, options))
+                except Failed as error:
+                    raise SystemExit(f"{error}\n{stack.logs['app'].read_text()}") from error
             print(
                 f"{server:9} {processes} processes: {row['requests']['median']:6.0f} requests/s, "
                 f"{row['sockets']['median']:6.0f} sockets/s, "

@@ -16,10 +16,15 @@ DATABASES = {
         "DISABLE_SERVER_SIDE_CURSORS": True,
     }
 }
+REDIS = {
+    "address": os.environ.get("REDIS_URL", "redis://127.0.0.1:16379"),
+    # redis-py 8 gives up after 5 s, as long as the layer waits for a message.
+    "socket_timeout": None,
+}
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.core.RedisChannelLayer",
-        "CONFIG": {"hosts": [os.environ.get("REDIS_URL", "redis://127.0.0.1:16379")]},
+        "CONFIG": {"hosts": [REDIS]},
     }
 }
 

@@ -22,7 +22,7 @@ PROGRAMS = {
 SERVERS = {
     "gunicorn": (
         "gunicorn -k uvicorn_worker.UvicornWorker -w {processes} -b {host}:{port}"
-        " --graceful-timeout 60 --no-control-socket mysite.asgi:application"
+        " --graceful-timeout 60 --log-level warning --no-control-socket mysite.asgi:application"
     ),
     "granian": (
         "granian --interface asgi --workers {processes} --host {host} --port {port}"
