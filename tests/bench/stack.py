@@ -15,25 +15,21 @@ The results are written to docs/_recorded/stack.json, or where ``--json`` says.
 import argparse
 import asyncio
 import json
-import math
 import resource
 import statistics
 import time
 from pathlib import Path
 
-from docs._ext.bench import STACK
-from docs._ext.calculator import FIGURES, verdict
 from docs._ext.record.seals import seal
 from examples.deployment.stack import parts
 from examples.deployment.stack.ports import free_ports
 from examples.deployment.stack.running import Stack
 from tests.bench.__main__ import machine
+from tests.bench.budget import THREADS, budget
 from tests.bench.clients import Failed, Http, Socket
 
+STACK = "docs/_recorded/stack.json"
 CLIENTS = 50
-THREADS = 10
-EVERY = 60
-"""Seconds between two messages of a socket, in the budget."""
 
 
 async def turn(action, seconds):
@@ -163,22 +159,6 @@ async def measure(stack, options):
     return {**figures, "failed": failed, "most": watch.most, "threads": stack.count * THREADS}
 
 
-def budget(sockets, one):
-    """Return what *sockets* need, by the figures of *one* process of the slower server."""
-    messages = sockets / EVERY
-    processes = math.ceil(messages / (one["messages"] / 2))  # half of what it can do at the most
-    connections = 2 * processes * THREADS  # the old and the new ones, while you deploy
-    return {
-        "messages": math.ceil(messages),
-        "processes": processes,
-        "each": math.ceil(sockets / processes),
-        "mib": math.ceil(sockets * one["kib"] / 1024 + processes * one["process_mib"]),
-        "nginx_mib": math.ceil(sockets * one["nginx_kib"] / 1024),
-        "connections": connections,
-        "verdict": verdict(**{**FIGURES, "processes": 2 * processes, "threads": THREADS}),
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each figure (default 5)")
@@ -189,7 +169,13 @@ def main():
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    report = {**machine(), "seconds": options.seconds, "clients": CLIENTS, "versions": {}}
+    report = {
+        **machine(),
+        "seconds": options.seconds,
+        "clients": CLIENTS,
+        "versions": {},
+        "budget": {},
+    }
     report["servers"] = {server: {} for server in parts.SERVERS}
     for server, rows in report["servers"].items():
         report["versions"] |= parts.versions(server)
@@ -207,13 +193,15 @@ def main():
                 f"{row['idle']['kib']} KiB a socket, {row['most']}, {row['failed']} failed",
                 flush=True,
             )
-    least = [rows[str(min(options.processes))]["idle"] for rows in report["servers"].values()]
-    one = {
-        "messages": min(each["messages"]["median"] for each in least),
-        **{name: max(each[name] for each in least) for name in ("kib", "nginx_kib", "process_mib")},
-    }
-    report["budget"] = {str(count): budget(count, one) for count in (1_000, 100_000)}
-    report["budget"]["one"] = one
+    # Each server with its own figures: what a socket costs differs most.
+    for server, rows in report["servers"].items():
+        idle = rows[str(min(options.processes))]["idle"]
+        one = {name: idle[name] for name in ("kib", "nginx_kib", "process_mib")}
+        one["messages"] = idle["messages"]["median"]
+        report["budget"][server] = {
+            "one": one,
+            **{str(count): budget(count, one) for count in (1_000, 100_000)},
+        }
     report["seal"] = seal(report)
     options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
