@@ -46,7 +46,7 @@ async def test_on_primary_holds_on_every_thread(router):
             *[user async for user in User.objects.all()],
             *[user async for user in User.objects.aiterator()],
             *[user async for user in group.user_set.aiterator()],
-            (await User.objects.select_related().prefetch_related("groups").afirst()),
+            await User.objects.prefetch_related("groups").afirst(),
         ]
         return [each._state.db for each in found]
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -15,12 +16,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import redis
+from channels_redis.core import RedisChannelLayer
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from examples.deployment.stack import parts
-from examples.deployment.stack.ports import free_ports
+from examples.deployment.stack.ports import HERE, free_ports
 from examples.deployment.stack.running import Stack
 from tests.core.gate import GUARD
 from tests.servers.client import CutError, Response, get, read_body, read_head
@@ -224,3 +227,19 @@ def started_in(place):
             if str(place) in str((each / "cwd").readlink()) + (each / "cmdline").read_text():
                 found.append(each.name)
     return found
+
+
+async def test_redis_client_waits_without_a_limit(stack, monkeypatch):
+    """A limit of redis-py ends the wait for a message, and with it every socket: it is off."""
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{stack.ports['redis']}")
+    monkeypatch.setenv("SECRET_KEY", "of a test")
+    settings = runpy.run_path(str(HERE / "mysite" / "settings.py"))
+    (host,) = settings["CHANNEL_LAYERS"]["default"]["CONFIG"]["hosts"]
+    assert host["socket_timeout"] is None
+    layer = RedisChannelLayer(hosts=[{**host, "socket_timeout": 0.1}])
+    try:
+        with pytest.raises(redis.exceptions.TimeoutError, match="Timeout reading from"):
+            await asyncio.wait_for(layer.receive(await layer.new_channel()), GUARD)
+    finally:
+        await layer.close_pools()
+    assert redis.Redis().get_connection_kwargs()["socket_timeout"] == layer.brpop_timeout == 5

@@ -106,10 +106,10 @@ class Stack:
                 raise SystemExit("\n".join(log.read_text() for log in self.logs.values()))
             time.sleep(0.02)
 
-    def accepts(self):
+    def accepts(self, part="postgresql"):
         """Say whether PostgreSQL takes connections: it listens a moment before it does."""
         with contextlib.suppress(psycopg.OperationalError):
-            return bool(self.ask("postgres", "SELECT 1"))
+            return bool(self.ask("postgres", "SELECT 1", part))
 
     def answers(self):
         """Say whether a request is answered, through all parts."""
