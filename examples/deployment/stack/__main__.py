@@ -40,6 +40,12 @@ def found(stack):
         yield f"{name + ' ' + versions[name]:20} {HOST}:{stack.ports[part]:<8} {what}"
 
 
+def on_end(handler):
+    """Have *handler* called at whatever is to end the program."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
 def main():
     arguments = parse_arguments()
     if missing := parts.missing():
@@ -50,9 +56,8 @@ def main():
     ports = free_ports() if arguments.free_ports else PORTS
     if used := taken(ports):
         raise SystemExit(f"In use: {', '.join(used)}. Say -- --free-ports to take others.")
-    # Whatever ends the program ends the stack: service managers and closed terminals, too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    # Whatever ends the program ends the stack: a service manager or a closed terminal, too.
+    on_end(signal.default_int_handler)
     try:
         with Stack(ports, arguments.server, arguments.processes, arguments.threads) as stack:
             print(*found(stack), sep="\n")
@@ -60,8 +65,7 @@ def main():
             print("Ctrl-C ends it.", flush=True)
             with suppress(KeyboardInterrupt):
                 signal.pause()
-            # A second Ctrl-C would leave something behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            on_end(signal.SIG_IGN)  # a second Ctrl-C would leave something behind
             print("Ending …", flush=True)
         print("Ended: nothing runs any more, and nothing is left on disk.")
     except KeyboardInterrupt:  # before everything ran
