@@ -2,6 +2,7 @@
 
 import contextvars
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,13 @@ def router(settings):
 
     class Router(namespace["ReplicaRouter"]):
         def db_for_read(self, model, **hints):
+            threads.add(threading.current_thread() is threading.main_thread())
             return {"replica": "other"}.get(name := super().db_for_read(model, **hints), name)
 
+    threads = set()
     settings.DATABASE_ROUTERS = [Router()]
-    return namespace["on_primary"]
+    yield namespace["on_primary"]
+    assert threads == {True, False}  # the one of the event loop is among them
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])

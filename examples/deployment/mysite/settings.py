@@ -12,7 +12,7 @@ DATABASES = {
         # A worker keeps its connection to PgBouncer for the next request.
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,
-        # In transaction mode a cursor may be on another connection when the next rows are fetched.
+        # In transaction mode the next rows may be asked of another connection.
         "DISABLE_SERVER_SIDE_CURSORS": True,
     }
 }
@@ -33,7 +33,12 @@ ORMBRIDGE = {"MAX_THREADS": 10}
 
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "127.0.0.1,localhost").split(",")
 ASGI_APPLICATION = "mysite.asgi.application"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channels", "ormbridge"]
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "channels",
+    "ormbridge",
+]
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 ROOT_URLCONF = "mysite.urls"
 SECRET_KEY = os.environ["SECRET_KEY"]

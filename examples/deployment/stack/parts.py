@@ -29,6 +29,7 @@ SERVERS = {
         " --respawn-interval 2 --workers-kill-timeout 60 mysite.asgi:application"
     ),
 }
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 # The Debian package keeps PostgreSQL's programs out of the path.
 PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", *map(str, reversed(PLACES))])
@@ -74,7 +75,10 @@ def redis(place, ports):
 
 def nginx(place, ports):
     """Write its configuration; return its command."""
-    (place / "nginx.conf").write_text(configuration("nginx.conf", ports), encoding="utf-8")
+    # Where it would keep these files otherwise, only root may write.
+    paths = " ".join(f"{each}_temp_path {each};" for each in TEMPORARY)
+    text = configuration("nginx.conf", ports).replace("http {", f"http {{ {paths}")
+    (place / "nginx.conf").write_text(text, encoding="utf-8")
     extra = f"daemon off; pid {place}/nginx.pid; error_log stderr;"
     return [find("nginx"), "-e", "stderr", "-p", f"{place}/", "-c", "nginx.conf", "-g", extra]
 
