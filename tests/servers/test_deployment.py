@@ -166,6 +166,24 @@ async def test_rolling_restart(stack):
         assert json.loads(await client.recv())["pid"] in stack.servers()
 
 
+async def test_switching_over(stack):
+    """With a new server on another port, nginx switched over, and the old one ended, none fails."""
+    port, old = stack.ports["nginx"], set(stack.servers())
+
+    def read():
+        return get(port, "/slow/?seconds=0.01")
+
+    def write():
+        return post(port, "/users/", f"name=user{next(numbers)}")
+
+    async with clients(*[read] * 4, *[write] * 4) as told:
+        await asyncio.to_thread(stack.switch)
+        before = told.total()
+        await until(lambda: told.total() > before)
+    assert set(told) == {200, 201}
+    assert not old & set(stack.servers())
+
+
 @pytest.fixture
 def place():
     """Return a directory that PostgreSQL's user can get to, which pytest's own are not."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from . import parts
-from .ports import HERE, HOST
+from .ports import HERE, HOST, free_ports
 
 GUARD = 60
 """Seconds after which a part that does not start or end is given up."""
@@ -77,7 +77,9 @@ class Stack:
 
     def stop(self, name):
         """End the part *name* as its service manager would; the last resort is SIGKILL."""
-        process = self.processes.pop(name)
+        process = self.processes.pop(name, None)
+        if process is None:  # it was stopped before
+            return
         # PostgreSQL waits for its clients at SIGTERM, and asks them to go at SIGINT.
         number = signal.SIGINT if name in ("postgresql", "pgbouncer") else signal.SIGTERM
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,9 +113,10 @@ class Stack:
         with contextlib.suppress(psycopg.OperationalError):
             return bool(self.ask("postgres", "SELECT 1", part))
 
-    def answers(self):
-        """Say whether a request is answered, through all parts."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(self.url) as answer:
+    def answers(self, part="nginx"):
+        """Say whether a request to *part* is answered."""
+        url = f"http://{HOST}:{self.ports[part]}/"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url) as answer:
             return answer.status == 200
 
     def ask(self, database, query, part="postgresql"):
@@ -135,15 +138,32 @@ class Stack:
         at_pgbouncer = sum(pool["cl_active"] + pool["cl_waiting"] for pool in ours)
         return {"pgbouncer": at_pgbouncer, "postgresql": at_postgresql["count"]}
 
-    def servers(self):
+    def servers(self, part="app"):
         """Return the ids of the processes that serve: the children of the one that was started."""
-        pid = self.processes["app"].pid
+        pid = self.processes[part].pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [int(child) for child in children if serves(int(child))]
 
     def renew(self):
         """Have the server replace its processes, one after the other."""
         self.processes["app"].send_signal(signal.SIGHUP)
+
+    def switch(self):
+        """Start the server anew on another port, send nginx there, and end the old one.
+
+        The old one is ended when nobody asks it any more: nginx has old processes of its own for
+        the requests that it has begun, and they end with these.
+        """
+        self.processes["old"] = self.processes.pop("app")
+        self._stack.callback(self.stop, "old")
+        self.ports["app"] = free_ports()["app"]
+        self.serve(self._stack)
+        self.wait_for(lambda: len(self.servers()) == self.count and self.answers("app"))
+        before = set(self.servers("nginx"))
+        parts.nginx(self.place, self.ports)
+        self.processes["nginx"].send_signal(signal.SIGHUP)
+        self.wait_for(lambda: not before & set(self.servers("nginx")))
+        self.stop("old")
 
     @property
     def url(self):
