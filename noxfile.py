@@ -204,7 +204,7 @@ def tests_mariadb(session: nox.Session, django: str) -> None:
 @nox.session(name="tests-servers")
 def tests_servers(session: nox.Session) -> None:
     """Test the middleware in real servers, on PostgreSQL, and stop them by signal."""
-    install(session, "tests", "servers", extras="channels,postgres")
+    install(session, "tests", "servers", "deployment", extras="channels,postgres")
     run_tests(session, "tests/servers", database="postgresql")
 
 
@@ -228,6 +228,15 @@ def demo(session: nox.Session) -> None:
     install(session, "demo")
     # Ctrl-C reaches the demo too: leave it the time to close its sockets and remove its database.
     session.run("python", "-m", "examples.demo", *session.posargs, interrupt_timeout=10)
+
+
+@nox.session
+def deployment(session: nox.Session) -> None:
+    """Run nginx, several processes, PgBouncer, PostgreSQL and Redis here; Ctrl-C ends them."""
+    install(session, "deployment", extras="channels,postgres")
+    # They end one after the other, and may wait for what runs.
+    command = ["python", "-m", "examples.deployment.stack"]
+    session.run(*command, *session.posargs, interrupt_timeout=120)
 
 
 @nox.session(name="tests-demo", allow_parallel=True)
@@ -338,6 +347,13 @@ def bench(session: nox.Session) -> None:
     """Compare the speed side by side with others on PostgreSQL; prints the table."""
     install(session, "bench", extras="channels,postgres")
     session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session(name="bench-deployment", python=PYTHONS[-1])
+def bench_deployment(session: nox.Session) -> None:
+    """Measure the stack with one, two and four processes; writes docs/_recorded/stack.json."""
+    install(session, "bench", "deployment", extras="channels,postgres")
+    session.run("python", "-m", "tests.bench.stack", *session.posargs)
 
 
 @nox.session(allow_parallel=True)

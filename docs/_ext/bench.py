@@ -3,6 +3,9 @@
 ``docs/_recorded/bench.json`` is written by ``nox -s bench`` (``tests/bench/``) and read by the
 build. With the name of a row the directive draws this row as a table, and says what was to be
 reached and whether it was; with ``machine`` it tells what the figures were measured on.
+
+The role ``figure`` puts a figure of ``nox -s bench-deployment`` into a sentence: what it has under
+the keys ``servers.gunicorn.4.requests``; of a spread, the median.
 """
 
 import json
@@ -10,7 +13,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 
 from .proven import enumerated, row
@@ -18,6 +21,7 @@ from .record.seals import BROKEN, seal
 
 RESULTS = "docs/_recorded/bench.json"
 REMEDY = f"run 'nox -s bench -- --json {RESULTS}'"
+STACK = "docs/_recorded/stack.json"
 
 
 class Benchmark(SphinxDirective):
@@ -101,7 +105,28 @@ def verdicts(result: dict[str, Any]) -> nodes.paragraph:
     return nodes.paragraph("", " ".join(said))
 
 
+class Figure(SphinxRole):
+    """Show one figure of the stack."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the figure as text, or an error."""
+        path = self.env.srcdir.parent / STACK
+        self.env.note_dependency(path)
+        try:
+            value = results = json.loads(path.read_text(encoding="utf-8"))
+            if results.get("seal") != seal(results):
+                raise ValueError(BROKEN)
+            for key in self.text.split("."):
+                value = value[key]
+            value = value["median"] if isinstance(value, dict) else value
+        except (OSError, ValueError, KeyError) as error:
+            problem = f"{STACK}: {self.text!r}: {error!r}; run 'nox -s bench-deployment'"
+            return [], [self.inliner.reporter.error(problem, line=self.lineno)]
+        return [nodes.Text(value if isinstance(value, str) else f"{value:,.0f}")], []
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Add the directive."""
+    """Add the directive and the role."""
     app.add_directive("benchmark", Benchmark)
+    app.add_role("figure", Figure())
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

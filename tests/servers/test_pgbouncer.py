@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,8 +13,9 @@ import time
 
 import psycopg
 import pytest
-from django.contrib.auth.models import Group
-from django.db import connection, connections
+from django.contrib.auth.models import Group, Permission
+from django.db import ProgrammingError, connection, connections
+from psycopg.errors import InvalidCursorName
 
 from ormbridge import atomic, database_sync_to_async, pinned, stats
 from tests.core.gate import GUARD
@@ -23,6 +26,7 @@ from tests.tenants.runs import new_database, scenarios
 
 RESET_TENANT = "examples.connections.reset_tenants.reset_tenant"
 
+PROGRAM = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 CONFIGURATION = """
 [databases]
 * = host={host} port={port}
@@ -42,8 +46,7 @@ ignore_startup_parameters = extra_float_digits, options
 @contextlib.contextmanager
 def running(mode, size, database, tmp_path):
     """Run PgBouncer, with *size* connections to the server, and yield its port."""
-    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
-    assert program, "PgBouncer is missing: apt-get install pgbouncer"
+    assert PROGRAM, "PgBouncer is missing: apt-get install pgbouncer"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +64,7 @@ def running(mode, size, database, tmp_path):
             size=size,
         )
     )
-    command = [program, str(path)]
+    command = [PROGRAM, str(path)]
     if os.geteuid() == 0:  # it refuses to run as root
         for each in (path, users, *list(path.parents)[:3]):
             each.chmod(0o755)
@@ -279,3 +282,92 @@ async def test_set_local_holds_in_its_block(pgbouncer):
         seen = await ask(GET)
     assert (seen_by_other, seen) == ((None, "bob"), "ada")
     assert not await ask(GET)
+
+
+@contextlib.asynccontextmanager
+async def session_taken():
+    """Have somebody else in a transaction: in transaction mode, in the session last used."""
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def transact():
+        async with atomic():
+            await ask("SELECT 0")
+            begun.set()
+            await end.wait()
+
+    task = asyncio.create_task(transact(), context=contextvars.Context())
+    await asyncio.wait_for(begun.wait(), GUARD)
+    try:
+        yield
+    finally:
+        end.set()
+        await task
+
+
+def version():
+    """Return the version of PgBouncer, as (1, 18)."""
+    said = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True)
+    return tuple(map(int, re.search(r"(\d+)\.(\d+)", said.stdout).groups()))
+
+
+async def test_prepared_statements(pgbouncer, monkeypatch):
+    """Statements that clients prepare under one name meet in one session."""
+    options = {"server_side_binding": True, "prepare_threshold": 0}
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
+    async with pinned():
+        await ask("SELECT 1")
+        if pgbouncer == "session" or version() >= (1, 24):  # that one keeps them apart
+            assert await elsewhere(ask("SELECT 2")) == 2
+        else:
+            with pytest.raises(ProgrammingError, match=r'statement "_pg3_\d+" already exists'):
+                await elsewhere(ask("SELECT 2"))
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+async def test_server_side_cursors(pgbouncer, monkeypatch):
+    """A server-side cursor is not known in the session in which its next rows are fetched."""
+    monkeypatch.setitem(connections.settings["default"], "DISABLE_SERVER_SIDE_CURSORS", False)
+    rows = aiter(Permission.objects.aiterator(chunk_size=1))
+    async with pinned():
+        await anext(rows)
+        async with session_taken():
+            if pgbouncer == "session":
+                assert [row async for row in rows]
+            else:
+                with pytest.raises(InvalidCursorName, match=r'"_django_curs_\w+" does not exist'):
+                    await anext(rows)
+    del rows
+    gc.collect()  # the cursor could not be closed, and says so: here, and in no later test
+
+
+async def test_advisory_locks(pgbouncer):
+    """A lock of a session keeps out nobody who has that session; one of a transaction does."""
+    async with pinned():
+        await ask("SELECT pg_advisory_lock(77)")
+        got_it_too = await elsewhere(ask("SELECT pg_try_advisory_lock(77)"))
+        await ask("SELECT pg_advisory_unlock_all()")
+    assert got_it_too is (pgbouncer == "transaction")
+    async with atomic():
+        await ask("SELECT pg_advisory_xact_lock(78)")
+        assert await elsewhere(ask("SELECT pg_try_advisory_xact_lock(78)")) is False
+
+
+async def test_listen(pgbouncer, outside):
+    """What LISTEN asked for comes to whoever has that session now."""
+
+    @database_sync_to_async
+    def heard():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return [each.payload for each in connection.connection.notifies(timeout=0)]
+
+    @database_sync_to_async
+    def listen():
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN news")
+
+    async with pinned():
+        await listen()
+        async with session_taken():
+            outside.connection.execute("NOTIFY news, 'hello'")
+            assert await heard() == (["hello"] if pgbouncer == "session" else [])

@@ -1,0 +1,155 @@
+"""The page ``guide/deployment``: its example, and that its files say what the session runs."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpResponse
+from django.urls import path
+
+from examples.deployment.stack import parts, ports
+from ormbridge import BridgeMiddleware, stats
+from tests.core.support import until
+from tests.support.http import get
+
+HERE = Path(ports.HERE)
+RESULTS = json.loads(Path("docs/_recorded/stack.json").read_text(encoding="utf-8"))
+
+
+def file(name):
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.django_db(transaction=True, available_apps=[])
+async def test_health(load_example, settings, gate, pool_settings, recorded):
+    """With all workers taken a process is alive, and not ready."""
+    pool_settings(MAX_THREADS=1)
+    settings.ROOT_URLCONF = (path("report/", lambda request: HttpResponse(gate())),)
+    module = load_example("deployment/health")
+    told = [f"{each} {await get(module.application, each)}" for each in ("/alive/", "/ready/")]
+    report = asyncio.create_task(get(module.application, "/report/"))
+    await gate.entered()
+    module.SECONDS = 0.01
+    told.append("the only worker is taken:")
+    told += [f"{each} {await get(module.application, each)}" for each in ("/alive/", "/ready/")]
+    gate.open.set()
+    await report
+    recorded("deployment/health", "\n".join(told))
+
+
+async def test_health_has_no_host(load_example, settings):
+    """A check by address is answered, which Django refuses: ALLOWED_HOSTS does not name it."""
+    settings.ROOT_URLCONF = (path("", lambda request: HttpResponse()),)
+    settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+    settings.ALLOWED_HOSTS = ["www.example.com"]
+    application = load_example("deployment/health").application
+    assert (await get(application, "/"))[:3] == "400"
+    assert await get(application, "/alive/") == "200"
+
+
+@pytest.mark.django_db(transaction=True, available_apps=[])
+async def test_view_under_middleware_waits_for_a_worker(settings, gate, pool_settings):
+    """A view as health check stands in line for a worker, as Django's middleware takes one."""
+    pool_settings(MAX_THREADS=1)
+
+    async def alive(request):
+        return HttpResponse()
+
+    settings.ROOT_URLCONF = (
+        path("report/", lambda request: HttpResponse(gate())),
+        path("alive/", alive),
+    )
+    settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+    settings.ALLOWED_HOSTS = ["*"]
+    application = BridgeMiddleware(ASGIHandler())
+    report = asyncio.create_task(get(application, "/report/"))
+    await gate.entered()
+    check = asyncio.create_task(get(application, "/alive/"))
+    await until(lambda: stats().waiting)
+    assert not check.done()
+    gate.open.set()
+    assert await check == "200"
+    await report
+
+
+# The files of examples/deployment: they say what `nox -s deployment` runs, which is tested in
+# tests/servers.
+
+
+def words(command):
+    """Return the parts of a command, with the processes and the address left out."""
+    return re.sub(r"(?<!\S)(--workers|-w|--host|-b|--port) \S+ ?", "", " ".join(command)).split()
+
+
+def seconds(option, command):
+    return int(re.search(rf"{option} (\d+)", command)[1])
+
+
+@pytest.fixture
+def services():
+    """Return what compose.yaml runs."""
+    return yaml.safe_load(file("compose.yaml"))["services"]
+
+
+def test_container_runs_what_the_session_runs(services):
+    """The image starts the server as the session does, and Docker leaves it the time to stop."""
+    image = file("Dockerfile").replace("\\\n", "")
+    command = json.loads(re.search(r"^CMD (\[.*\])", image, re.MULTILINE)[1])
+    assert words(command) == words(parts.SERVERS["gunicorn"].split())
+    grace = int(services["app"]["stop_grace_period"].removesuffix("s"))
+    assert grace > seconds("--graceful-timeout", " ".join(command))
+
+
+def test_unit_runs_what_the_session_runs():
+    """systemd starts the server as the session does, and leaves it the time to stop."""
+    unit = file("mysite.service").replace("\\\n", "")
+    command = re.search(r"^ExecStart=/srv/mysite/.venv/bin/(.*)", unit, re.MULTILINE)[1]
+    assert words(command.split()) == words(parts.SERVERS["granian"].split())
+    stop = int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[1])
+    assert stop > seconds("--workers-kill-timeout", command)
+
+
+def test_compose_has_the_ports_of_the_session(services):
+    """The parts of compose.yaml have the names and the ports of the session."""
+    assert set(services) == {*ports.PORTS, "migrate"}
+    said = {
+        "postgresql": services["postgresql"]["command"].rpartition("=")[2],
+        "redis": re.search(r"--port (\d+)", services["redis"]["command"])[1],
+        "pgbouncer": services["app"]["environment"]["DATABASE_PORT"],
+        "app": re.search(r"0\.0\.0\.0:(\d+)", file("Dockerfile"))[1],
+        "nginx": services["nginx"]["ports"][0].rpartition(":")[2],
+    }
+    assert {name: int(port) for name, port in said.items()} == ports.PORTS
+    for name, part in (("nginx.conf", "app"), ("pgbouncer.ini", "postgresql")):
+        assert f"{ports.PORTS[part]}" in file(name)
+
+
+def test_compose_has_the_versions_that_were_measured(services):
+    """The images are of the releases with which the stack was measured."""
+    measured = RESULTS["versions"]
+    for name, said in (("postgresql", "PostgreSQL"), ("redis", "Redis"), ("nginx", "nginx")):
+        tag = services[name]["image"].partition(":")[2]
+        assert f"{measured[said]}.".startswith(f"{tag}.")
+
+
+def test_configuration_of_this_machine():
+    """The session changes hosts and ports in the files of the page, and nothing else."""
+    own = {name: port + 10_000 for name, port in ports.PORTS.items()}
+    for name in ("nginx.conf", "pgbouncer.ini"):
+        before = file(name).splitlines()
+        after = ports.configuration(name, own).splitlines()
+        changed = [new for old, new in zip(before, after, strict=True) if old != new]
+        assert changed
+        for line in changed:
+            assert re.search(r"2[5-8]\d{3}|127\.0\.0\.1", line), line
+        assert not any(str(port) in "\n".join(after) for port in ports.PORTS.values())
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    """A program that is not there is named by the package that brings it."""
+    monkeypatch.setattr(parts, "PATH", "")
+    assert parts.missing() == ["nginx", "pgbouncer", "postgresql", "redis-server"]
