@@ -219,3 +219,20 @@ def test_page_is_read_again_when_its_timeline_changes(site: Site):
     record(site, found=SPANS[:1])
     assert site.build() == []
     assert len(figures(site.html("guide"), "call")) == 1
+
+
+def test_brief_picture_is_small_and_says_what_was_printed(site: Site):
+    """In brief, bars are thin and without names, and the example's own words stand above them."""
+    site.build()
+    tall = int(re.findall(r'timeline-picture"[^>]* height="(\d+)"', site.html("guide"))[0])
+    site.replace("docs/guide.md", ":caption:", ":brief:\n:caption:")
+    assert site.build() == []
+    html = site.html("guide")
+    assert '<p class="timeline-printed">Hello, ada</p>' in html
+    assert re.findall(r">(worker-\d)</text>", html) == []
+    assert len(figures(html, "call")) == 3
+    (brief,) = re.findall(r'timeline-picture"[^>]* height="(\d+)"', html)
+    assert int(brief) < tall
+    folded = html.partition("<details>")[2].partition("</details>")[0]
+    assert "Recorded on 2025-01-31" in folded
+    assert "3 calls on 2 threads" in folded
