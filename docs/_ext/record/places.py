@@ -2,11 +2,15 @@
 
 Told from the source, so that no list has to be kept. A program sets Django up itself. All else goes
 into a project as ``startproject mysite .`` makes it: what defines ``urlpatterns`` is a URLconf,
-what defines ``application`` is what servers start, and so on.
+what defines ``application`` is what servers start, and so on. For views, consumers and tests
+``docs/_scaffold/full`` has what is to be around them in a file that runs by itself.
 """
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+SCAFFOLD = Path(__file__).parents[2] / "_scaffold" / "full"
 
 #: What is in a source, and the file of a project that it is then: the first that fits.
 _FILES = (
@@ -69,3 +73,35 @@ def place(name: str, source: str) -> Place:
         return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
     fits = (file for pattern, file in _FILES if re.search(pattern, source, re.MULTILINE))
     return Place(next(fits, f"mysite/{stem}.py"), "", needs, ())
+
+
+def full_path(name: str, source: str) -> str:
+    """Return where the full file of the example *name* is on the site."""
+    file = place(name, source).file
+    return f"full/{name.partition('/')[0]}/{file if '/' not in file else Path(name).name + '.py'}"
+
+
+def full_file(name: str, source: str) -> str | None:
+    """Return the example *name* with all that it needs in one file, or nothing if that is none."""
+    found, stem = place(name, source), name.rpartition("/")[2]
+    kind = "tests" if found.command else found.file.removeprefix("mysite/").removesuffix(".py")
+    application = "BridgeMiddleware(get_asgi_application())"
+    if kind == "asgi":
+        source += "\n\nfrom django.http import HttpResponse\nfrom django.urls import path\n"
+        source += '\nurlpatterns = [path("", lambda request: HttpResponse("Hello"))]\n'
+        kind, application = "urls", "application"
+    path = SCAFFOLD / f"{kind}.txt"
+    if found.by_itself or not path.is_file() or "PostgreSQL" in found.needs:
+        return None
+    words = {
+        "dependencies": ", ".join(
+            f'"{each}"' for each in dict.fromkeys(("ormbridge", *found.needs))
+        ),
+        "database": f'{{"ENGINE": "django.db.backends.sqlite3", "NAME": "{stem}.sqlite3"}}',
+        "consumer": "".join(re.findall(r"^class (\w*Consumer)\(", source, re.MULTILINE)),
+        "application": application,
+        "name": name,
+        "stem": stem,
+        "block": source,
+    }
+    return re.sub(r"@(\w+)@", lambda word: words[word[1]], path.read_text(encoding="utf-8"))
