@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SCAFFOLD = Path(__file__).parents[2] / "_scaffold" / "full"
+DOCS = Path(__file__).parents[2]
 
 #: What is in a source, and the file of a project that it is then: the first that fits.
 _FILES = (
@@ -18,7 +18,15 @@ _FILES = (
     (r"^urlpatterns = ", "mysite/urls.py"),
     (r"^DATABASES = ", "mysite/settings.py"),
     (r"^class \w*Consumer\(", "mysite/consumers.py"),
+    (r"^# %%", "notebook.ipynb"),
 )
+#: What its source does not tell.
+_ELSEWHERE = {
+    "bots/telegram_bot": "telegram_bot.py",
+    "start/guestbook": "test_guestbook.py",
+    "workers/command": "mysite/management/commands/greet.py",
+    "workers/scheduler": "scheduler.py",
+}
 #: What is in a source, and what must then be there.
 _NEEDS = (
     (r"^(from|import) ormbridge|async_db|INSTALLED_APPS=\[\"ormbridge\"", "ormbridge"),
@@ -26,6 +34,11 @@ _NEEDS = (
     (r"^def test_\w+\((?!self)|^async def test_|^class \w+Test\(", "pytest-django"),
     (r"mark\.asyncio|^import pytest_asyncio", "pytest-asyncio"),
     (r"^import anyio", "anyio"),
+    (r"^from fastapi", "fastapi"),
+    (r"^from celery", "celery"),
+    (r"^from apscheduler", "apscheduler"),
+    (r"^from websockets", "websockets"),
+    (r"^from telegram", "python-telegram-bot"),
     (r"backends\.postgresql|^from psycopg|SHOW search_path|\bpg_", "psycopg"),
     (r"\"pool\": ", "psycopg_pool"),
     (r"backends\.mysql", "mysqlclient"),
@@ -69,6 +82,8 @@ def place(name: str, source: str) -> Place:
         if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing
             needs, leaves = tuple(each for each in needs if each != "PostgreSQL"), ()
         return Place(f"{stem}.py", f"{variables}python {stem}.py", needs, leaves)
+    if name in _ELSEWHERE:
+        return Place(_ELSEWHERE[name], "", needs, ())
     if "pytest-django" in needs:
         return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
     fits = (file for pattern, file in _FILES if re.search(pattern, source, re.MULTILINE))
@@ -90,8 +105,9 @@ def full_file(name: str, source: str) -> str | None:
         source += "\n\nfrom django.http import HttpResponse\nfrom django.urls import path\n"
         source += '\nurlpatterns = [path("", lambda request: HttpResponse("Hello"))]\n'
         kind, application = "urls", "application"
-    path = SCAFFOLD / f"{kind}.txt"
-    if found.by_itself or not path.is_file() or "PostgreSQL" in found.needs:
+    path = DOCS / "_scaffold" / "full" / f"{kind}.txt"
+    page = DOCS / "guide" / f"{name.partition('/')[0].replace('_', '-')}.md"
+    if found.by_itself or not (path.is_file() and page.is_file()) or "PostgreSQL" in found.needs:
         return None
     words = {
         "dependencies": ", ".join(
