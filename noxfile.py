@@ -249,8 +249,10 @@ def tests_demo(session: nox.Session) -> None:
 @nox.session(name="tests-docs", allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
-    install(session, "tests", "site", "browser")
+    install(session, "tests", "site", "browser", extras="channels,postgres")
     run_tests(session, "tests/docs")
+    if server_answers("postgresql") and not session.posargs:  # and the blocks that need it
+        run_tests(session, "tests/docs/test_paste.py", database="postgresql")
 
 
 # The tests that have no business with the database of the run: the groups that they need, and where

@@ -78,6 +78,11 @@ class Example(SphinxDirective):
             said = str(places.place(name, shown.text)).split("`")
             words = [(nodes.literal if n % 2 else nodes.inline)("", x) for n, x in enumerate(said)]
             block.insert(1, nodes.paragraph("", "", *words, classes=["example-place"]))
+            if places.full_file(name, shown.text):
+                up = "../" * self.env.current_document.docname.count("/")
+                file = places.full_path(name, shown.text)
+                link = nodes.reference("", "Full file", refuri=f"{up}{file}", internal=True)
+                block[1] += [nodes.Text(" "), link, nodes.Text(", which runs by itself.")]
         if "output" in self.options:
             for sign, each in outputs:
                 block += self.output(root, each, sign)
@@ -190,9 +195,23 @@ def shown(env: BuildEnvironment) -> dict[str, list[tuple[str, int]]]:
     return env.shown_examples  # type: ignore[attr-defined, no-any-return]
 
 
+def write_full_files(app: Sphinx) -> list[Any]:
+    """Write the full file of each example that is shown and has one; add no page."""
+    root = app.srcdir.parent
+    for name, _ in {each for found in shown(app.env).values() for each in found}:
+        source = recordings.example_path(root, name).read_text(encoding="utf-8")
+        source = markers.excerpt(source).text
+        if text := places.full_file(name, source):
+            path = app.outdir / places.full_path(name, source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return []
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_directive("example", Example)
+    app.connect("html-collect-pages", write_full_files)
     app.add_js_file("fold.js", loading_method="defer")
     app.add_env_collector(ShownExamples)
     return {

@@ -1,10 +1,13 @@
 """Each block of the site, copied with its button and pasted where its head says that it goes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from django.core.management import call_command
@@ -26,9 +29,16 @@ def shown(name: str) -> str:
 
 
 PLACES = {name: places.place(name, shown(name)) for name in NAMES}
+#: The pages of one task each, and the tutorial, have tests that run their blocks as the page says.
+APART = {path.stem.replace("-", "_") for path in (ROOT / "docs/howto").glob("*.md")} | {"start"}
 #: Those that run here: on SQLite, or those of PostgreSQL where the run is on PostgreSQL. What names
 #: another server only configures it.
-HERE = [name for name in NAMES if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")]
+HERE = [
+    name
+    for name in NAMES
+    if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")
+    and name.partition("/")[0] not in APART
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +110,7 @@ def test_every_block_has_been_copied(clipboard):
 def test_heads_tell_the_place(clipboard):
     """Above a block stands where it goes, what it needs and what it leaves."""
     expected = {name: str(PLACES[name]).replace("`", "") for name in NAMES}
-    told = {name: head for name, (head, _) in clipboard.items()}
+    told = {name: head.partition(" Full file")[0] for name, (head, _) in clipboard.items()}
     befores = {name for name in NAMES if told[name] != expected[name]}
     # A block of two has the head of the one that it ends with.
     assert befores == {name for name in NAMES if name in SHOWN_AS_BEFORE}
@@ -163,6 +173,49 @@ def test_block_goes_into_a_project(clipboard, project, tmp_path, name):
         module = place.file.removesuffix(".py").replace("/", ".")
         finished = run(tmp_path, "-c", LOAD, module)
         assert finished.returncode == 0, finished.stderr
+
+
+FULL = [name for name in NAMES if places.full_file(name, shown(name))]
+#: Those that show how a test fails.
+FAIL = {"testing/before", "testing/leak", "testing/outside"}
+#: What has no full file: settings, functions that settings name, and what needs PostgreSQL.
+PARTS = {
+    "cancellation/network",
+    "cancellation/network_mariadb",
+    "cancellation/view",
+    "connections/reset",
+    "connections/reset_by_closing",
+    "connections/reset_tenants",
+    "connections/tenant",
+    "database_access/clean_up",
+    "observing/log",
+    "streaming/read_ahead",
+    "transactions/advisory_lock",
+    "transactions/retry",
+}
+
+
+def test_what_does_not_run_by_itself_has_a_full_file():
+    """But for the parts of a project that do nothing alone."""
+    others = {name for name in NAMES if not PLACES[name].by_itself}
+    assert {name for name in others if name.partition("/")[0] not in APART} == {*FULL, *PARTS}
+
+
+@pytest.mark.parametrize("name", FULL if CHOICE == "sqlite" else [])
+def test_full_file_runs_by_itself(address, tmp_path, name):
+    """Saved from the link in its head into an empty folder, it runs, and names what it needs."""
+    path = places.full_path(name, shown(name))
+    with urlopen(f"{address}/{path}") as answer:
+        text = answer.read().decode()
+    assert shown(name).strip() in text
+    metadata = re.match(r"# /// script\n((?:# .*\n)+?)# ///\n", text)[1]
+    declared = tomllib.loads(re.sub("(?m)^# ", "", metadata))
+    assert {"ormbridge", *PLACES[name].needs} == set(declared["dependencies"])
+    file = path.rpartition("/")[2]
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    finished = run(tmp_path, file, PYTEST_ADDOPTS="-p pytest_ormbridge")
+    assert finished.returncode == (name in FAIL), finished.stdout + finished.stderr
+    assert re.search(r" 200 |websocket\.send| passed| failed", finished.stdout)
 
 
 NEED_A_SERVER = [name for name in NAMES if SERVER in PLACES[name].needs and PLACES[name].by_itself]

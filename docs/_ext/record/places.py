@@ -2,11 +2,15 @@
 
 Told from the source, so that no list has to be kept. A program sets Django up itself. All else goes
 into a project as ``startproject mysite .`` makes it: what defines ``urlpatterns`` is a URLconf,
-what defines ``application`` is what servers start, and so on.
+what defines ``application`` is what servers start, and so on. For views, consumers and tests
+``docs/_scaffold/full`` has what is to be around them in a file that runs by itself.
 """
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2]
 
 #: What is in a source, and the file of a project that it is then: the first that fits.
 _FILES = (
@@ -14,7 +18,15 @@ _FILES = (
     (r"^urlpatterns = ", "mysite/urls.py"),
     (r"^DATABASES = ", "mysite/settings.py"),
     (r"^class \w*Consumer\(", "mysite/consumers.py"),
+    (r"^# %%", "notebook.ipynb"),
 )
+#: What its source does not tell.
+_ELSEWHERE = {
+    "bots/telegram_bot": "telegram_bot.py",
+    "start/guestbook": "test_guestbook.py",
+    "workers/command": "mysite/management/commands/greet.py",
+    "workers/scheduler": "scheduler.py",
+}
 #: What is in a source, and what must then be there.
 _NEEDS = (
     (r"^(from|import) ormbridge|async_db|INSTALLED_APPS=\[\"ormbridge\"", "ormbridge"),
@@ -22,6 +34,11 @@ _NEEDS = (
     (r"^def test_\w+\((?!self)|^async def test_|^class \w+Test\(", "pytest-django"),
     (r"mark\.asyncio|^import pytest_asyncio", "pytest-asyncio"),
     (r"^import anyio", "anyio"),
+    (r"^from fastapi", "fastapi"),
+    (r"^from celery", "celery"),
+    (r"^from apscheduler", "apscheduler"),
+    (r"^from websockets", "websockets"),
+    (r"^from telegram", "python-telegram-bot"),
     (r"backends\.postgresql|^from psycopg|SHOW search_path|\bpg_", "psycopg"),
     (r"\"pool\": ", "psycopg_pool"),
     (r"backends\.mysql", "mysqlclient"),
@@ -65,7 +82,42 @@ def place(name: str, source: str) -> Place:
         if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing
             needs, leaves = tuple(each for each in needs if each != "PostgreSQL"), ()
         return Place(f"{stem}.py", f"{variables}python {stem}.py", needs, leaves)
+    if name in _ELSEWHERE:
+        return Place(_ELSEWHERE[name], "", needs, ())
     if "pytest-django" in needs:
         return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
     fits = (file for pattern, file in _FILES if re.search(pattern, source, re.MULTILINE))
     return Place(next(fits, f"mysite/{stem}.py"), "", needs, ())
+
+
+def full_path(name: str, source: str) -> str:
+    """Return where the full file of the example *name* is on the site."""
+    file = place(name, source).file
+    return f"full/{name.partition('/')[0]}/{file if '/' not in file else Path(name).name + '.py'}"
+
+
+def full_file(name: str, source: str) -> str | None:
+    """Return the example *name* with all that it needs in one file, or nothing if that is none."""
+    found, stem = place(name, source), name.rpartition("/")[2]
+    kind = "tests" if found.command else found.file.removeprefix("mysite/").removesuffix(".py")
+    application = "BridgeMiddleware(get_asgi_application())"
+    if kind == "asgi":
+        source += "\n\nfrom django.http import HttpResponse\nfrom django.urls import path\n"
+        source += '\nurlpatterns = [path("", lambda request: HttpResponse("Hello"))]\n'
+        kind, application = "urls", "application"
+    path = DOCS / "_scaffold" / "full" / f"{kind}.txt"
+    page = DOCS / "guide" / f"{name.partition('/')[0].replace('_', '-')}.md"
+    if found.by_itself or not (path.is_file() and page.is_file()) or "PostgreSQL" in found.needs:
+        return None
+    words = {
+        "dependencies": ", ".join(
+            f'"{each}"' for each in dict.fromkeys(("ormbridge", *found.needs))
+        ),
+        "database": f'{{"ENGINE": "django.db.backends.sqlite3", "NAME": "{stem}.sqlite3"}}',
+        "consumer": "".join(re.findall(r"^class (\w*Consumer)\(", source, re.MULTILINE)),
+        "application": application,
+        "name": name,
+        "stem": stem,
+        "block": source,
+    }
+    return re.sub(r"@(\w+)@", lambda word: words[word[1]], path.read_text(encoding="utf-8"))
