@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
 from types import SimpleNamespace
@@ -240,17 +240,14 @@ def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
     connection.close()
 
 
-@contextmanager
-def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None, None]:
+def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[list[str]]:
     """Have all calls of the process use the connections of the calling thread.
-
-    Yields a list that holds, after the block, what the test left behind, in words.
 
     :param name: the test, for error messages.
     :param alone: whether to refuse other connections.
+    :returns: a block that yields a list, which holds afterwards what the test left behind.
     """
-    with TestContext(name).in_force(alone) as left:
-        yield left
+    return TestContext(name).in_force(alone)
 
 
 @contextmanager
