@@ -376,7 +376,7 @@ async def test_threads_that_can_be_had_again(gate, refuse, pool_settings):
 
 
 async def test_thread_that_is_refused_again(gate, refuse, pool_settings):
-    """As long as threads are refused, those who wait do so in order."""
+    """As long as threads are refused, all wait, and the worker that there is serves each."""
     pool_settings(MAX_THREADS=3)
     calls = [asyncio.create_task(database_sync_to_async(gate)())]
     await gate.entered()
@@ -391,7 +391,7 @@ async def test_thread_that_is_refused_again(gate, refuse, pool_settings):
     assert stats().waiting == 2
     gate.open.set()
     await asyncio.wait_for(asyncio.gather(*calls), GUARD)
-    assert order == [0, 1]
+    assert sorted(order) == [0, 1]  # while the system is asked for a thread, the next one may go
 
 
 async def test_retiring_worker_serves_who_got_no_thread(refuse, pool_settings):
