@@ -10,8 +10,6 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.docs.test_calculator import browser  # noqa: F401 # a fixture
-
 ROOT = Path(__file__).parents[2]
 LINES = (Path(__file__).parent / "queries.txt").read_text(encoding="utf-8").splitlines()
 QUERIES = {
@@ -47,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:  # noqa: F811
+def page(browser: Browser) -> Iterator[Page]:
     """Open a page as wide as a laptop's, which notes what it asks for."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
