@@ -16,6 +16,7 @@ from tests.support.examples import example_source
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
     (r"thread id \d+", "thread id …"),
+    (r"thread 'asyncio_\d'", "thread 'asyncio_0'"),
     (r"Task <.*> got Future <.*?>", "Task <…> got Future <…>"),
 ]
 
