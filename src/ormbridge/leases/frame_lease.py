@@ -136,6 +136,5 @@ class FrameLease(Lease):
 
 def _too_late(call: Call) -> LeaseClosed:
     remedy = "" if call.iteration is None else "; iterate on it to its end there"
-    return LeaseClosed(
-        f"{call} came too late: its synchronous frame has ended{remedy} [frame-ended]"
-    )
+    what = f"{call} came too late: its synchronous frame has ended{remedy}"
+    return LeaseClosed(f"{what} [frame-ended]")
