@@ -124,7 +124,7 @@ async def test_asyncio_run_in_a_view_says_what_to_do(serve, pool_settings, what)
 
     await get(serve(view))
     (message,) = messages
-    assert message.endswith("Use async_to_sync in place of asyncio.run")
+    assert message.endswith("Use async_to_sync in place of asyncio.run [loop-on-worker]")
     assert "is called from an event loop started on ormbridge-worker-1" in message
 
 
@@ -300,7 +300,7 @@ async def test_own_loop_in_a_sync_view_is_refused_a_second_worker(serve, pool_se
     assert errors == [
         "tests.core.support.thread_name is called from an event loop started on "
         "ormbridge-worker-1, and no other worker is free; waiting for one while holding one could "
-        "deadlock. Use async_to_sync in place of asyncio.run"
+        "deadlock. Use async_to_sync in place of asyncio.run [loop-on-worker]"
     ]
 
 

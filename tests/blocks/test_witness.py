@@ -116,7 +116,7 @@ async def test_message_says_where_the_error_was_caught():
         f"atomic() at test_witness.py:{opened} in {name} ended without an error, and nothing of it "
         "was saved: the database rolled it back when 'SELECT 1 / 0' failed (DataError: division by "
         f"zero), and the error was caught at test_witness.py:{caught} in {name}. Put what may fail "
-        "into an atomic() of its own, and catch the error around it"
+        "into an atomic() of its own, and catch the error around it [nothing-saved]"
     )
 
 

@@ -71,8 +71,9 @@ while not stats().waiting:
     )
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
-        "PoolClosed the interpreter is exiting; the call was waiting for a worker and did not run",
-        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken",
+        "PoolClosed the interpreter exits; the call waited for a worker and did not run [exiting]",
+        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken "
+        "[exiting]",
     ]
     assert result.returncode == 0
 
@@ -153,7 +154,8 @@ def at_exit():
     )
     assert result.stderr == ""
     assert result.stdout == (
-        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken\n"
+        "PoolClosed builtins.print came too late: the interpreter exits, no calls are taken "
+        "[exiting]\n"
     )
     assert result.returncode == 0
 

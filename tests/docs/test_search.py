@@ -10,8 +10,6 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.docs.test_calculator import browser  # noqa: F401 # a fixture
-
 ROOT = Path(__file__).parents[2]
 LINES = (Path(__file__).parent / "queries.txt").read_text(encoding="utf-8").splitlines()
 QUERIES = {
@@ -47,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:  # noqa: F811
+def page(browser: Browser) -> Iterator[Page]:
     """Open a page as wide as a laptop's, which notes what it asks for."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -63,19 +61,44 @@ def search(page: Page, built: Path, query: str) -> None:
     page.wait_for_selector("#search-results .search-summary", state="attached")
 
 
+@pytest.fixture(scope="module")
+def first_results(page: Page, built: Path) -> dict[str, str]:
+    """Ask for each line in the browser; return where the first result leads."""
+    search(page, built, "anything")
+    script = """lines => lines.map(line => {
+        const { page, anchor } = Search.rank(line)[0].section;
+        return `${page}#${anchor}`;
+    })"""
+    return dict(zip(FOUND, page.evaluate(script, FOUND), strict=True))
+
+
 @pytest.mark.parametrize("query", FOUND)
-def test_first_result_is_the_answer(page: Page, built: Path, query: str):
-    """The first result leads to the section that answers, and the click lands on it."""
+def test_first_result_is_the_answer(built: Path, first_results: dict[str, str], query: str):
+    """The first result leads to the section that answers, and the section is there."""
+    place = first_results[query]
+    assert any(place == each or place.startswith(f"{each}#") for each in QUERIES[query]), place
+    name, _, anchor = place.partition("#")
+    assert f'id="{anchor}"' in (built / f"{name}.html").read_text(encoding="utf-8")
+
+
+# One for each page, the longest line of each.
+CLICKED = {page_of(QUERIES[query][0]): query for query in sorted(FOUND, key=len)}
+
+
+@pytest.mark.parametrize("query", CLICKED.values())
+def test_click_lands_on_the_section(page: Page, built: Path, query: str):
+    """The click on the first result scrolls to the section."""
     search(page, built, query)
     page.locator("#search-results li a").first.click()
+    # The theme scrolls there smoothly.
+    lands = """() => {
+        const id = location.hash.slice(1);
+        const top = id && document.getElementById(id)?.getBoundingClientRect().top;
+        return top !== "" && top >= 0 && top < 400;
+    }"""
+    page.wait_for_function(lands)
     place = page.url.removeprefix(f"{built.as_uri()}/").replace(".html", "")
     assert any(place == each or place.startswith(f"{each}#") for each in QUERIES[query]), place
-    # The theme scrolls there smoothly.
-    lands = """id => {
-        const top = document.getElementById(id)?.getBoundingClientRect().top;
-        return top >= 0 && top < 400;
-    }"""
-    page.wait_for_function(lands, arg=place.partition("#")[2])
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,22 @@
 """The messages that people look up: each is printed by a run, word for word."""
 
+import pickle
 import re
+from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
 
+import ormbridge
+from ormbridge import BridgeError, PoolTimeout
+from ormbridge.core import errors
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
 
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
     (r"thread id \d+", "thread id …"),
+    (r"thread 'asyncio_\d'", "thread 'asyncio_0'"),
     (r"Task <.*> got Future <.*?>", "Task <…> got Future <…>"),
 ]
 
@@ -67,6 +73,30 @@ def test_test_without_the_fixture():
         'Database access not allowed, use the "django_db" mark, or the "db" or "transactional_db" '
         "fixtures to enable it."
     )
+
+
+PAGE = Path(__file__).parents[2] / "docs/reference/messages.md"
+
+
+def test_code_is_an_anchor():
+    """Each code that ends a message of the bridge is the anchor of its entry, and the other way."""
+    package = Path(ormbridge.__file__).parent
+    sources = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    codes = set(re.findall(r"\[([a-z]+(?:-[a-z]+)*)\]\"", sources))
+    page = PAGE.read_text(encoding="utf-8")
+    assert codes == set(re.findall(r"^- `\[([a-z-]+)\]`$", page, re.MULTILINE))
+    assert codes <= set(re.findall(r"^\(([a-z-]+)\)=$", page, re.MULTILINE))
+    assert len(codes) > 10
+
+
+def test_address_of_a_message(monkeypatch):
+    """An error has the address of its entry behind its code, where the page has one."""
+    error = PoolTimeout("waited in vain [pool-full]")
+    assert str(error) == "waited in vain [pool-full]"
+    monkeypatch.setattr(errors, "MESSAGES", "https://example.org/messages.html")
+    expected = "waited in vain [pool-full] https://example.org/messages.html#pool-full"
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == expected
+    assert str(BridgeError("it has no code")) == "it has no code"
 
 
 if CHOICE == "postgresql":

@@ -141,7 +141,7 @@ async def test_view_that_streams_below_sync_middleware(watch, site):
         return StreamingHttpResponse(lines())
 
     body = await get(site(view, sync_middleware))
-    assert body.endswith("frame has ended; iterate on it to its end there")
+    assert body.endswith("frame has ended; iterate on it to its end there [frame-ended]")
     assert set(threads) == set(watch.opened) == set(watch.closed) == {"ormbridge-worker-1"}
     await no_worker_is_leased()
 

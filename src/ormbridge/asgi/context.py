@@ -96,7 +96,8 @@ class LeaseContext(Route):
                 if lease.put(call, hold and lease.context is self):
                     return
                 if lease is bound and not call.stays_out:
-                    raise LeaseClosed(f"{call} was called in {call.route}, whose worker is gone")
+                    where = f"{call} was called in {call.route}"
+                    raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
             lease = self._make_lease(pool, hold)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
@@ -207,7 +208,7 @@ def refuse_inside(route: object, caller: object) -> None:
         raise PoolTimeout(
             f"{caller} is called from an event loop started on {own.name}, which has "
             f"{route}; elsewhere it would not be in that block. Use async_to_sync in place of "
-            "asyncio.run"
+            "asyncio.run [loop-on-worker]"
         )
 
 

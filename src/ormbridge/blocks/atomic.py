@@ -175,7 +175,8 @@ class _Transaction:
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
             why += ". Put what may fail into an atomic() of its own, and catch the error around it"
         failure = TransactionAborted(
-            f"{self._block} ended without an error, and nothing of it was saved: {why}"
+            f"{self._block} ended without an error, and nothing of it was saved: {why} "
+            "[nothing-saved]"
         )
         failure.__cause__ = error
         return failure

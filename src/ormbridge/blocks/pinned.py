@@ -124,7 +124,7 @@ class BlockManager:
             raise RuntimeError(
                 f"{entered.block} was left in another context than it was entered in; a "
                 "transaction was rolled back. Enter and leave it in one task; in an async "
-                "generator, wrap it in contextlib.asynccontextmanager"
+                "generator, wrap it in contextlib.asynccontextmanager [other-context]"
             )
 
     async def _begin(self, entered: Entered) -> None:
@@ -212,7 +212,7 @@ def _place_of(frame: FrameType, name: str) -> str:
             f"{place} is in an async generator. Code that iterates on it would be inside the "
             "block, and leaving the iteration early would leave it open. Put the block into a "
             "coroutine function that the generator awaits, or make the generator a context "
-            "manager with contextlib.asynccontextmanager"
+            "manager with contextlib.asynccontextmanager [in-generator]"
         )
     return place
 

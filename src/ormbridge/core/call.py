@@ -147,7 +147,7 @@ class Call:
         return PoolTimeout(
             f"{self} is called from an event loop started on {holder.name}, and no other worker is "
             "free; waiting for one while holding one could deadlock. Use async_to_sync in place of "
-            "asyncio.run"
+            "asyncio.run [loop-on-worker]"
         )
 
     def cancel(self) -> bool:
@@ -238,7 +238,7 @@ class Call:
                 f"{self} is called with thread_sensitive=False in a transaction on "
                 f"{threading.current_thread().name}, which it must not join, and no other worker "
                 "is free. Leave thread_sensitive out to join the transaction, or make the call "
-                "after it"
+                "after it [not-in-transaction]"
             )
 
     def finish(self) -> None:

@@ -18,12 +18,20 @@ import logging
 
 from django.db.transaction import TransactionManagementError
 
+#: The address of the page of messages, once it has one. The code that ends a message is an anchor.
+MESSAGES = ""
+
 #: Where the bridge tells what it cannot raise, because nobody awaits it.
 logger = logging.getLogger("ormbridge")
 
 
 class BridgeError(RuntimeError):
     """The base of every error that the bridge itself raises."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        code = text[text.rfind("[") + 1 : -1]
+        return f"{text} {MESSAGES}#{code}" if MESSAGES and text.endswith("]") else text
 
 
 class PoolTimeout(BridgeError):

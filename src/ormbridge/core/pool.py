@@ -76,7 +76,7 @@ class Pool:
         lease.asked = now = time.monotonic()
         with self._lock:
             if self._closed:
-                what = f"{lease} came too late: the interpreter exits, no calls are taken"
+                what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             if not wait:  # who is in line may only wait for its turn to run
                 worker = self._free_or_new(self.settings.max_threads)
@@ -167,7 +167,8 @@ class Pool:
                 f"no thread could be started ({reason}), and the pool has none: 0 of "
                 f"{self.settings.max_threads} workers exist. The limit of this user or container "
                 "on threads and processes is reached: raise it (ulimit -u, the pids of the "
-                "container), or lower ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS']"
+                "container), or lower ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS'] "
+                "[no-thread]"
             )
             error.__cause__ = reason
             lease.refuse(error)
@@ -294,7 +295,7 @@ class Pool:
             idle, self._idle = self._idle, []
             workers = list(self._workers)
             leases = [worker.lease for worker in workers if worker.lease is not None]
-        exiting = "the interpreter is exiting; the call was waiting for a worker and did not run"
+        exiting = "the interpreter exits; the call waited for a worker and did not run [exiting]"
         for lease in waiting:
             lease.refuse(PoolClosed(exiting))
         for worker in idle:

@@ -47,5 +47,6 @@ class PoolStats:
             f"waited {waited:.1f} s for a worker: {len(longest)} of {self.max_threads} leased, "
             f"{self.waiting} more calls waiting; held longest: {names}{more}. "
             "Shorten what holds the workers, or raise ASGI_THREADS or "
-            "settings.ORMBRIDGE['MAX_THREADS'] (mind the database's max_connections) or ['TIMEOUT']"
+            "settings.ORMBRIDGE['MAX_THREADS'] (mind the database's max_connections) or "
+            "['TIMEOUT'] [pool-full]"
         )

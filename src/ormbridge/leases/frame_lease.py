@@ -131,9 +131,10 @@ class FrameLease(Lease):
         return None
 
     def _end(self) -> None:
-        self._refuse(self._abandon(), LeaseClosed("its synchronous frame has ended"))
+        self._refuse(self._abandon(), LeaseClosed("its synchronous frame has ended [frame-ended]"))
 
 
 def _too_late(call: Call) -> LeaseClosed:
     remedy = "" if call.iteration is None else "; iterate on it to its end there"
-    return LeaseClosed(f"{call} came too late: its synchronous frame has ended{remedy}")
+    what = f"{call} came too late: its synchronous frame has ended{remedy}"
+    return LeaseClosed(f"{what} [frame-ended]")

@@ -143,7 +143,7 @@ def _raise_closed(iterable: BaseIterable[Any]) -> int:
     label = iterable.queryset.model._meta.label  # noqa: SLF001 # it is documented
     raise LeaseClosed(
         f"the iteration over {label} was closed: the block, request or connection in which it "
-        "began has ended; iterate to its end there"
+        "began has ended; iterate to its end there [rows-ended]"
     )
 
 

@@ -189,7 +189,7 @@ class Lease:
             f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {thread}, which has "
             f"{self}{within}. Calls of one lease run one at a time, and those of an open block go "
             "first: shorten them, do not wait in a block for what runs outside it, or raise "
-            "settings.ORMBRIDGE['TIMEOUT']"
+            "settings.ORMBRIDGE['TIMEOUT'] [no-turn]"
         )
 
     def hurry(self, call: Call) -> None:
@@ -204,7 +204,7 @@ class Lease:
                 return
             block.overdue = PoolTimeout(
                 f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
-                "inside it; both were rolled back. Await what you start in a block"
+                "inside it; both were rolled back. Await what you start in a block [no-turn]"
             )
         self.look()
 

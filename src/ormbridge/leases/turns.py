@@ -96,7 +96,8 @@ class Block(Route):
 
     def lost(self) -> LeaseClosed:
         """Return the error of a block whose end comes too late."""
-        return LeaseClosed(f"{self} was rolled back: {self.undone or 'the interpreter exits'}")
+        why = self.undone or "the interpreter exits"
+        return LeaseClosed(f"{self} was rolled back: {why} [block-ended]")
 
     def close(self) -> None:
         """Take no more calls, and end the streams that were opened in the block."""
@@ -116,7 +117,8 @@ class Block(Route):
                 raise LeaseClosed(
                     f"{call} was called in {block}, which has ended: the calling task outlived the "
                     "block. Await the task inside the block, or start it after the block; one that "
-                    "has to outlive it takes asyncio.create_task(…, context=contextvars.Context())"
+                    "has to outlive it takes asyncio.create_task(…, context=contextvars.Context()) "
+                    "[block-ended]"
                 )
 
 

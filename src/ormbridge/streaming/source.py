@@ -226,7 +226,7 @@ class Source:
     def _lost(self) -> str:
         return (
             f"{self.name} is closed: the request, connection or synchronous frame in which it was "
-            "opened has ended; iterate on it to its end there"
+            "opened has ended; iterate on it to its end there [rows-ended]"
         )
 
 
@@ -243,5 +243,5 @@ def _end_with_block(refuse: weakref.ref[Callable[[str], None]], name: str, block
     if (refuse_rows := refuse()) is not None:
         refuse_rows(
             f"{name} was opened in {block}, which has ended, and was closed with it; iterate on it "
-            "inside the block"
+            "inside the block [rows-ended]"
         )
