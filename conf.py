@@ -53,7 +53,6 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
-    "sphinx_inline_tabs",
     "sphinx_reredirects",
     "sphinxext.opengraph",
     "notfound.extension",
@@ -156,7 +155,7 @@ ogp_enable_meta_description = True
 # What a server sends for an address that is not there links with absolute paths.
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
 sitemap_url_scheme = "{link}"
-sitemap_excludes = ["search.html", "genindex.html", "404.html"]
+sitemap_excludes = ["search.html", "genindex.html", "404.html", "proven/*"]
 # Pages that were renamed: old name to new.
 redirects: dict[str, str] = {}
 
