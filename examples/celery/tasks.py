@@ -28,9 +28,9 @@ async def greetings(usernames):
 
 @app.task
 def greet(username):
-    return async_to_sync(greeting)(username)  # <-- on the connection of the task
+    return async_to_sync(greeting)(username)  # on the connection of the task  # <--
 
 
 @app.task
 def greet_all(usernames):
-    return asyncio.run(greetings(usernames))  # <-- side by side, on workers of the pool
+    return asyncio.run(greetings(usernames))  # side by side, on workers of the pool  # <--

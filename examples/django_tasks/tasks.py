@@ -13,4 +13,4 @@ async def greet(username):
 async def sign_up(username):
     async with atomic():
         await User.objects.acreate(username=username)
-        return await greet.aenqueue(username)  # <-- in the transaction, with a database backend
+        return await greet.aenqueue(username)  # in the transaction, with a database backend  # <--

@@ -17,7 +17,7 @@ def repeated(function, attempts=5):
         while True:
             left -= 1
             try:
-                async with atomic(durable=True):  # <-- a new transaction each time
+                async with atomic(durable=True):  # a new transaction each time  # <--
                     return await function(*args, **kwargs)
             except OperationalError as error:
                 code = getattr(error.__cause__, "sqlstate", None)

@@ -11,7 +11,7 @@ class ReplicaRouter:
         return "default" if has_written.get() else "replica"
 
     def db_for_write(self, model, **hints):
-        has_written.set(True)  # <-- what this request wrote, it reads back
+        has_written.set(True)  # what this request wrote, it reads back  # <--
         return "default"
 
     def allow_relation(self, one, other, **hints):

@@ -16,7 +16,7 @@ async def log_in(request):
 
 @login_required
 async def account(request):
-    request.user = await request.auser()  # <-- from here on, request.user needs no query
+    request.user = await request.auser()  # from here on, request.user needs no query  # <--
     visits = await request.session.aget("visits", 0) + 1
     await request.session.aset("visits", visits)
     may_add = await request.user.ahas_perm("auth.add_user")

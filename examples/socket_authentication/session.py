@@ -23,7 +23,7 @@ class ChatConsumer(AsyncWebsocketConsumer):
         await self.send(f"Hello, {self.scope['user'].username}")
 
     async def receive(self, text_data):
-        await self.scope["user"].arefresh_from_db()  # <-- who was locked out meanwhile?
+        await self.scope["user"].arefresh_from_db()  # who was locked out meanwhile?  # <--
         if self.scope["user"].is_active:
             await self.send(f"{self.scope['user'].username}: {text_data}")
         else:

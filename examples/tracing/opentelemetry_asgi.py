@@ -15,6 +15,6 @@ provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter()))
 trace.set_tracer_provider(provider)
 PsycopgInstrumentor().instrument()
-DjangoInstrumentor().instrument()  # <-- before the application is made
+DjangoInstrumentor().instrument()  # before the application is made  # <--
 
 application = BridgeMiddleware(get_asgi_application())

@@ -91,6 +91,14 @@ def test_second_example_of_a_new_page_joins_the_first(copy: Path):
     assert tests.count("def test_") == 2
 
 
+def test_example_of_a_how_to_page(copy: Path):
+    """Its test stands in tests/howto, with those of the page."""
+    assert begin(copy, "bots/second").stdout == "tests/howto/test_bots.py::test_second\n"
+    tests = (copy / "tests/howto/test_bots.py").read_text(encoding="utf-8")
+    assert tests.count("def test_second(") == 1
+    assert "\n## Second\n" in (copy / "docs/howto/bots.md").read_text(encoding="utf-8")
+
+
 def test_what_is_begun_runs_as_it_is_pasted(copy: Path, tmp_path: Path):
     """The skeleton is an example as the others are: a script that runs by itself."""
     begin(copy, "rate_limits/one")

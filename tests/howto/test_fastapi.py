@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
 
 import fastapi
 import httpx
@@ -15,13 +14,13 @@ from django.contrib.auth.models import Group, User
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
 from django.urls import path, reverse
-from fastapi import BackgroundTasks, Depends
+from fastapi import BackgroundTasks
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import ormbridge
-from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.support.examples import example_source
@@ -173,61 +172,3 @@ async def test_background_task_holds_no_worker():
         may_end.set()
         await asked
     assert await User.objects.aexists()
-
-
-# Dependencies.
-
-
-@transactional
-@pytest.mark.parametrize("scope", ["request", "function"])
-async def test_when_a_dependency_commits(scope):
-    """Without ``scope="function"`` the client has its answer before the transaction commits."""
-    seen = []
-
-    async def transaction():
-        async with atomic():
-            yield
-        seen.append("committed")
-
-    api = fastapi.FastAPI()
-
-    @api.get("/")
-    async def endpoint(_: Annotated[None, Depends(transaction, scope=scope)]):
-        await User.objects.acreate(username="ada")
-
-    await ask(BridgeMiddleware(api), seen)
-    late = ["answered", "committed"]
-    assert seen == (late if scope == "request" else late[::-1])
-
-
-async def ask(application, seen):
-    """Ask for ``/``, and add to *seen* when the answer is there."""
-
-    async def receive():
-        return {"type": "http.request", "body": b""}
-
-    async def send(message):
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            seen.append("answered")
-
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-    await application({**scope, "server": ("localhost", 80)}, receive, send)
-
-
-@transactional
-async def test_dependency(load_example, recorded):
-    """The endpoint's writes are committed by the time of the answer, or rolled back."""
-    api = fastapi.FastAPI()
-    api.include_router(load_example("fastapi/dependency").router)
-
-    @api.post("/api/fail/{username}")
-    async def fail(username: str, _: load_example("fastapi/dependency").InTransaction):
-        await User.objects.acreate(username=username)
-        raise ZeroDivisionError
-
-    async with client(BridgeMiddleware(api)) as browser:
-        answers = [await browser.post(f"/api/{each}") for each in ("users/ada", "fail/bob")]
-    names = [user.username async for user in User.objects.all()]
-    assert [each.status_code for each in answers] == [201, 500]
-    assert names == ["ada"]
-    recorded("fastapi/dependency", f"POST /api/users/ada: {answers[0].status_code}")

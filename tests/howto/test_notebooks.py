@@ -65,19 +65,16 @@ def shown(cells, outputs):
     )
 
 
-def test_refused(notebook, recorded):
-    """A query in a cell raises, and so does a queryset that a cell displays."""
-    cells = cells_of("notebooks/refused")
-    outputs = notebook(cells)
-    refusal = "SynchronousOnlyOperation: You cannot call this from an async context"
-    assert [each.startswith(refusal) for each in outputs] == [False, True, True]
-    recorded("notebooks/refused", shown(cells, outputs))
+def test_cells(notebook, recorded):
+    """A query in a cell raises; ``await``, ``async for`` and ``async with`` stand there as is."""
+    cells = cells_of("notebooks/cells")
+    recorded("notebooks/cells", shown(cells, notebook(cells)))
 
 
-def test_awaited(notebook, recorded):
-    """``await``, ``async for`` and ``async with`` stand in a cell as they are."""
-    cells = cells_of("notebooks/awaited")
-    recorded("notebooks/awaited", shown(cells, notebook(cells)))
+def test_queryset_is_refused(notebook):
+    """A queryset that a cell ends with is refused: the notebook runs its query to display it."""
+    output = notebook([cells_of("notebooks/cells")[0], "User.objects.all()"])[-1]
+    assert output.startswith("SynchronousOnlyOperation: You cannot call this from an async context")
 
 
 def test_run_is_refused(notebook):
@@ -98,7 +95,7 @@ def call():
 calls = [database_sync_to_async(call)() for _ in range(3)]
 sorted(await asyncio.gather(*calls))
 """
-    set_up = cells_of("notebooks/refused")[0]
+    set_up = cells_of("notebooks/cells")[0]
     output = notebook([set_up, source])[-1]
     assert output == "['ormbridge-worker-1', 'ormbridge-worker-2', 'ormbridge-worker-3']"
 
@@ -115,5 +112,5 @@ except ValueError:
     pass
 [user.username async for user in User.objects.all()]
 """
-    cells = [cells_of("notebooks/awaited")[0], source]
+    cells = [cells_of("notebooks/cells")[0], source]
     assert notebook(cells, DJANGO_ALLOW_ASYNC_UNSAFE="true")[-1] == "['plain']"

@@ -1,13 +1,11 @@
-"""The page ``howto/workers``: a job of a scheduler, and a command that does many at once."""
+"""The page ``howto/workers``: a job of a scheduler."""
 
 import asyncio
-import io
 from datetime import timedelta
 
 import pytest
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED
 from django.contrib.auth.models import User
-from django.core.management import call_command
 from django.utils import timezone
 
 from ormbridge import database_sync_to_async, pinned, stats
@@ -55,31 +53,6 @@ async def test_scheduler(people, run_now, capsys, recorded):
     await run_now()
     assert stats().calls == 2  # a-methods
     recorded("workers/scheduler", capsys.readouterr().out)
-
-
-def test_command(people, load_example, recorded):
-    """The command does one job for each name."""
-    output = io.StringIO()
-    call_command(load_example("workers/command").Command(), "ada", "bob", stdout=output)
-    assert [each.first_name for each in User.objects.order_by("pk")] == ["Ada", "Bob"]
-    recorded("workers/command", output.getvalue())
-
-
-async def test_jobs_of_a_command_at_the_same_time(load_example, gate):
-    """The jobs run at the same time, each on a worker of its own."""
-    module = load_example("workers/command")
-
-    @pinned()
-    async def greet(username):
-        return await database_sync_to_async(gate)()
-
-    module.greet = greet
-    command = asyncio.to_thread(module.Command().handle, usernames=["ada", "bob"])
-    running = asyncio.create_task(command)
-    await gate.entered(2)
-    gate.open.set()
-    await running
-    assert sorted(gate.threads) == ["ormbridge-worker-1", "ormbridge-worker-2"]
 
 
 async def test_jobs_wait_for_a_worker(load_example, gate, pool_settings):

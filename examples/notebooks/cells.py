@@ -11,12 +11,15 @@ from django.contrib.auth.models import User
 from ormbridge import atomic, database_sync_to_async
 
 # %%
-async with atomic():  # two writes that belong together
-    ada = await User.objects.acreate(username="ada", email="ada@example.com")
-    bob = await User.objects.acreate(username="bob")
+User.objects.count()
 
 # %%
-await User.objects.acount()
+await User.objects.acount()  # <--
+
+# %%
+async with atomic():
+    ada = await User.objects.acreate(username="ada", email="ada@example.com")
+    bob = await User.objects.acreate(username="bob")
 
 # %%
 [user.username async for user in User.objects.order_by("pk")]

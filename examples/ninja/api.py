@@ -15,7 +15,7 @@ class UserOut(ModelSchema):
 
 @api.get("/users", response=list[UserOut])
 async def users(request):
-    return [user async for user in User.objects.order_by("pk")]  # <-- a list, no queryset
+    return [user async for user in User.objects.order_by("pk")]  # a list, no queryset  # <--
 
 
 @api.post("/users/{username}", response={201: UserOut})

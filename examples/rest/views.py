@@ -21,9 +21,8 @@ class Users(APIView):
     async def post(self, request):
         serializer = UserSerializer(data=request.data)
         async with atomic():
-            await database_sync_to_async(serializer.is_valid)(
-                raise_exception=True
-            )  # <-- it queries
+            check = database_sync_to_async(serializer.is_valid)  # is the name taken?  # <--
+            await check(raise_exception=True)
             await serializer.asave()
         return Response(await serializer.adata, status=201)
 
