@@ -59,6 +59,9 @@ def clipboard(browser: Browser, address: str) -> dict[str, tuple[str, str]]:
             "() => document.querySelectorAll('details').forEach((each) => each.open = true)"
         )
         for block in page.locator(".example:not(:has(.part))").all():
+            if not block.is_visible():  # it is in a tab: press its label
+                tab = "xpath=ancestor::*[contains(@class, 'tab-content')][1]"
+                block.locator(f"{tab}/preceding-sibling::label[1]").click()
             caption = block.locator(".code-block-caption").inner_text()
             if " (" in caption:
                 continue  # a part: the whole is on a page, too
