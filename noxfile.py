@@ -261,7 +261,7 @@ ASIDE = {
     "tests/docs": (("site", "browser"), "sqlite"),
     "tests/demo": (("demo", "browser"), "sqlite"),
     "tests/typing": (("typing",), "sqlite"),
-    "tests/servers": (("servers",), "postgresql"),
+    "tests/servers": (("servers", "deployment"), "postgresql"),
     "tests/instrumentation": (("instrumentation",), "postgresql"),
     "tests/howto": (("howto",), "postgresql"),
 }

@@ -191,6 +191,7 @@ PARTS = {
     "connections/reset_tenants",
     "connections/tenant",
     "database_access/clean_up",
+    "deployment/settings",
     "observing/log",
     "streaming/read_ahead",
     "transactions/advisory_lock",

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ async def test_view_under_middleware_waits_for_a_worker(settings, gate, pool_set
     gate.open.set()
     assert await check == "200"
     await report
+
+
+def test_settings_of_the_project(load_example, monkeypatch, recorded):
+    """The settings on the page are those that the project of the stack runs with."""
+    monkeypatch.setenv("SECRET_KEY", "of a test")
+    project = runpy.run_path(str(HERE / "mysite" / "settings.py"))
+    module = load_example("deployment/settings")
+    shown = {name: value for name, value in vars(module).items() if name.isupper()}
+    assert set(shown) == {"DATABASES", "REDIS", "CHANNEL_LAYERS", "ORMBRIDGE"}
+    assert shown == {name: project[name] for name in shown}
+    recorded("deployment/settings", "")
 
 
 # The files of examples/deployment: they say what `nox -s deployment` runs, which is tested in
