@@ -1,6 +1,7 @@
 """The one transaction that all calls of a test see, and the fixtures that make it."""
 
 import asyncio
+import gc
 import threading
 from contextlib import nullcontext
 
@@ -429,6 +430,7 @@ class SynchronousInDjangosTestCase(TestCase):
 def test_everything_is_put_back(transactional_db):
     """After the test asgiref, the connections and the pool are as they were."""
     before = SyncToAsync.thread_sensitive_context
+    gc.collect()  # contexts of the tests before
     contexts = len(SyncToAsync.context_to_thread_executor)
     connection.ensure_connection()
     patched = set(vars(connections["default"]))
