@@ -177,7 +177,7 @@ def serves(pid):
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return b"resource_tracker" not in command
+    return command != b"" and b"resource_tracker" not in command
 
 
 def listens(port):
