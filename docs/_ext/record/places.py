@@ -23,8 +23,11 @@ _FILES = (
 #: What its source does not tell.
 _ELSEWHERE = {
     "bots/telegram_bot": "telegram_bot.py",
+    "celery/tasks": "tasks.py",
+    "commands/greet": "mysite/management/commands/greet.py",
+    "fastapi/main": "main.py",
     "start/guestbook": "test_guestbook.py",
-    "workers/command": "mysite/management/commands/greet.py",
+    "tracing/sentry_settings": "mysite/settings.py",
     "workers/scheduler": "scheduler.py",
 }
 #: What is in a source, and what must then be there.
@@ -37,6 +40,12 @@ _NEEDS = (
     (r"^from fastapi", "fastapi"),
     (r"^from celery", "celery"),
     (r"^from apscheduler", "apscheduler"),
+    (r"^from ninja", "django-ninja"),
+    (r"^from adrf", "adrf"),
+    (r"^import strawberry_django", "strawberry-graphql-django"),
+    (r"^import sentry_sdk", "sentry-sdk"),
+    (r"instrumentation\.django", "opentelemetry-instrumentation-django[asgi]"),
+    (r"instrumentation\.psycopg", "opentelemetry-instrumentation-psycopg"),
     (r"^from websockets", "websockets"),
     (r"^from telegram", "python-telegram-bot"),
     (r"backends\.postgresql|^from psycopg|SHOW search_path|\bpg_", "psycopg"),
