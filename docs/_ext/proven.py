@@ -27,7 +27,7 @@ from .record import proofs, runs
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
 # What Pygments marks most, and a reader does not miss.
-_PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o)">([^<]*)</span>')
+_PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o|mi|mf|bp)">([^<]*)</span>')
 
 
 class place(nodes.General, nodes.Element):  # noqa: N801 - docutils names nodes in lower case

@@ -1,11 +1,12 @@
 """What the configuration and the templates of the site make of a page."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
 from docs._ext.record import recordings
-from tests.docs.conftest import Site
+from tests.docs.conftest import ROOT, Site
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,13 @@ def test_sidebars_have_names(page: str):
     assert labels == ["Site", "This page"]
     assert page.count("<aside") == 2
     assert page.count('role="heading"') == page.count('role="heading" aria-level="2"') > 0
+
+
+def test_no_head_of_a_table_is_empty():
+    """Each column of each table says what stands in it, on the pages and in what is generated."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        lines = page.read_text(encoding="utf-8").splitlines()
+        heads = [line for line, below in pairwise(lines) if re.fullmatch(r"\|[-:| ]+\|", below)]
+        assert [] == [head for head in heads if re.search(r"\|\s*\|", head)], page
+    for module in (ROOT / "docs" / "_ext").rglob("*.py"):
+        assert 'heads = [""' not in module.read_text(encoding="utf-8"), module

@@ -1,6 +1,7 @@
 """The pages as a reader meets them: how long they are, what is folded, what stands beside them."""
 
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -40,6 +41,17 @@ def test_contents_stand_beside_the_page(page, address, name):
         article = page.locator("article").bounding_box()
         assert article["x"] + article["width"] <= box["x"]
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1280
+
+
+def test_proofs_of_a_page_are_not_too_large(address):
+    """What is proven of a page is under 300 kB, as a page and as the script of its marks."""
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        if name.startswith("_") or "]: tests/" not in path.read_text(encoding="utf-8"):
+            continue
+        for ending in ("html", "js"):
+            with urlopen(f"{address}/proven/{name}.{ending}") as answer:
+                assert len(answer.read()) < 300_000, name
 
 
 def test_set_up_is_folded(page, address):

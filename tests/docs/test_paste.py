@@ -38,6 +38,8 @@ HERE = [
     for name in NAMES
     if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")
     and name.partition("/")[0] not in APART
+    # Those take a server that tests/guide/test_messages.py and tests/servers have.
+    and not {"PgBouncer in between", "a my.cnf that leads there"} & set(PLACES[name].needs)
 ]
 
 

@@ -18,7 +18,8 @@ from tests.core.support import until
 from tests.support.http import get
 
 HERE = Path(ports.HERE)
-RESULTS = json.loads(Path("docs/_recorded/stack.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[2]
+RESULTS = json.loads((ROOT / "docs/_recorded/stack.json").read_text(encoding="utf-8"))
 
 
 def file(name):

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ def test_bridge_says(said):
 
 def test_test_without_the_fixture():
     """pytest-django refuses a query in a test that asked for no database."""
-    with pytest.raises(RuntimeError) as refused:
-        User.objects.count()
+    # On a thread of its own: the tests that use a browser leave a loop running on the first one.
+    with ThreadPoolExecutor() as pool, pytest.raises(RuntimeError) as refused:
+        pool.submit(User.objects.count).result()
     assert str(refused.value) == (
         'Database access not allowed, use the "django_db" mark, or the "db" or "transactional_db" '
         "fixtures to enable it."

@@ -7,7 +7,8 @@ import pytest
 
 from tests.bench.budget import budget
 
-RESULTS = json.loads(Path("docs/_recorded/stack.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[2]
+RESULTS = json.loads((ROOT / "docs/_recorded/stack.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("server", RESULTS["budget"])

@@ -23,8 +23,11 @@ _FILES = (
 #: What its source does not tell.
 _ELSEWHERE = {
     "bots/telegram_bot": "telegram_bot.py",
+    "celery/tasks": "tasks.py",
+    "commands/greet": "mysite/management/commands/greet.py",
+    "fastapi/main": "main.py",
     "start/guestbook": "test_guestbook.py",
-    "workers/command": "mysite/management/commands/greet.py",
+    "tracing/sentry_settings": "mysite/settings.py",
     "workers/scheduler": "scheduler.py",
 }
 #: What is in a source, and what must then be there.
@@ -37,13 +40,21 @@ _NEEDS = (
     (r"^from fastapi", "fastapi"),
     (r"^from celery", "celery"),
     (r"^from apscheduler", "apscheduler"),
+    (r"^from ninja", "django-ninja"),
+    (r"^from adrf", "adrf"),
+    (r"^import strawberry_django", "strawberry-graphql-django"),
+    (r"^import sentry_sdk", "sentry-sdk"),
+    (r"instrumentation\.django", "opentelemetry-instrumentation-django[asgi]"),
+    (r"instrumentation\.psycopg", "opentelemetry-instrumentation-psycopg"),
     (r"^from websockets", "websockets"),
     (r"^from telegram", "python-telegram-bot"),
-    (r"backends\.postgresql|^from psycopg|SHOW search_path|\bpg_", "psycopg"),
+    (r"backends\.postgresql|^(from|import) psycopg|SHOW search_path|\bpg_", "psycopg"),
     (r"\"pool\": ", "psycopg_pool"),
-    (r"backends\.mysql", "mysqlclient"),
-    (r"backends\.postgresql|SHOW search_path|\bpg_", "PostgreSQL"),
-    (r"backends\.mysql", "MariaDB or MySQL"),
+    (r"backends\.mysql|^import MySQLdb", "mysqlclient"),
+    (r"backends\.postgresql|^import psycopg$|SHOW search_path|\bpg_", "PostgreSQL"),
+    (r"prepared_in_another_session", "PgBouncer in between"),
+    (r"backends\.mysql|^import MySQLdb", "MariaDB or MySQL"),
+    (r"my\.cnf", "a my.cnf that leads there"),
 )
 
 
@@ -76,7 +87,8 @@ def place(name: str, source: str) -> Place:
     """Return where the example *name* goes."""
     stem = name.rpartition("/")[2]
     needs = tuple(what for pattern, what in _NEEDS if re.search(pattern, source, re.MULTILINE))
-    if "settings.configure(" in source and "pytest" not in source:
+    starts = "settings.configure(" in source or '\nif __name__ == "__main__":' in source
+    if starts and "pytest" not in source:
         variables = "ASGI_THREADS=10 " * ("environ['ASGI_THREADS']" in source)
         leaves = tuple(dict.fromkeys(re.findall(r'"NAME": "(\w+\.sqlite3)"', source)))
         if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing

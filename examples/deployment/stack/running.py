@@ -172,8 +172,12 @@ class Stack:
 
 
 def serves(pid):
-    """Say whether the process *pid* is none of multiprocessing's own."""
-    return b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    """Say whether the process *pid* is there still, and none of multiprocessing's own."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return command != b"" and b"resource_tracker" not in command
 
 
 def listens(port):
