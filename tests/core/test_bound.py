@@ -10,7 +10,7 @@ from django.db import connections
 from ormbridge.core.bridge import database_sync_to_async
 from ormbridge.core.errors import PoolTimeout
 from ormbridge.core.process import stats
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, block_until
 from tests.core.support import CHOICE, SESSIONS, Sampler, set_timeout, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -37,8 +37,8 @@ if CHOICE in SESSIONS:  # SQLite has no server to ask
 
         sampler.start()
         try:
-            while not sampler.samples:
-                sampler.join(0.001)
+            block_until(lambda: sampler.samples or not sampler.is_alive())
+            assert sampler.samples
             asyncio.run(load())
         finally:
             sampler.stop.set()
