@@ -33,9 +33,10 @@ class Simulation:
 
     def look(self, busy, served=1):
         """Let LOOK seconds pass, of which the processor was *busy* a part; *served* calls end."""
+        self.now += LOOK / 2
         for worker in self.running()[:served]:
             self.pool.give_back(worker)
-        self.now += LOOK
+        self.now += LOOK / 2
         self.used += busy * LOOK
         return self.pool.look()
 
@@ -64,41 +65,39 @@ def test_few_begin(simulation):
     assert (now.threads, now.waiting) == (FEW, 20)
 
 
-def test_all_run_where_nobody_is_served(simulation):
-    """Where nothing ends for a while, all workers run, however busy the processor is."""
+def test_all_run_where_none_is_done(simulation):
+    """Where no worker is done for a while, all run, however busy the processor is."""
     simulation.take(20)
-    for _ in range(int(STALL / LOOK) - 1):
+    for _ in range(int(STALL / LOOK)):
         assert simulation.look(busy=1.0, served=0) is True
         assert len(simulation.running()) == FEW
-    for _ in range(2):
-        simulation.look(busy=1.0, served=0)
+    simulation.look(busy=1.0, served=0)
     assert len(simulation.running()) == MOST
 
 
 def test_all_run_where_the_database_is_slow(simulation):
-    """Where the processor has little to do, calls wait for the database: all workers run."""
+    """Where none is done since the last look, and the processor has little to do, all run."""
     simulation.take(20)
-    simulation.look(busy=0.4)
+    simulation.look(busy=0.4, served=0)
     assert len(simulation.running()) == MOST
 
 
 def test_one_more_runs_where_the_interpreter_has_time(simulation):
-    """Where the processor is not busy all the time, one more worker runs at each look."""
-    simulation.take(40)
+    """Where the processor has not been busy lately, one more worker runs at each look."""
+    simulation.take(200)
     grown = []
-    for _ in range(3):
-        simulation.look(busy=0.7)
+    for _ in range(9):
+        simulation.look(busy=0.5)
         grown.append(len(simulation.running()))
-    assert grown == [FEW + 1, FEW + 2, FEW + 3]
+    assert grown == [FEW] * 3 + [4, 5, 6, 7, 8, 9]
 
 
 def test_fewer_run_where_threads_are_in_each_others_way(simulation):
     """Where the processor is busy, one worker after the other rests, down to FEW."""
-    simulation.take(100)
-    simulation.look(busy=0.4)
+    simulation.take(200)
+    simulation.look(busy=0.4, served=0)
     shrunk = []
-    for _ in range(MOST):
-        simulation.look(busy=1.2)
+    for _ in range(2 * MOST):
         simulation.look(busy=1.2, served=2)
         shrunk.append(len(simulation.running()))
     assert shrunk == sorted(shrunk, reverse=True)
@@ -107,15 +106,26 @@ def test_fewer_run_where_threads_are_in_each_others_way(simulation):
     assert simulation.pool.stats().idle == MOST - FEW
 
 
+def test_looks_as_long_as_more_than_few_run(simulation):
+    """Looking goes on when nobody waits any more; with FEW it ends, and the next line begins so."""
+    simulation.take(MOST)
+    assert simulation.look(busy=0.4, served=0) is True
+    assert simulation.pool.stats().waiting == 0
+    assert simulation.look(busy=0.4, served=MOST - FEW - 1) is True
+    assert simulation.look(busy=0.4, served=1) is False
+    simulation.take(2)
+    assert len(simulation.running()) == FEW
+
+
 def test_never_above_the_bound(simulation):
     """However idle the processor is, there are no more workers than the bound."""
-    small = Simulation(most=2)
-    small.take(9)
-    small.look(busy=0.0, served=0)
-    for _ in range(3):
-        small.look(busy=0.7)
-    assert len(small.running()) == 2
-    assert small.pool.stats().threads == 2
+    simulation.pool = Simulation(most=2).pool
+    simulation.take(90)
+    simulation.look(busy=0.0, served=0)
+    for _ in range(9):
+        simulation.look(busy=0.5)
+    assert len(simulation.running()) == 2
+    assert simulation.pool.stats().threads == 2
 
 
 def test_no_line_teaches_nothing(simulation):
@@ -130,8 +140,9 @@ def test_no_line_teaches_nothing(simulation):
 def test_second_loop_looks_no_more_often(simulation):
     """A look right after another one, of another loop, changes nothing."""
     simulation.take(40)
-    simulation.look(busy=0.7)
-    simulation.pool.look()
+    for _ in range(4):
+        simulation.look(busy=0.5)
+        simulation.pool.look()
     assert len(simulation.running()) == FEW + 1
 
 

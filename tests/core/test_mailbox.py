@@ -48,6 +48,32 @@ async def test_woken_again_after_a_batch():
     assert delivered == [0, 1, 2]
 
 
+async def test_outcomes_that_may_wait_come_with_the_next_look():
+    """What may wait wakes no loop that will look at the pool; what may not takes it along."""
+    loop = asyncio.get_running_loop()
+    mailbox, delivered, pool = Mailbox(loop), [], mock.Mock()
+    with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
+        with mock.patch.object(loop, "call_later") as timer:  # it rings when the test has it ring
+            mailbox.look_after(pool)
+            _, ring, *args = timer.call_args.args
+            mailbox.post(Item(delivered, 0), may_wait=True)
+            await asyncio.sleep(0)
+            assert (delivered, woken.call_count) == ([], 0)
+            ring(*args)
+            assert delivered == [0]
+            mailbox.post(Item(delivered, 1), may_wait=True)
+            mailbox.post(Item(delivered, 2))
+            await asyncio.sleep(0)
+            assert (delivered, woken.call_count) == ([0, 1, 2], 1)
+            mailbox.post(Item(delivered, 3), may_wait=True)
+            pool.look.return_value = False
+            ring(*args)  # the last look takes what there is
+            assert delivered == [0, 1, 2, 3]
+        mailbox.post(Item(delivered, 4), may_wait=True)
+        await asyncio.sleep(0)
+    assert (delivered, woken.call_count) == ([0, 1, 2, 3, 4], 2)
+
+
 async def test_bad_item_does_not_stop_its_batch():
     """An item whose delivery fails is reported to the loop; the rest of its batch arrives."""
     loop = asyncio.get_running_loop()

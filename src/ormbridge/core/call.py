@@ -241,12 +241,12 @@ class Call:
                 "after it [not-in-transaction]"
             )
 
-    def finish(self) -> None:
-        """Send the outcome to the caller's loop."""
+    def finish(self, may_wait: bool = False) -> None:
+        """Send the outcome to the caller's loop; see :meth:`.Mailbox.post`."""
         self.ended = True
         if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
-        self.mailbox.post(self)
+        self.mailbox.post(self, may_wait)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:
         """Fail the call with *error*. Returns False if others than the caller *claimed* it."""

@@ -2,7 +2,9 @@
 
 One mailbox an event loop, as a rule: loops that take turns on a thread get new ones. Workers post
 from their threads; the first item in an empty mailbox wakes the loop, the others ride along. Waking
-a loop is a system call and a switch of threads, so this is where the speed is.
+a loop is a system call and a switch of threads, so this is where the speed is. As long as enough
+calls wait to keep the workers busy, outcomes wait for the next look at the pool: what their callers
+do next could not start sooner.
 
 It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
 call: whoever began to wait first is the first whose time is up.
@@ -27,7 +29,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 #: Seconds between two looks at a pool in whose line a call of the loop waits.
-LOOK = 0.001
+LOOK = 0.002
 #: Items in one turn of the loop, at the most: some 10 ms, with what their tasks do then.
 BATCH = 128
 
@@ -66,12 +68,15 @@ class Mailbox:
         self._waking = False  # a delivery is on its way
         self._looked_after: set[Watched] = set()
 
-    def post(self, item: Item) -> None:
-        """Have *item* delivered. Called from any thread."""
+    def post(self, item: Item, may_wait: bool = False) -> None:
+        """Have *item* delivered. Called from any thread.
+
+        :param may_wait: whether the next look is soon enough, if there is one.
+        """
         self._items.append(item)
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
-        # often, never once too seldom.
-        if not self._waking:
+        # often, never once too seldom. The same holds for the last look.
+        if not (self._waking or (may_wait and self._looked_after)):
             self._waking = True
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
@@ -105,6 +110,8 @@ class Mailbox:
             self.loop.call_later(LOOK, self._look, pool)
         else:
             self._looked_after.discard(pool)
+        if not self._waking:
+            self._deliver()
 
     def watch(self, item: Any, seconds: float, expire: Expire) -> OrderedDict[Any, float]:
         """Have *expire* called with *item*, among others, in *seconds*. On the loop's thread.

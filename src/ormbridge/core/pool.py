@@ -6,8 +6,8 @@ Guarantees:
 * a free worker goes to the lease that has waited longest; of several free workers the one used last
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
 * few hands come first, because threads that run Python share one lock: while leases wait, FEW
-  workers run to begin with, and more as long as the process leaves a processor idle, or none of
-  them is done for STALL seconds;
+  workers run to begin with, and more as long as the process leaves a processor idle, or none is
+  done for STALL seconds;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
   again;
@@ -38,9 +38,11 @@ from .worker import Leaseholder, Worker
 FEW = 3
 # Seconds after which all do where none of them is done with what it runs.
 STALL = 0.005
-# Of one processor, what the process uses: below the first, all workers may run, below the second
-# one more, and from there on one fewer.
-SLACK, BUSY = 0.5, 0.85
+# Of one processor, what the process uses: below the first, one worker more may run, above the
+# second one fewer.
+SLACK, BUSY = 0.75, 0.9
+# How much of what the process used since the last look counts.
+FRESH = 0.2
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
 _GLANCE = 0.1
 
@@ -60,6 +62,7 @@ class Pool:
         self._hands = FEW  # workers that may run, not counting those that are kept
         self._kept = 0  # workers that leases keep between calls
         self._looked = self._used = 0.0  # the last look, and the seconds of CPU used by then
+        self._busy = 1.0  # how much of a processor that was lately
         self._moved = 0.0  # when a worker last was done with a lease, or with a call of one
         self._closed = False
         self._number = 0
@@ -97,7 +100,7 @@ class Pool:
 
     def _free_or_new(self, hands: int) -> Worker | None:
         """Return a worker that is free, or new, if one more of *hands* may run."""
-        if len(self._workers) - len(self._idle) - self._kept >= hands:
+        if self._running() >= hands:
             return None
         if self._idle:
             return self._idle.pop()
@@ -108,28 +111,40 @@ class Pool:
         self._workers.add(worker)
         return worker
 
+    def has_long_line(self) -> bool:
+        """Say whether at least as many leases wait as workers may run."""
+        return len(self._waiting) >= self._hands
+
+    def _running(self) -> int:
+        return len(self._workers) - len(self._idle) - self._kept
+
     def look(self) -> bool:
         """Let more workers run where the interpreter is idle, and fewer where it is not.
 
-        Called by each loop every LOOK seconds while one of its calls waits.
+        Called by each loop every LOOK seconds, from the moment that one of its calls waits.
 
-        :returns: whether anybody waits.
+        :returns: whether to look again: somebody waits, or more than FEW run.
         """
         now, most = time.monotonic(), self.settings.max_threads
         with self._lock:
             passed = now - self._looked
             if passed > LOOK / 2:  # other loops look, too
                 busy = (time.process_time() - self._used) / passed
-                if busy < SLACK or now - self._moved > STALL:
+                self._busy += FRESH * (busy - self._busy)
+                stands = self._moved <= self._looked  # nobody was done since
+                if now - self._moved > STALL or (stands and busy < SLACK):
                     self._hands = most
-                elif busy < BUSY:
+                elif self._busy < SLACK:
                     self._hands = min(self._hands + 1, most)
-                elif self._hands > FEW:
+                elif self._busy > BUSY and self._hands > FEW:
                     self._hands -= 1
                 self._looked, self._used = now, time.process_time()
+            again = bool(self._waiting) or self._running() > FEW
+            if not again:
+                self._hands, self._busy = FEW, 1.0
         while (worker := self._next()) is not None and self._wake(worker):
             pass
-        return bool(self._waiting)
+        return again
 
     def _next(self) -> Worker | None:
         with self._lock:
@@ -193,8 +208,7 @@ class Pool:
                 self._run_seconds += now - worker.since
             self._kept -= worker.kept
             worker.kept = False
-            running = len(self._workers) - len(self._idle) - self._kept
-            if self._waiting and (running <= self._hands or self._closed):
+            if self._waiting and (self._running() <= self._hands or self._closed):
                 return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:

@@ -38,8 +38,11 @@ class Leaseholder(Protocol):
         """
         ...
 
-    def finish(self) -> None:
-        """Hand the outcome over. Runs on the worker, after it was given back."""
+    def finish(self, may_wait: bool) -> None:
+        """Hand the outcome over. Runs on the worker, after it was given back.
+
+        :param may_wait: see :meth:`.Mailbox.post`.
+        """
 
     def refuse(self, error: BridgeError) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
@@ -54,6 +57,10 @@ class Employer(Protocol):
 
     settings: Settings
     reset: Reset | None
+
+    def has_long_line(self) -> bool:
+        """Say whether at least as many leases wait as workers may run."""
+        ...
 
     def give_back(self, worker: Worker) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None."""
@@ -120,5 +127,5 @@ class Worker(threading.Thread):
         if used or not succeeded or self.pool.reset is not None:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self)
-        lease.finish()
+        lease.finish(self.pool.has_long_line())
         return following

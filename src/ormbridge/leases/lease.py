@@ -323,10 +323,10 @@ class Lease:
             self.pool.keep(worker)
         self._wake.acquire()
 
-    def finish(self) -> None:
+    def finish(self, may_wait: bool = False) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
         if self._last is not None:
-            self._last.finish()
+            self._last.finish(may_wait)
             self._last = None
 
 
