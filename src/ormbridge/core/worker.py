@@ -31,7 +31,7 @@ class Leaseholder(Protocol):
         """Decide that the lease starts. Returns False where it was cancelled or refused before."""
         ...
 
-    def run(self, connections: ThreadConnections) -> bool:
+    def run(self, connections: ThreadConnections, /) -> bool:
         """Run the lease's calls on the calling thread. Returns whether they succeeded.
 
         :param connections: those of the thread, a worker's.
