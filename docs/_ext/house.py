@@ -183,7 +183,8 @@ def for_people(app: Sphinx, domain: str, what: str, content: addnodes.desc_conte
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Add the directives."""
+    """Add the directives, and see to the reference."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("object-description-transform", for_people, priority=900)
     app.connect("autodoc-process-docstring", under_its_name, priority=100)
     app.add_directive("house", House)

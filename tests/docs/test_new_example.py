@@ -73,7 +73,7 @@ def test_example_of_a_page_and_of_a_new_one(copy: Path):
     page = (copy / "out/guide/rate-limits.html").read_text(encoding="utf-8")
     assert "<h1>Rate limits" in page
     assert "<h2>Token bucket" in page
-    assert 'title="tested by test_token_bucket"' in page
+    assert 'guide/rate-limits.html#guide-test-rate-limits-test-token-bucket"' in page
     assert "<h2>Twice" in (copy / "out/guide/transactions.html").read_text(encoding="utf-8")
     assert "guide/rate-limits.html" in (copy / "out/index.html").read_text(encoding="utf-8")
 

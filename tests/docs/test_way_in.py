@@ -9,7 +9,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 import ormbridge
 from docs._ext.record import recordings, spans
@@ -231,19 +231,16 @@ def test_build_that_is_served_is_as_strict():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height", "screens"), [(390, 844, 2), (1280, 800, 1)])
-def test_result_is_near_the_top(today: Site, width: int, height: int, screens: int, scheme: str):
+def test_result_is_near_the_top(
+    today: Site, browser: Browser, width: int, height: int, screens: int, scheme: str
+):
     """Both results are seen within two screens of a phone or one of a desk; nothing sticks out."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.goto((today.output / "index.html").as_uri())
-        results = page.locator(".timeline-printed").all()
-        boxes = [each.bounding_box() for each in results]
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        browser.close()
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto((today.output / "index.html").as_uri())
+    results = page.locator(".timeline-printed").all()
+    boxes = [each.bounding_box() for each in results]
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
     assert len(results) == 2
     assert [] == [each for each in boxes if not each or each["y"] > screens * height]
     assert wide == width
