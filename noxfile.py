@@ -163,7 +163,7 @@ def inventories(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test on SQLite, with this Python and the newest Django: two minutes."""
+    """Test on SQLite, with this Python and the newest Django: three minutes."""
     install(session, "tests", django=DJANGO_HERE)
     run_tests(session, *SPREAD)
 
