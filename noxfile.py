@@ -215,9 +215,9 @@ def tests_instrumentation(session: nox.Session) -> None:
     run_tests(session, "tests/instrumentation", database="postgresql")
 
 
-@nox.session(name="tests-howto", allow_parallel=True)
+@nox.session(name="tests-howto", python=PYTHONS[-1], allow_parallel=True)
 def tests_howto(session: nox.Session) -> None:
-    """Test the pages of howto/ with the packages that they name, on PostgreSQL."""
+    """Test the pages of howto/ with the packages that they name, newest Python, PostgreSQL."""
     install(session, "tests", "howto", extras="channels,postgres")
     run_tests(session, "tests/howto", database="postgresql")
 
@@ -246,7 +246,7 @@ def tests_demo(session: nox.Session) -> None:
     run_tests(session, "tests/demo")
 
 
-@nox.session(name="tests-docs", allow_parallel=True)
+@nox.session(name="tests-docs", python=PYTHONS[-1], allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
     install(session, "tests", "site", "browser", extras="channels,postgres")
