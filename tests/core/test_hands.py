@@ -106,6 +106,17 @@ def test_fewer_run_where_threads_are_in_each_others_way(simulation):
     assert simulation.pool.stats().idle == MOST - FEW
 
 
+def test_all_that_may_run_are_the_most(simulation):
+    """However long the processor had time, once it is busy one worker after the other rests."""
+    simulation.take(1000)
+    for _ in range(10 * MOST):
+        simulation.look(busy=0.5)
+    assert len(simulation.running()) == MOST
+    for _ in range(2 * MOST):
+        simulation.look(busy=1.2, served=2)
+    assert len(simulation.running()) == FEW
+
+
 def test_looks_as_long_as_more_than_few_run(simulation):
     """Looking goes on when nobody waits any more; with FEW it ends, and the next line begins so."""
     simulation.take(MOST)
@@ -142,6 +153,8 @@ def test_second_loop_looks_no_more_often(simulation):
     simulation.take(40)
     for _ in range(4):
         simulation.look(busy=0.5)
+        simulation.now += LOOK / 4
+        simulation.used += 0.5 * LOOK / 4
         simulation.pool.look()
     assert len(simulation.running()) == FEW + 1
 

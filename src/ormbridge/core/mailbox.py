@@ -28,7 +28,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-#: Seconds between two looks at a pool in whose line a call of the loop waits.
+#: Seconds between two looks at a pool, from when a call of the loop waits there.
 LOOK = 0.002
 #: Items in one turn of the loop, at the most: some 10 ms, with what their tasks do then.
 BATCH = 128
@@ -43,7 +43,7 @@ class Watched(Protocol):
     """Where calls of the loop wait: the pool."""
 
     def look(self) -> bool:
-        """See how many workers should run. Returns whether anybody waits."""
+        """See how many workers should run. Returns whether to look again."""
         ...
 
 

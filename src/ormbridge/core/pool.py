@@ -34,14 +34,14 @@ from .settings import Settings, import_reset
 from .stats import PoolStats
 from .worker import Leaseholder, Worker
 
-#: Workers that run to begin with while others wait.
+#: Workers that begin at one time.
 FEW = 3
-# Seconds after which all do where none of them is done with what it runs.
+#: Seconds after which all may run where no worker is done with its lease, or a call of that.
 STALL = 0.005
 # Of one processor, what the process uses: below the first, one worker more may run, above the
 # second one fewer.
 SLACK, BUSY = 0.75, 0.9
-# How much of what the process used since the last look counts.
+# The weight of the last look in what the process uses.
 FRESH = 0.2
 # Seconds between two looks at a worker that is to end, and may wait for a server in vain.
 _GLANCE = 0.1
@@ -129,7 +129,8 @@ class Pool:
         with self._lock:
             passed = now - self._looked
             if passed > LOOK / 2:  # other loops look, too
-                busy = (time.process_time() - self._used) / passed
+                used = time.process_time()
+                busy = (used - self._used) / passed
                 self._busy += FRESH * (busy - self._busy)
                 stands = self._moved <= self._looked  # nobody was done since
                 if now - self._moved > STALL or (stands and busy < SLACK):
@@ -138,7 +139,7 @@ class Pool:
                     self._hands = min(self._hands + 1, most)
                 elif self._busy > BUSY and self._hands > FEW:
                     self._hands -= 1
-                self._looked, self._used = now, time.process_time()
+                self._looked, self._used = now, used
             again = bool(self._waiting) or self._running() > FEW
             if not again:
                 self._hands, self._busy = FEW, 1.0
@@ -173,7 +174,7 @@ class Pool:
             if worker.lease is not None:
                 self._waiting[worker.lease] = None
                 self._waiting.move_to_end(worker.lease, last=False)
-            if self._workers:  # another thread may be about to start one, or one became free
+            if self._workers:  # the next look finds one that became free, or asks the system again
                 return False
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
@@ -208,7 +209,7 @@ class Pool:
                 self._run_seconds += now - worker.since
             self._kept -= worker.kept
             worker.kept = False
-            if self._waiting and (self._running() <= self._hands or self._closed):
+            if self._waiting and self._running() <= self._hands:
                 return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:
