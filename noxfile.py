@@ -110,6 +110,13 @@ def without(paths: list[str]) -> list[str]:
     return [f"--ignore={path}" for path in paths]
 
 
+def test_on(session: nox.Session, database: str, django: str) -> None:
+    """Test on a *database* that is a server; the oldest pair leaves out what runs elsewhere."""
+    install(session, "tests", "drivers", extras=f"channels,{SERVERS[database][0]}", django=django)
+    left_out = STATEFUL if (session.python, django) == ENDS[-1] else ELSEWHERE
+    run_tests(session, *without(left_out), database=database)
+
+
 def server_answers(database: str) -> bool:
     """Say whether something listens where *database* should be."""
     _, host, port, usual = SERVERS[database]
@@ -187,18 +194,14 @@ def tests_matrix(session: nox.Session, django: str) -> None:
 @nox.parametrize("python,django", ENDS)
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
-    install(session, "tests", "drivers", extras="channels,postgres", django=django)
-    left_out = STATEFUL if (session.python, django) == ENDS[-1] else ELSEWHERE
-    run_tests(session, *without(left_out), database="postgresql")
+    test_on(session, "postgresql", django)
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)
 @nox.parametrize("python,django", ENDS)
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
-    install(session, "tests", "drivers", extras="channels,mysql", django=django)
-    left_out = STATEFUL if (session.python, django) == ENDS[-1] else ELSEWHERE
-    run_tests(session, *without(left_out), database="mariadb")
+    test_on(session, "mariadb", django)
 
 
 @nox.session(name="tests-servers")
