@@ -64,7 +64,6 @@ extensions = [
     "docs._ext.proven",
     "docs._ext.bench",
     "docs._ext.timeline",
-    "docs._ext.change",
     "docs._ext.llms",
     "docs._ext.calculator",
     "docs._ext.house",

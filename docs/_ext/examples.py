@@ -14,6 +14,14 @@ the example: a reader must be able to copy all of it. ``before`` names an exampl
 mends: one block then shows both, the lines of the other with a minus, those that are new with a
 plus, and what each printed. The button copies this one; the other stands below, folded.
 
+::
+
+    ```{change} index/before index/after
+    ```
+
+shows no more than the lines in which two examples differ. Both are shown elsewhere, as the closed
+set sees to.
+
 Nothing is run here. A page is read again when its example or recording changes. What is missing or
 stale is reported by ``closed_set``, in every build, not only when the page is read.
 """
@@ -68,7 +76,8 @@ class Example(SphinxDirective):
             block += nodes.caption(
                 "", f"{caption}, and {MINUS} what {Path(before).name}.py has instead"
             )
-            block += nodes.raw("", difference(old.text, shown.text), format="html")
+            html = difference(old.text, shown.text)
+            block += nodes.raw("", html, format="html", source_text=shown.text)
             outputs = [(f"{MINUS} ", before), ("+ ", name)]
         else:
             block += nodes.caption("", caption)
@@ -138,6 +147,27 @@ class Example(SphinxDirective):
         logger.warning(message, location=self.get_location(), type="example")
 
 
+class Change(Example):
+    """Show the way from one example to another."""
+
+    required_arguments = 2
+    option_spec: ClassVar[dict[str, Callable[[str], Any]] | None] = {}
+
+    def run(self) -> list[nodes.Node]:
+        """Return the block."""
+        old, new = (self.read(self.env.srcdir.parent, name) for name in self.arguments)
+        if old is None or new is None:
+            return []
+        changed = [
+            f"{'-' if sign == 'del' else '+'}{line}\n"
+            for sign, line in compared(old.text, new.text)
+            if sign and line.strip()
+        ]
+        block = literal("".join(changed), "diff")
+        block["classes"].append("change")
+        return [block]
+
+
 def literal(text: str, language: str, highlighted: tuple[int, ...] = ()) -> nodes.literal_block:
     """Return *text* as a block of code that ``closed_set`` lets pass."""
     block = nodes.literal_block(text, text, language=language)
@@ -146,14 +176,20 @@ def literal(text: str, language: str, highlighted: tuple[int, ...] = ()) -> node
     return block
 
 
-def difference(old: str, new: str) -> str:
-    """Return *new* as HTML, highlighted, with the lines of *old* that it no longer has."""
+def compared(old: str, new: str) -> list[tuple[str, str]]:
+    """Return the lines of both: ``del``, ``ins`` or nothing, and the line."""
     before, after = old.splitlines(), new.splitlines()
     lines: list[tuple[str, str]] = []
     for what, a, b, c, d in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
         if what != "equal":
             lines += [("del", each) for each in before[a:b]]
         lines += [("" if what == "equal" else "ins", each) for each in after[c:d]]
+    return lines
+
+
+def difference(old: str, new: str) -> str:
+    """Return *new* as HTML, highlighted, with the lines of *old* that it no longer has."""
+    lines = compared(old, new)
     html = PygmentsBridge("html").highlight_block("\n".join(each for _, each in lines), "python")
     head, _, rest = html.partition("<pre>")
     body, _, foot = rest.partition("</pre>")
@@ -209,8 +245,9 @@ def write_full_files(app: Sphinx) -> list[Any]:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Add the directive."""
+    """Add the directives."""
     app.add_directive("example", Example)
+    app.add_directive("change", Change)
     app.connect("html-collect-pages", write_full_files)
     app.add_js_file("fold.js", loading_method="defer")
     app.add_env_collector(ShownExamples)

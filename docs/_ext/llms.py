@@ -11,8 +11,8 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.text import TextTranslator
 
+from .claims import PAGE
 from .proven import in_reading_order
-from .record import markers, recordings
 
 
 class Plain(TextTranslator):
@@ -43,11 +43,8 @@ class Plain(TextTranslator):
         self.as_it_is("\n".join(f"| {' | '.join(row)} |".replace("\n", " ") for row in rows))
 
     def visit_raw(self, node: nodes.Element) -> None:
-        if 'class="highlight-python' in node.astext():  # an example that was highlighted by hand
-            name, part = node.parent["example"], node.parent["part"]
-            path = recordings.example_path(self.builder.srcdir.parent, name)
-            source = markers.excerpt(path.read_text(encoding="utf-8"), part).text
-            self.as_it_is(f"```python\n{source.rstrip()}\n```")
+        if "source_text" in node:  # an example, between the lines of the one before
+            self.as_it_is(f"```python\n{node['source_text'].rstrip()}\n```")
         raise nodes.SkipNode
 
     def unknown_visit(self, node: nodes.Node) -> None:
@@ -58,7 +55,7 @@ class Plain(TextTranslator):
 
 def keep(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Keep the page as text, with its title and its description."""
-    if app.builder.format != "html" or docname.startswith("proven"):
+    if app.builder.format != "html" or docname.startswith(PAGE):
         return
     meta = (each["content"] for each in doctree.findall(nodes.meta) if "content" in each)
     paragraphs = (" ".join(each.astext().split()) for each in doctree.findall(nodes.paragraph))
@@ -75,7 +72,7 @@ def kept(app: Sphinx) -> dict[str, tuple[str, str, str]]:
 
 def write(app: Sphinx, error: Exception | None) -> None:
     """Write both files, unless only some of the pages were built."""
-    order = [each for each in in_reading_order(app.env) if not each.startswith("proven")]
+    order = [each for each in in_reading_order(app.env) if not each.startswith(PAGE)]
     if error or app.builder.format != "html" or set(order) - set(kept(app)):
         return
     base: Any = app.config.html_baseurl

@@ -25,7 +25,9 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.typing import ExtensionMetadata
 
-_LEFT_OUT, _MESSAGES = "proven", "reference/messages"
+from .claims import PAGE
+
+_MESSAGES = "reference/messages"
 #: What readers rarely look for, and how much less a match counts there.
 _WEIGHTS = {"reference/api": 0.7, _MESSAGES: 0.8} | dict.fromkeys(
     ("architecture", "benchmarks", "changelog", "contributing", "reliability"), 0.5
@@ -38,7 +40,7 @@ _UNSEEN = (nodes.section, nodes.title, nodes.Invisible, nodes.system_message)
 def hide(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Keep what is proven out of Sphinx's index."""
     for docname in env.all_docs:
-        if docname.startswith(_LEFT_OUT):
+        if docname.startswith(PAGE):
             env.metadata[docname]["no-search"] = "true"
     return []
 
@@ -48,7 +50,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     found: list[dict[str, Any]] = []
-    for docname in sorted(each for each in app.env.all_docs if not each.startswith(_LEFT_OUT)):
+    for docname in sorted(each for each in app.env.all_docs if not each.startswith(PAGE)):
         page = list(app.env.get_doctree(docname).findall(is_found))
         place: dict[str, Any] = {"page": docname, "weight": _WEIGHTS.get(docname, 1)}
         known = [place | described(each) for each in page]

@@ -1,6 +1,7 @@
 """A small site with one example and one claim, all in order; tests spoil it and build it."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -20,6 +22,7 @@ from sphinx.util.console import strip_colors
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from docs._ext.record import proofs, recordings, runs
+from docs._ext.record.seals import seal
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +94,10 @@ class Site:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+    def write_sealed(self, name: str, results: dict[str, Any]) -> None:
+        """Write *results* as the run that measured them does."""
+        self.write(name, json.dumps({**results, "seal": seal(results)}))
 
     def add(self, name: str, text: str) -> None:
         """Add to the end of a file of the project."""
@@ -195,12 +202,19 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Build the site as it is, and serve it: a browser has a clipboard for what has an address."""
+def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site of the project, once for all tests; return its directory."""
     output = tmp_path_factory.mktemp("site")
+    # Not -W: whether the records are up to date is not what is tested here.
     command = [sys.executable, "-m", "sphinx", "-q", "-c", ".", "-d", f"{output}.doctrees"]
     subprocess.run([*command, "docs", str(output)], cwd=ROOT, check=True, timeout=300)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(output)))
+    return output
+
+
+@pytest.fixture(scope="session")
+def address(whole_site: Path) -> Iterator[str]:
+    """Serve the site of the project: a browser has a clipboard for what has an address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(whole_site)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"

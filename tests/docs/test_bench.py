@@ -2,12 +2,10 @@
 
 import json
 import re
-from typing import Any
 
 import pytest
 
 from docs._ext import bench
-from docs._ext.record.seals import seal
 from tests.docs.conftest import EXTENSIONS, Site
 
 SPREAD = {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -44,15 +42,10 @@ RESULTS = {
 }
 
 
-def write(site: Site, results: dict[str, Any]) -> None:
-    """Write *results* as a benchmark does."""
-    site.write(bench.RESULTS, json.dumps({**results, "seal": seal(results)}))
-
-
 @pytest.fixture(autouse=True)
 def _directive(monkeypatch: pytest.MonkeyPatch, site: Site):
     monkeypatch.setattr("tests.docs.conftest.EXTENSIONS", [*EXTENSIONS, "bench"])
-    write(site, RESULTS)
+    site.write_sealed(bench.RESULTS, RESULTS)
 
 
 def test_row_is_a_table(site: Site):
@@ -77,7 +70,7 @@ def test_shortfall_is_told(site: Site):
     """Where the figure falls short of what was to be reached, the page says so."""
     results = json.loads(json.dumps(RESULTS))
     results["rows"]["noop"]["reach"]["channels.db"] = 4.0
-    write(site, results)
+    site.write_sealed(bench.RESULTS, results)
     site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
     assert site.build() == []
     assert "To reach: 4.00 of channels.db; seen: 3.65, not reached." in site.html("guide")
@@ -89,7 +82,7 @@ def test_row_of_something_else_than_calls(site: Site):
     results["rows"]["noop"]["unit"] = "row"
     for figures in results["rows"]["noop"]["contestants"].values():
         figures["peak_mib"] = {"median": 50.0, "low": 50.0, "high": 54.4}
-    write(site, results)
+    site.write_sealed(bench.RESULTS, results)
     site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
     assert site.build() == []
     html = site.html("guide")
@@ -107,7 +100,7 @@ def test_what_has_no_mark_is_compared_only(site: Site):
     """A ratio for which nothing was to be reached is in the table, without a verdict."""
     results = json.loads(json.dumps(RESULTS))
     results["rows"]["noop"]["reach"]["channels.db"] = None
-    write(site, results)
+    site.write_sealed(bench.RESULTS, results)
     site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
     assert site.build() == []
     assert "<td><p>3.65 (3.15 to 3.88)</p></td>" in site.html("guide")
@@ -119,7 +112,7 @@ def test_failed_calls_are_told(site: Site):
     results = json.loads(json.dumps(RESULTS))
     failed = {"median": 49.2, "low": 40.0, "high": 60.0}
     results["rows"]["noop"]["contestants"]["channels.db"]["failed_percent"] = failed
-    write(site, results)
+    site.write_sealed(bench.RESULTS, results)
     site.add("docs/guide.md", "\n```{benchmark} noop\n```\n")
     assert site.build() == []
     assert re.findall(r"<td><p>(.*?)</p></td>", site.html("guide")) == [

@@ -3,14 +3,13 @@
 import pytest
 
 from docs._ext.record import recordings
-from tests.docs.conftest import EXTENSIONS, Site
+from tests.docs.conftest import Site
 
 CHANGE = "\n```{change} index/greeting index/farewell\n```\n"
 
 
 @pytest.fixture(autouse=True)
-def _second_example(monkeypatch: pytest.MonkeyPatch, site: Site):
-    monkeypatch.setattr("tests.docs.conftest.EXTENSIONS", [*EXTENSIONS, "change"])
+def _second_example(site: Site):
     source = site.path("examples/index/greeting.py").read_text(encoding="utf-8")
     site.write("examples/index/farewell.py", source.replace("Hello, ", "Bye, "))
     recordings.save(site.root, "index/farewell", ["Bye, ada"])

@@ -1,12 +1,10 @@
 """The ``figure`` role."""
 
 import json
-from typing import Any
 
 import pytest
 
 from docs._ext import bench
-from docs._ext.record.seals import seal
 from tests.docs.conftest import EXTENSIONS, Site
 
 RESULTS = {
@@ -15,15 +13,10 @@ RESULTS = {
 }
 
 
-def write(site: Site, results: dict[str, Any]) -> None:
-    """Write *results* as a run does."""
-    site.write(bench.STACK, json.dumps({**results, "seal": seal(results)}))
-
-
 @pytest.fixture(autouse=True)
 def _role(monkeypatch: pytest.MonkeyPatch, site: Site):
     monkeypatch.setattr("tests.docs.conftest.EXTENSIONS", [*EXTENSIONS, "bench"])
-    write(site, RESULTS)
+    site.write_sealed(bench.STACK, RESULTS)
 
 
 def test_figure_stands_in_a_sentence(site: Site):
@@ -32,7 +25,7 @@ def test_figure_stands_in_a_sentence(site: Site):
     assert site.build() == []
     assert "On 2025-01-31: 1,234." in site.html("guide")
     changed = json.loads(json.dumps(RESULTS).replace("1234.4", "1300.0"))
-    write(site, changed)
+    site.write_sealed(bench.STACK, changed)
     assert site.build() == []
     assert "On 2025-01-31: 1,300." in site.html("guide")
 

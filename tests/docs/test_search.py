@@ -1,8 +1,6 @@
 """The search of the site: what people type leads to the section that answers."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -35,16 +33,6 @@ LINES_OF_LOGS = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the site of the project; return its directory."""
-    output = tmp_path_factory.mktemp("site")
-    # Not -W: whether the records are up to date is not what is tested here.
-    command = ["-q", "-E", "-c", ".", "-d", str(output / "doctrees"), "docs", str(output / "html")]
-    subprocess.run([sys.executable, "-m", "sphinx", *command], cwd=ROOT, check=True, timeout=300)
-    return output / "html"
-
-
-@pytest.fixture(scope="module")
 def page(browser: Browser) -> Iterator[Page]:
     """Open a page as wide as a laptop's, which notes what it asks for."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
@@ -53,18 +41,18 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-def search(page: Page, built: Path, query: str) -> None:
+def search(page: Page, whole_site: Path, query: str) -> None:
     """Open the page of the results as the form in the side bar does, from a file."""
     page.goto(
-        f"{(built / 'search.html').as_uri()}?q={quote(query)}&check_keywords=yes&area=default"
+        f"{(whole_site / 'search.html').as_uri()}?q={quote(query)}&check_keywords=yes&area=default"
     )
     page.wait_for_selector("#search-results .search-summary", state="attached")
 
 
 @pytest.fixture(scope="module")
-def first_results(page: Page, built: Path) -> dict[str, str]:
+def first_results(page: Page, whole_site: Path) -> dict[str, str]:
     """Ask for each line in the browser; return where the first result leads."""
-    search(page, built, "anything")
+    search(page, whole_site, "anything")
     script = """lines => lines.map(line => {
         const { page, anchor } = Search.rank(line)[0].section;
         return `${page}#${anchor}`;
@@ -73,12 +61,12 @@ def first_results(page: Page, built: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("query", FOUND)
-def test_first_result_is_the_answer(built: Path, first_results: dict[str, str], query: str):
+def test_first_result_is_the_answer(whole_site: Path, first_results: dict[str, str], query: str):
     """The first result leads to the section that answers, and the section is there."""
     place = first_results[query]
     assert any(place == each or place.startswith(f"{each}#") for each in QUERIES[query]), place
     name, _, anchor = place.partition("#")
-    assert f'id="{anchor}"' in (built / f"{name}.html").read_text(encoding="utf-8")
+    assert f'id="{anchor}"' in (whole_site / f"{name}.html").read_text(encoding="utf-8")
 
 
 # One for each page, the longest line of each.
@@ -86,9 +74,9 @@ CLICKED = {page_of(QUERIES[query][0]): query for query in sorted(FOUND, key=len)
 
 
 @pytest.mark.parametrize("query", CLICKED.values())
-def test_click_lands_on_the_section(page: Page, built: Path, query: str):
+def test_click_lands_on_the_section(page: Page, whole_site: Path, query: str):
     """The click on the first result scrolls to the section."""
-    search(page, built, query)
+    search(page, whole_site, query)
     page.locator("#search-results li a").first.click()
     # The theme scrolls there smoothly.
     lands = """() => {
@@ -97,22 +85,22 @@ def test_click_lands_on_the_section(page: Page, built: Path, query: str):
         return top !== "" && top >= 0 && top < 400;
     }"""
     page.wait_for_function(lands)
-    place = page.url.removeprefix(f"{built.as_uri()}/").replace(".html", "")
+    place = page.url.removeprefix(f"{whole_site.as_uri()}/").replace(".html", "")
     assert any(place == each or place.startswith(f"{each}#") for each in QUERIES[query]), place
 
 
 @pytest.fixture(scope="module")
-def messages(built: Path) -> list[tuple[str, str]]:
+def messages(whole_site: Path) -> list[tuple[str, str]]:
     """Return every wording of every message, and the anchor of its entry."""
-    text = (built / "sections.js").read_text(encoding="utf-8")
+    text = (whole_site / "sections.js").read_text(encoding="utf-8")
     sections = json.loads(text.removeprefix("const sections = ").rstrip(";\n"))
     return [(each["anchor"], printed) for each in sections for printed in each["prints"]]
 
 
 @pytest.mark.parametrize("line", LINES_OF_LOGS)
-def test_line_of_a_log(page: Page, built: Path, messages: list[tuple[str, str]], line: str):
+def test_line_of_a_log(page: Page, whole_site: Path, messages: list[tuple[str, str]], line: str):
     """A whole line that contains a message leads to the entry of that message."""
-    search(page, built, "anything")
+    search(page, whole_site, "anything")
     script = "lines => lines.map(line => Search.rank(line)[0].section.anchor)"
     found = page.evaluate(script, [line.format(printed) for _, printed in messages])
     wrong = [
@@ -124,9 +112,9 @@ def test_line_of_a_log(page: Page, built: Path, messages: list[tuple[str, str]],
     assert len(messages) > 100
 
 
-def test_pasted_into_the_form(page: Page, built: Path):
+def test_pasted_into_the_form(page: Page, whole_site: Path):
     """What is pasted into the side bar, line breaks and all, is searched as one line."""
-    page.goto((built / "index.html").as_uri())
+    page.goto((whole_site / "index.html").as_uri())
     form = page.locator("input.sidebar-search")
     form.fill(
         'Traceback (most recent call last):\n  File "a.py", line 3\nFATAL: sorry, too many clients'
@@ -136,40 +124,40 @@ def test_pasted_into_the_form(page: Page, built: Path):
     assert (first.get_attribute("href") or "").endswith("reference/messages.html#too-many-clients")
 
 
-def test_nothing_is_asked_of_the_network(page: Page, built: Path):
+def test_nothing_is_asked_of_the_network(page: Page, whole_site: Path):
     """The search asks for files of the site and for nothing else, and reports no error."""
     asked: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    search(page, built, "pgbouncer")
+    search(page, whole_site, "pgbouncer")
     assert page.locator("#search-results li").count() > 3
-    assert [url for url in asked if not url.startswith(built.as_uri())] == []
+    assert [url for url in asked if not url.startswith(whole_site.as_uri())] == []
     assert errors == []
 
 
-def test_what_is_proven_is_not_found(page: Page, built: Path, messages: list[tuple[str, str]]):
+def test_what_is_proven_is_not_found(page: Page, whole_site: Path, messages: list[tuple[str, str]]):
     """Neither index has the pages of what is proven, which have the words of all others."""
-    search(page, built, "What is proven")
+    search(page, whole_site, "What is proven")
     links = [
         each.get_attribute("href") or "" for each in page.locator("#search-results li a").all()
     ]
     assert links
     assert [link for link in links if link.startswith("proven")] == []
-    index = (built / "searchindex.js").read_text(encoding="utf-8")
+    index = (whole_site / "searchindex.js").read_text(encoding="utf-8")
     assert "What is proven" not in index
 
 
-def test_nothing_found(page: Page, built: Path):
+def test_nothing_found(page: Page, whole_site: Path):
     """Where nothing matches, the page says so."""
-    search(page, built, "qqqqzzzz")
+    search(page, whole_site, "qqqqzzzz")
     assert "Nothing found" in page.locator("#search-results").inner_text()
 
 
-def test_results_fit_on_a_phone(page: Page, built: Path):
+def test_results_fit_on_a_phone(page: Page, whole_site: Path):
     """Long messages are broken, so that nothing is wider than the screen."""
     page.set_viewport_size({"width": 390, "height": 800})
-    search(page, built, "DatabaseWrapper objects created in a thread")
+    search(page, whole_site, "DatabaseWrapper objects created in a thread")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.locator("#search-results li a").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
