@@ -125,11 +125,10 @@ class Pool:
 
         :returns: whether to look again: somebody waits, or more than FEW run.
         """
-        now, most = time.monotonic(), self.settings.max_threads
+        now, used, most = time.monotonic(), time.process_time(), self.settings.max_threads
         with self._lock:
             passed = now - self._looked
             if passed > LOOK / 2:  # other loops look, too
-                used = time.process_time()
                 busy = (used - self._used) / passed
                 self._busy += FRESH * (busy - self._busy)
                 stands = self._moved <= self._looked  # nobody was done since
