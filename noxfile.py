@@ -252,7 +252,8 @@ def tests_demo(session: nox.Session) -> None:
 @nox.session(name="tests-docs", python=PYTHONS[-1], allow_parallel=True)
 def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
-    install(session, "tests", "site", "browser", extras="channels,postgres")
+    # With each extra: what a block names in its head has to be there.
+    install(session, "tests", "site", "browser", extras="channels,postgres,mysql")
     run_tests(session, "tests/docs")
     if server_answers("postgresql") and not session.posargs:  # and the blocks that need it
         run_tests(session, "tests/docs/test_paste.py", database="postgresql")

@@ -24,7 +24,8 @@ from ormbridge import (
     stream,
 )
 from ormbridge.core import process
-from ormbridge.core.pool import Pool
+from ormbridge.core.mailbox import LOOK
+from ormbridge.core.pool import STALL, Pool
 from ormbridge.core.settings import Settings
 from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD
@@ -571,9 +572,10 @@ class Machine(OnWorkers, RuleBasedStateMachine):
         """Let everything come to rest, and see that all is as it should be."""
         try:
             self._come_to_rest()
-            # Outcomes may be held to gather, for a moment. Not for longer: who waits for the end of
-            # a block that was given up looks again and again.
-            moment = self.now + 1
+            # A loop looks at its pool as long as somebody waits there, and so for ever where all
+            # workers are held: only until all may run. The steps of an example take less than
+            # TIMEOUT together.
+            moment = self.now + 4 * (STALL + LOOK)
             while moment > (rings := min((t.when() for t in self.loop._scheduled), default=moment)):
                 self.now = max(self.now, rings) + 0.001
                 self._come_to_rest()
