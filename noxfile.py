@@ -32,8 +32,10 @@ CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
 # About turns more than about the database: on SQLite only. A run of `tests` tries a tenth of this.
 STATEFUL = ["tests/test_stateful.py"]
 EXAMPLES = 1500
-# That, and what starts projects of its own: once on each pair of ENDS.
-SLOW = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py", *STATEFUL]
+# What starts projects of its own, which takes as long as half of the rest: not in `tests`.
+PROJECTS = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py"]
+# That and the stateful test: once on each pair of ENDS.
+SLOW = [*PROJECTS, *STATEFUL]
 # What the oldest pair leaves out on PostgreSQL and MariaDB: it runs there with the newest, and with
 # the oldest on SQLite.
 ELSEWHERE = [*SLOW, "tests/guide", "tests/checks"]
@@ -170,9 +172,11 @@ def inventories(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test on SQLite, with this Python and the newest Django: three minutes."""
+    """Test on SQLite, with this Python and the newest Django: two minutes."""
     install(session, "tests", django=DJANGO_HERE)
-    run_tests(session, *SPREAD)
+    run_tests(session, *SPREAD, *([] if session.posargs else without(PROJECTS)))
+    if not session.posargs:
+        session.log(f"tests-matrix, or `nox -s tests -- PATH`, runs {' and '.join(PROJECTS)}, too")
 
 
 @nox.session(name="tests-matrix", allow_parallel=True)
@@ -353,6 +357,13 @@ def bench(session: nox.Session) -> None:
     """Compare the speed side by side with others on PostgreSQL; prints the table."""
     install(session, "bench", extras="channels,postgres")
     session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], allow_parallel=True)
+def instructions(session: nox.Session) -> None:
+    """Count what a call takes (valgrind); fails where that is 3 % more than was recorded."""
+    install(session, "bench")
+    session.run("python", "-m", "tests.bench.instructions", *session.posargs)
 
 
 @nox.session(name="bench-deployment", python=PYTHONS[-1])

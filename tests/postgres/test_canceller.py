@@ -8,7 +8,7 @@ import logging
 import threading
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from channels.generic.websocket import WebsocketConsumer
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
@@ -26,7 +26,7 @@ from ormbridge import (
     stream,
 )
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import RouteGround, on_ground
+from ormbridge.asgi.ground import RouteGround, call_of_asgiref, on_ground
 from ormbridge.core.asgiref import child_of
 from ormbridge.postgres import canceller as canceller_module
 from ormbridge.postgres.canceller import awaited_by
@@ -367,6 +367,7 @@ async def test_what_asgiref_submits_says_what_is_awaited(monkeypatch):
 
     original = RouteGround.submit
     monkeypatch.setattr(RouteGround, "submit", submit)
+    monkeypatch.setattr(SyncToAsync, "__call__", call_of_asgiref)
     async with on_ground(LeaseContext("test", holds=False)):
         saved = User(username="ada")
         saved.save = None  # an instance may hide the method

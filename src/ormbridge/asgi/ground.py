@@ -1,24 +1,32 @@
 """What asgiref sends to a thread goes where the calls of the running code go (step 2 of a call).
 
-Django's ``a``-methods, ``channels.db``, sync views and all else of asgiref comes here through
-the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered at once.
+Django's ``a``-methods, ``channels.db``, sync views and all else of asgiref comes here by one of two
+ways. Inside a route the call itself goes straight there: :func:`call_on_route` stands in for
+``SyncToAsync.__call__``. What comes through an executor all the same, from a frame that has ended,
+takes the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered at
+once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from asgiref.sync import SyncToAsync
+
 from ..core import route as routes
-from ..core.asgiref import Ground, GroundBelow, child_of
+from ..core.asgiref import Ground, GroundBelow, child_of, take_over
+from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.mailbox import mailbox_of
 from ..core.process import default_pool
 from ..core.route import Route
-from ..postgres.canceller import awaited_by
+from ..postgres.canceller import awaited_by, may_be_stopped
 from .context import LeaseContext
 from .threadless import answer
 
@@ -70,6 +78,47 @@ class RouteGround(Ground):
 
 
 GROUND = RouteGround()
+#: What :func:`call_on_route` stands in for.
+call_of_asgiref = SyncToAsync.__call__
+
+
+async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call what ``sync_to_async`` wraps: as asgiref does, but inside a route straight there.
+
+    Spared are an executor, its future, asgiref's shield around that, and a turn of the loop.
+    """
+    __traceback_hide__ = True
+    loop, route = asyncio.get_running_loop(), routes.current_route.get()
+    sensitive = self._thread_sensitive
+    if route is None or not sensitive or routes.frame_inside(route, loop) is not None:
+        return await call_of_asgiref(self, *args, **kwargs)
+    variables = contextvars.copy_context() if self.context is None else self.context
+    awaited: list[asyncio.Task[Any]] = []
+    child = functools.partial(self.func, *args, **kwargs)
+    job = DatabaseSyncToAsync.job(self, loop, awaited, variables, child, sys.exc_info())
+    call = Call(job, self.func, mailbox_of(loop))
+    call.awaits = awaited if may_be_stopped(self.func) else None
+    future = call.future
+    try:
+        outcome = answer(job, child, loop, variables)
+        if isinstance(outcome, asyncio.Future):
+            return await outcome
+        call.route = route
+        route.check(call)
+        if outcome is not None and isinstance(route, LeaseContext):
+            return await route.do_without(call, outcome)
+        route.place(call)
+        return await future  # type: ignore[misc]
+    except asyncio.CancelledError as error:
+        return await call.go_on(error, awaited)
+    finally:
+        if self.context is None:
+            take_over(variables)
+        # An exception's traceback holds this frame, which must not hold the exception.
+        del call, future, job, child
+
+
+SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
 
 
 class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does

@@ -96,20 +96,9 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         future = call.future
         try:
             place(call, self._anywhere)
-            while True:
-                try:
-                    return await future  # type: ignore[misc, no-any-return]
-                except asyncio.CancelledError:
-                    # As asgiref does: cancel what the function awaits through async_to_sync. If
-                    # that goes on in spite of it, so does the function, and so do we.
-                    if call.cancel():
-                        raise
-                    if not await _goes_on(task_context):
-                        call.stop()
-                        raise
-                    future = call.await_again()
-                    if future is None:  # its outcome came meanwhile
-                        raise
+            return await future  # type: ignore[misc, no-any-return]
+        except asyncio.CancelledError as error:
+            return await call.go_on(error, task_context)  # type: ignore[no-any-return]
         finally:
             if self.context is None:
                 take_over(variables)
@@ -177,19 +166,6 @@ def _cleaned(func: Callable[_P, _R]) -> Callable[_P, _R]:
             close_old_connections_outside_transactions()
 
     return cleaned
-
-
-async def _goes_on(task_context: list[asyncio.Task[Any]]) -> bool:
-    """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
-    if not task_context:
-        return False
-    task = task_context[0]
-    task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    return True
 
 
 async def aclose_old_connections() -> None:

@@ -154,17 +154,18 @@ def _cancel_statement(raw: Any, timeout: float) -> None:
 
 
 def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.Task[Any]] | None:
-    """Return what *job*, submitted by asgiref, awaits; None if it is not to be stopped.
-
-    That is everything but Django's ``a``-methods: sync views, middleware, handlers and signals of
-    a request that is cancelled run to their end.
-    """
-    if child is None or not _is_of_method(child.func):
+    """Return what *job*, submitted by asgiref, awaits; None if it is not to be stopped."""
+    if child is None or not may_be_stopped(child.func):
         return None
     return next((each for each in job.args if type(each) is list), None)
 
 
-def _is_of_method(func: Any) -> bool:
+def may_be_stopped(func: Any) -> bool:
+    """Say whether *func* is behind one of Django's ``a``-methods.
+
+    All else that asgiref calls runs to its end: sync views, middleware, handlers and signals of a
+    request that is cancelled.
+    """
     owner = getattr(func, "__self__", None)
     if not isinstance(owner, _OWNERS):
         return func is prefetch_related_objects or getattr(func, "__qualname__", "") == CHUNKS
