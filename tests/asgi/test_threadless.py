@@ -19,19 +19,10 @@ from django.dispatch import Signal, dispatcher
 from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
-from ormbridge.asgi import ground
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import GROUND, on_ground
+from ormbridge.asgi.ground import GROUND, call_of_asgiref, on_ground
 from tests.core.support import thread_name, until
 from tests.support.http import get
-
-
-@pytest.fixture(params=["straight", "through an executor"], autouse=True)
-def way(request, monkeypatch):
-    """Have calls go to their route straight, or from asgiref, as those below an ended frame do."""
-    if request.param != "straight":
-        monkeypatch.setattr(SyncToAsync, "__call__", ground.call_of_asgiref)
-    return request.param
 
 
 @pytest.fixture
@@ -40,20 +31,21 @@ async def context():
     return LeaseContext("GET /", holds=True, waits_once=True)
 
 
-async def test_shape_of_what_asgiref_submits(context, monkeypatch, way):
-    """What asgiref submits ends in a partial of the user's function, of which the answers rest."""
+async def test_shape_of_what_asgiref_submits(context, monkeypatch):
+    """What asgiref submits ends in a partial of the user's function; inside a route nothing is."""
     submitted = []
     submit = GROUND.submit
     monkeypatch.setattr(GROUND, "submit", lambda job: submitted.append(job) or submit(job))
     async with on_ground(context):
         assert await sync_to_async(divmod)(7, 3) == (2, 1)
-    assert len(submitted) == (way != "straight")
-    for job in submitted:
-        assert job.func.__func__ is SyncToAsync.thread_handler
-        child = job.args[-1]
-        assert isinstance(child, partial)
-        assert child.func is divmod
-        assert child.args == (7, 3)
+        assert submitted == []
+        assert await call_of_asgiref(sync_to_async(divmod), 7, 3) == (2, 1)
+    (job,) = submitted
+    assert job.func.__func__ is SyncToAsync.thread_handler
+    child = job.args[-1]
+    assert isinstance(child, partial)
+    assert child.func is divmod
+    assert child.args == (7, 3)
     context.release(end=True)
 
 

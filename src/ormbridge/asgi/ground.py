@@ -2,9 +2,9 @@
 
 Django's ``a``-methods, ``channels.db``, sync views and all else of asgiref comes here by one of two
 ways. Inside a route the call itself goes straight there: :func:`call_on_route` stands in for
-``SyncToAsync.__call__``. What comes through an executor all the same, from a frame that has ended,
-takes the public seam, ``ThreadSensitiveContext(executor=…)``. What needs no thread is answered at
-once.
+``SyncToAsync.__call__``, and answers at once what needs no thread. What comes through an executor
+all the same, below a frame that has ended, takes the public seam,
+``ThreadSensitiveContext(executor=…)``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from ..core.asgiref import Ground, GroundBelow, child_of, take_over
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.mailbox import mailbox_of
-from ..core.process import default_pool
 from ..core.route import Route
 from ..postgres.canceller import awaited_by, may_be_stopped
 from .context import LeaseContext
@@ -59,21 +58,10 @@ class RouteGround(Ground):
         """
         loop = asyncio.get_running_loop()
         child = child_of(job)
-        outcome = answer(job, child, loop) if child is not None else None
-        if isinstance(outcome, asyncio.Future):
-            return outcome
         call = Call(job, child.func if child is not None else job, mailbox_of(loop))
         call.awaits = awaited_by(job, child)
-        route = call.route = routes.current_route.get()
-        if route is not None:
-            route.check(call)
         future = call.future = CallFuture(call, loop)
-        if outcome is not None and isinstance(route, LeaseContext):
-            return loop.create_task(route.do_without(call, outcome))
-        if route is not None:
-            route.place(call)
-        else:  # it was entered in another context
-            call.place(default_pool(), None)
+        routes.place(call)
         return future
 
 

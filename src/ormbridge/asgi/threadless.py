@@ -51,11 +51,11 @@ def answer(
     job: Any,
     child: functools.partial[Any],
     loop: asyncio.AbstractEventLoop,
-    context: contextvars.Context | None = None,
+    context: contextvars.Context,
 ) -> asyncio.Future[Any] | list[Any] | None:
     """Do *job*, which calls *child*, and return the outcome.
 
-    :param context: in which *job* does; else *job* is asgiref's own.
+    :param context: that in which *job* does it.
     :returns: None if it needs a thread; a list of what *child* calls if it needs one and does
         nothing but send a signal of a request, or close a response.
     """
@@ -80,7 +80,6 @@ def answer(
         if not isinstance(middleware.get_response, AsyncToSync):
             return None  # and so does the next one
         handle: Any = convert_exception_to_response(functools.partial(_pass_through, middleware))
-        context = context or _variables(job.args[-2])["context"]
         return loop.create_task(handle(*child.args), context=context)
     try:
         future.set_result(job())
