@@ -20,29 +20,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from ..core.call import Call
 from ..core.errors import LeaseClosed, PoolTimeout
 from ..core.route import Route
-
-
-class Owner(Protocol):
-    """What a block needs of the lease that serves its calls."""
-
-    @property
-    def line(self) -> Line:
-        """The calls in line there."""
-        ...
-
-    def put(self, call: Call, /) -> bool:
-        """Put *call* in line. Returns False, and does nothing, if the lease takes no more."""
-        ...
-
-    def unpin(self, block: Block, /) -> None:
-        """Let go of *block*, a ``pinned()`` that ends."""
 
 
 class Block(Route):
@@ -60,8 +44,8 @@ class Block(Route):
         self.exclusive = exclusive
         #: Where its calls go.
         self.base: Route
-        #: Where they wait for their turn, from the first one on.
-        self.lease: Owner | None = None
+        #: The lease where they wait for their turn, from the first one on.
+        self.lease: Any = None
         #: Whether it takes no more calls.
         self.closing = False
         #: Set where it closes although blocks inside it are still open: it waited for too long.
@@ -75,7 +59,7 @@ class Block(Route):
         return self.name
 
     def undo(self) -> None:
-        """Roll it back, on its thread. A transaction has a way of its own."""
+        """Roll it back, on its thread, if it has not ended."""
 
     @property
     def frame(self) -> CurrentThreadExecutor | None:
@@ -85,10 +69,6 @@ class Block(Route):
     def place(self, call: Call) -> None:
         """Find a thread for *call*, in the block."""
         self.base.place(call)
-
-    def for_block(self, name: str) -> Route:
-        """Return the route whose calls the block *name*, inside this one, has to itself."""
-        return self.base.for_block(name)
 
     def release(self) -> None:
         """Give back what is held between calls around the block."""
