@@ -32,6 +32,9 @@ from .threadless import needs_thread
 class LeaseContext(Route):
     """Where the calls of one context go."""
 
+    # Whether blocks go on with what any task has left open here, and not the running one alone.
+    _is_of_all_tasks = False
+
     def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
         """Make a context that has no worker.
 
@@ -92,7 +95,10 @@ class LeaseContext(Route):
                 return
             hold = hold and self._holds and not (call.stays_out or self.ended)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
-            for lease in filter(None, [self._owner_of(call), bound, *leases]):
+            owner = owner_of(call.generator)
+            if owner is not None and owner.context is not self and owner.ended:
+                owner = None
+            for lease in filter(None, [owner, bound, *leases]):
                 if lease.put(call, hold and lease.context is self):
                     return
                 if lease is bound and not call.stays_out:
@@ -112,18 +118,11 @@ class LeaseContext(Route):
                 call.watch(pool.settings)
                 call.mailbox.look_after(pool)
                 if not call.stays_out:
-                    while self._waiting and not self._waiting[0].waits():
+                    while self._waiting and (self._waiting[0].thread or self._waiting[0].over):
                         self._waiting.popleft()
                     self._waiting.append(lease)
             if hold:
                 self._leases.append(lease)
-
-    def _owner_of(self, call: Call) -> Lease | None:
-        """Return the lease on whose worker a call with a suspended generator has to run."""
-        owner = owner_of(call.generator)
-        if isinstance(owner, Lease) and (owner.context is self or not owner.ended):
-            return owner
-        return None
 
     def for_block(self, name: str) -> LeaseContext:
         """Return the context whose calls the block *name*, around the running code, has to itself.
@@ -144,11 +143,9 @@ class LeaseContext(Route):
             if below:
                 refuse_inside(routes.current_route.get(), name)
             else:
-                context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
+                mine = Lease.has_something_of_current_task
+                context._leases = leases if self._is_of_all_tasks else [*filter(mine, leases)]
             return context
-
-    def _waits_for_blocks_on(self, lease: Lease) -> bool:
-        return lease.has_something_of_current_task()
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held)
@@ -214,4 +211,4 @@ def refuse_inside(route: object, caller: object) -> None:
 
 def _lease_of(route: object) -> Lease | None:
     """Return the lease that has the block *route*, or the next one around it."""
-    return next((each.lease for each in outwards(route) if isinstance(each.lease, Lease)), None)
+    return next((each.lease for each in outwards(route) if each.lease is not None), None)

@@ -66,7 +66,8 @@ class OpenBlock(Block):
         :param exc_type: what it failed with.
         """
         if self.lease is not None:
-            self.lease.unpin(self)
+            self.lease.line.close(self)
+            self.lease.look()
         self.give_back()
 
     def give_back(self, end: bool = True) -> None:

@@ -23,7 +23,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from ..core.asgiref import Guest, child_of, frame_thread
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
-from ..core.errors import BridgeError, LeaseClosed
+from ..core.errors import LeaseClosed
 from ..core.process import default_pool
 from ..core.route import Route
 from .generators import find_generator, owner_of
@@ -89,10 +89,6 @@ class FrameLease(Lease):
         self.guest.wake()
         return False  # it may be in the middle of what it runs for others
 
-    def _refuse(self, calls: list[Call], error: BridgeError) -> None:
-        for call in calls:
-            call.refuse(_too_late(call))
-
     # On the frame's thread
 
     def _host(self) -> None:
@@ -127,11 +123,12 @@ class FrameLease(Lease):
             if item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
-                item.future.set_exception(self._no_turn(name, asked))
+                item.future.set_exception(self.no_turn(name, asked))
         return None
 
     def _end(self) -> None:
-        self._refuse(self._abandon(), LeaseClosed("its synchronous frame has ended [frame-ended]"))
+        for call in self._abandon():
+            call.refuse(_too_late(call))
 
 
 def _too_late(call: Call) -> LeaseClosed:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import Any
 
 from django.db.models.query import BaseIterable
 
@@ -29,15 +29,8 @@ from ..postgres.canceller import bounded
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
 
-class Keeper(Protocol):
-    """What is kept by suspended generators: a lease."""
-
-    def look(self) -> None:
-        """Have the thread look what became of them."""
-
-
 # Suspended generators, and the leases on whose threads they go on.
-_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Keeper] = weakref.WeakKeyDictionary()
+_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.WeakKeyDictionary()
 
 
 class _Suspended:
@@ -54,7 +47,7 @@ class _Suspended:
 class SuspendedGenerators:
     """The generators that keep one lease."""
 
-    def __init__(self, lease: Keeper) -> None:
+    def __init__(self, lease: Any) -> None:
         self._lease = weakref.ref(lease)
         self._suspended: dict[int, _Suspended] = {}  # by the generator's id
 
@@ -75,14 +68,13 @@ class SuspendedGenerators:
             self._suspended.pop(id(generator), None)
             _owners.pop(generator, None)
             return
-        anchor: Any
-        close: Callable[[], object] | None = generator.close
+        anchor: Any = generator
+        close: Callable[[], object] | None = None
         if call.iteration is not None:
             anchor, close = call.iteration[0](), call.iteration[1]
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
-            anchor = call.name  # this function of Django's lives exactly as long as the iteration
-        else:
-            anchor, close = generator, None
+            # This function of Django's lives exactly as long as the iteration.
+            anchor, close = call.name, generator.close
         suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
         if anchor is None:  # collected while the call ran
             suspended.unused = True
@@ -173,6 +165,6 @@ def lives_on(task: _Task) -> asyncio.Task[Any] | None:
     return None if running is None or running.done() else running
 
 
-def owner_of(generator: Generator[Any, Any, Any] | None) -> Keeper | None:
+def owner_of(generator: Generator[Any, Any, Any] | None) -> Any:
     """Return the lease on whose thread *generator* goes on."""
     return _owners.get(generator) if generator is not None else None

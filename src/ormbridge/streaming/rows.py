@@ -32,9 +32,11 @@ from typing import Any, Generic, TypeVar, cast, overload
 from django.db.models import Model
 from django.db.models.query import QuerySet, RawQuerySet
 
+from ..core import route as routes
 from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
+from ..leases.turns import Block, outwards
 from .source import Anchor, Chunk, Source, heed
 
 _Row = TypeVar("_Row")
@@ -226,14 +228,21 @@ class Rows(AsyncIterator[_Row]):
     def _fetch(self) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched."""
         anchor = weakref.ref(cast(Anchor, self._anchor))
-        self._call, self._future = self._source.fetch(anchor, weakref.WeakMethod(self._refuse))
+        if self._call is None:  # the first one
+            for block in outwards(routes.current_route.get()):
+                block.streams.add(weakref.ref(self, block.streams.discard))
+        self._call, self._future = self._source.fetch(anchor)
         return self._future
 
     def _give_up(self) -> bool:
         return self._call is not None and self._call.cancel()
 
-    def _refuse(self, message: str) -> None:
-        """Give no more rows, also to a task that waits for one: the block around has ended."""
+    def end_with(self, block: Block) -> None:
+        """Give no more rows, also to a task that waits for one: *block*, around it, has ended."""
+        message = (
+            f"{self._source.name} was opened in {block}, which has ended, and was closed with it; "
+            "iterate on it inside the block [rows-ended]"
+        )
         self._finish(functools.partial(LeaseClosed, message))
 
     def _finish(self, over: Callable[[], Exception]) -> None:

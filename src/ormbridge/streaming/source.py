@@ -12,7 +12,7 @@ import contextvars
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from typing import Any, cast
 
@@ -26,8 +26,6 @@ from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.frame_lease import FrameRoute
-from ..leases.lease import Lease
-from ..leases.turns import outwards
 from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
@@ -48,6 +46,8 @@ class Anchor:
 class StreamContext(LeaseContext):
     """The context of a stream that was opened outside of any other, and of streams in its body."""
 
+    _is_of_all_tasks = True  # whichever has the block, the body of the stream may wait for it
+
     def __init__(self, name: str) -> None:
         super().__init__(name, holds=False)
         #: For which it goes on.
@@ -66,9 +66,6 @@ class StreamContext(LeaseContext):
         if not self.streams:
             self.release(end=True)
 
-    def _waits_for_blocks_on(self, lease: Lease) -> bool:
-        return True  # whatever task has the block, the body of the stream may wait for it
-
 
 class Source:
     """The cursor of one stream.
@@ -85,23 +82,18 @@ class Source:
         self._mailbox: Mailbox | None = None
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
-        self._route: Route
+        self._route: Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: Any = None
-        # What to do when nobody needs the rows any more.
-        self._leave: list[Callable[[], object]] = []
-        # The last fetch, until then.
+        # The last fetch, until nobody needs the rows any more.
         self._call: Call | None = None
 
     # On the loop's thread
 
-    def fetch(
-        self, anchor: weakref.ref[Anchor], refuse: weakref.ref[Callable[[str], None]]
-    ) -> tuple[Call, asyncio.Future[Chunk]]:
+    def fetch(self, anchor: weakref.ref[Anchor]) -> tuple[Call, asyncio.Future[Chunk]]:
         """Have the next chunk fetched.
 
         :param anchor: when this is collected, nobody needs the rows any more.
-        :param refuse: is called with a message if the block around the stream ends.
         :returns: the call, and its future, which has the error if there is no thread to be had.
         """
         loop = asyncio.get_running_loop()
@@ -116,23 +108,17 @@ class Source:
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            if self._mailbox is None:
-                self._open(call.mailbox, refuse)
-            self._send(call)
+            self._send(call, self._route or self._open(call.mailbox))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
         return call, future
 
-    def _open(self, mailbox: Mailbox, refuse: weakref.ref[Callable[[str], None]]) -> None:
+    def _open(self, mailbox: Mailbox) -> Route:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
         route = routes.current_route.get()
         frame = routes.frame_inside(route, mailbox.loop)
-        for block in outwards(route):
-            end = functools.partial(_end_with_block, refuse, self.name, block.name)
-            block.streams.add(end)
-            self._leave.append(functools.partial(block.streams.discard, end))
         if frame is not None:
             route = FrameRoute(frame)
         elif route is None or (isinstance(route, StreamContext) and route.ended):
@@ -140,10 +126,10 @@ class Source:
             routes.current_route.set(route)
         if isinstance(route, StreamContext):
             route.streams.add(self)
-            self._leave.append(functools.partial(route.leave, self))
         self._route = route
+        return route
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: Call, own: Route) -> None:
         """Send *call* to the thread of the cursor, or to the frame that was entered there since."""
         route = call.route = routes.current_route.get()
         if route is not None:
@@ -153,7 +139,7 @@ class Source:
         if frame is not None and frame_thread(frame) is self.thread:
             routes.place(call)
         else:
-            self._route.place(call)
+            own.place(call)
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
@@ -168,22 +154,21 @@ class Source:
     def drop(self) -> None:
         """Close the cursor on its thread: nobody needs the rows any more. Any thread."""
         # This takes locks, which a thread that collects may be in the middle of: later.
-        if self._leave:
+        if self._call is not None:
             try:
-                cast(Mailbox, self._mailbox).loop.call_soon_threadsafe(self.let_go)
+                self._call.mailbox.loop.call_soon_threadsafe(self.let_go)
             except RuntimeError:  # the loop is closed
                 self.let_go()
 
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
-        leave, self._leave = self._leave, []
         call, self._call = self._call, None
         # What is read ahead is not needed. To cancel its statement would abort a transaction.
         if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
             call.stop()
         # The lease sees for itself that the generator is unused.
-        for each in leave:
-            each()
+        if isinstance(self._route, StreamContext):
+            self._route.leave(self)
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
@@ -237,11 +222,3 @@ def heed(future: asyncio.Future[Any]) -> None:
     """Drop an error that nobody comes for, as rows are: asyncio would log it."""
     if not future.cancelled():
         future.exception()
-
-
-def _end_with_block(refuse: weakref.ref[Callable[[str], None]], name: str, block: str) -> None:
-    if (refuse_rows := refuse()) is not None:
-        refuse_rows(
-            f"{name} was opened in {block}, which has ended, and was closed with it; iterate on it "
-            "inside the block [rows-ended]"
-        )

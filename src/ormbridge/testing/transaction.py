@@ -51,10 +51,7 @@ from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.lease import Lease
 from ..leases.turns import Block
-from .ending import BridgeRunner as BridgeRunner
-from .ending import close_everything, disconnect_others
-from .leaks import close_for_good, depths, leases_left
-from .queries import assert_num_queries as assert_num_queries
+from .leaks import close_for_good, depths
 
 
 class TestContext(LeaseContext):
@@ -173,7 +170,7 @@ class TestContext(LeaseContext):
             with context._lock:  # noqa: SLF001 # its own class
                 context.ended = True
                 leases += context._leases  # noqa: SLF001
-        left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
+        left = [f"{block} was not left" for lease in leases for block in lease.line.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
         with self._returned:
@@ -186,7 +183,9 @@ class TestContext(LeaseContext):
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
                 left.append(f"a transaction on {alias!r} was left open")
-                _cut(connection, depth)
+                for block in reversed(connection.atomic_blocks[depth:]):
+                    with suppress(Exception):  # the connection broke
+                        block.__exit__(BridgeError, None, None)
         return left
 
 
@@ -228,18 +227,6 @@ def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
         )
 
 
-def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
-    """Forget the transactions in *connection* beyond *depth*: who opened it rolls all back."""
-    del connection.atomic_blocks[depth:]
-    if depth:
-        del connection.savepoint_ids[depth - 1 :]  # the outermost has none
-        return
-    connection.savepoint_ids = []
-    connection.in_atomic_block = False
-    connection.needs_rollback = False
-    connection.close()
-
-
 def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[list[str]]:
     """Have all calls of the process use the connections of the calling thread.
 
@@ -248,24 +235,3 @@ def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[lis
     :returns: a block that yields a list, which holds afterwards what the test left behind.
     """
     return TestContext(name).in_force(alone)
-
-
-@contextmanager
-def many_transactions() -> Generator[list[str], None, None]:
-    """Wait at the end for all leases of the pool, and close all connections but the thread's own.
-
-    Yields a list that holds, after the block, the leases that did not end, in words.
-    """
-    left: list[str] = []
-    try:
-        yield left
-    finally:
-        patience = default_pool().settings.timeout
-        held = leases_left(patience)
-        left += [f"{worker.name} is still leased, by {lease}" for worker, lease in held]
-        close_everything(0.0 if held else patience)
-        # What they still lock would keep Django from emptying the tables.
-        for connection in connections.all(initialized_only=True) if held else ():
-            if connection.vendor == "postgresql":
-                with suppress(Exception):  # of an alias that the test may not use
-                    disconnect_others(connection)
