@@ -31,7 +31,8 @@ from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import default_pool
-from ormbridge.postgres import bounds, stopped
+from ormbridge.postgres import bounds
+from ormbridge.postgres import connections as stopped
 from ormbridge.streaming.source import Source
 from tests.core.gate import GUARD
 from tests.core.support import ROOT, until

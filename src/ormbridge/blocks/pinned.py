@@ -26,6 +26,7 @@ from ..asgi.ground import on_ground
 from ..core import route as routes
 from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block
+from .witness import package_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -167,11 +168,11 @@ def _place_of(frame: FrameType, name: str) -> str:
 
     :raises RuntimeError: in an async generator, whose consumer would be inside the block.
     """
-    while frame.f_back is not None and _module_of(frame) == "contextlib":  # AsyncExitStack
+    while frame.f_back is not None and package_of(frame) == "contextlib":  # AsyncExitStack
         frame = frame.f_back
     code = frame.f_code
     place = f"{name}() at {Path(code.co_filename).name}:{frame.f_lineno} in {code.co_qualname}"
-    driver = _module_of(frame.f_back) if frame.f_back is not None else "contextlib"
+    driver = package_of(frame.f_back) if frame.f_back is not None else "contextlib"
     if code.co_flags & inspect.CO_ASYNC_GENERATOR and driver not in _DRIVERS:
         raise RuntimeError(
             f"{place} is in an async generator. Code that iterates on it would be inside the "
@@ -180,7 +181,3 @@ def _place_of(frame: FrameType, name: str) -> str:
             "manager with contextlib.asynccontextmanager [in-generator]"
         )
     return place
-
-
-def _module_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -23,6 +23,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,8 +39,8 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # MariaDB and MySQL roll back the whole transaction: a deadlock, and a row that changed since it was
 # read (innodb_snapshot_isolation). A lock wait does so where innodb_rollback_on_timeout is on.
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020), 1205
-# Whose frames do not say where an error was caught.
-_MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib")
+#: Whose frames do not say where an error was caught, or anything else was done.
+MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib"}
 
 
 class Witness:
@@ -193,11 +194,16 @@ def _is_aborted(connection: Any) -> bool:
 def _caught(error: Exception) -> str:
     # The outermost frame of a traceback is the last that the error came to.
     for frame, line in walk_tb(error.__traceback__):
-        code = frame.f_code
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _MACHINERY:
+        if package_of(frame) not in MACHINERY:
+            code = frame.f_code
             place = f"{Path(code.co_filename).name}:{line} in {code.co_qualname}"
             return f", and the error was caught at {place}"
     return ""
+
+
+def package_of(frame: FrameType) -> str:
+    """Return the name of the package whose code runs in *frame*."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 hooks.attend.append(_attend_worker)

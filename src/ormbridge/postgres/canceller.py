@@ -51,7 +51,7 @@ from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
 from .bounds import LONGEST_PAUSE, bound
-from .stopped import is_active, socket_of
+from .connections import is_active, socket_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005

@@ -8,7 +8,7 @@ still open.
 
 from __future__ import annotations
 
-import functools
+import inspect
 import re
 import sys
 import threading
@@ -16,17 +16,16 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 from unittest import mock
 
-import asgiref
-import django
 from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from ..blocks.witness import MACHINERY, package_of
 from ..core.errors import BridgeError
 from ..core.pool import Pool
 from ..core.process import live_pools
@@ -38,11 +37,9 @@ _GRACE = 1.0
 # Frames of a stack that are shown, at the most.
 _FRAMES = 4
 
-# Whose lines do not say who opened a connection. Python's own library is where threading is.
-_PACKAGE = Path(__file__).parent  # its own parent is the whole of the bridge
-_MACHINERY = tuple(Path(str(each)).parent for each in (django.__file__, asgiref.__file__, _PACKAGE))
-_LIBRARY = Path(threading.__file__).parent
-_TESTING = re.compile(r"[\\/](_pytest|pluggy|pytest\w*|anyio|xdist|execnet)([\\/.]|$)")
+# Packages whose lines do not say who opened a connection.
+_MACHINERY = MACHINERY | sys.stdlib_module_names
+_TESTING = re.compile(r"__main__|_?pytest\w*|pluggy|anyio|xdist|execnet")
 
 # Where connections to PostgreSQL were opened, by the number of the server's process for each.
 _places: dict[int, str] = {}
@@ -54,22 +51,11 @@ def place() -> str:
     Lines of Django, asgiref, this package, pytest and Python's library are left out.
     """
     lines: list[str] = []
-    frame: Any = sys._getframe(1)  # noqa: SLF001 # for implementations that have no frames
-    while frame is not None:
-        code = frame.f_code
-        if not _is_machinery(code.co_filename):
-            lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}")
-        frame = frame.f_back
+    for frame, line in walk_stack(inspect.currentframe()):
+        code, package = frame.f_code, package_of(frame)
+        if package not in _MACHINERY and not _TESTING.fullmatch(package):
+            lines.append(f"{code.co_filename}:{line} in {code.co_qualname}")
     return ", called from ".join(lines[:_FRAMES])
-
-
-@functools.cache
-def _is_machinery(filename: str) -> bool:
-    path = Path(filename)
-    machinery = any(each in path.parents for each in _MACHINERY)
-    if "site-packages" in path.parts or path.parent == Path(sys.executable).parent:
-        return machinery or _TESTING.search(filename) is not None
-    return machinery or filename.startswith("<") or _LIBRARY in path.parents
 
 
 def remember_places() -> None:
