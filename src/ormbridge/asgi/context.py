@@ -54,11 +54,6 @@ class LeaseContext(Route):
         self._leases: list[Lease] = []
         self._waiting: deque[Lease] = deque()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether what comes now does not belong to it."""
-        return self.ended or self.answered
-
     async def do_without(self, call: Call, parts: list[Any]) -> Any:
         """Run *call*, which starts or ends a request; where no worker becomes free, log it.
 

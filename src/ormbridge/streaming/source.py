@@ -35,13 +35,6 @@ Chunk = tuple[list[Any], bool]
 class Anchor:
     """What the rows' iterator alone has, so that it is collected at the latest when that is."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __del__(self) -> None:
-        """Have the cursor closed. Any thread, in the middle of whatever it does."""
-        self._source.drop()
-
 
 class StreamContext(LeaseContext):
     """The context of a stream that was opened outside of any other, and of streams in its body."""
@@ -85,18 +78,18 @@ class Source:
         self._route: Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: Any = None
-        # The last fetch, until nobody needs the rows any more.
-        self._call: Call | None = None
+        #: The last fetch, until nobody needs the rows any more.
+        self.call: Call | None = None
 
     # On the loop's thread
 
-    def fetch(self, anchor: weakref.ref[Anchor]) -> tuple[Call, asyncio.Future[Chunk]]:
+    def fetch(self, owner: Anchor) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched.
 
-        :param anchor: when this is collected, nobody needs the rows any more.
-        :returns: the call, and its future, which has the error if there is no thread to be had.
+        :param owner: when this is collected, nobody needs the rows any more.
+        :returns: the future of the call, which has the error if there is no thread to be had.
         """
-        loop = asyncio.get_running_loop()
+        loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
         # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
         awaits: list[asyncio.Task[Any]] = []
@@ -104,14 +97,14 @@ class Source:
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
         call.iteration = anchor, self.close
-        self._call = call
+        self.call = call
         future: Any = call.future
         future.add_done_callback(heed)
         try:
             self._send(call, self._route or self._open(call.mailbox))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
-        return call, future
+        return future  # type: ignore[no-any-return]
 
     def _open(self, mailbox: Mailbox) -> Route:
         """Find out to what the stream belongs."""
@@ -151,18 +144,21 @@ class Source:
         here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
         return bool(self._place != here)
 
-    def drop(self) -> None:
-        """Close the cursor on its thread: nobody needs the rows any more. Any thread."""
-        # This takes locks, which a thread that collects may be in the middle of: later.
-        if self._call is not None:
+    def give_up(self) -> bool:
+        """Give the last fetch up. Returns False if there is none that has not started."""
+        return self.call is not None and self.call.cancel()
+
+    def _drop(self, anchor: object) -> None:
+        # Any thread, in the middle of whatever it does; what follows takes locks: later.
+        if self.call is not None:
             try:
-                self._call.mailbox.loop.call_soon_threadsafe(self.let_go)
+                self.call.mailbox.loop.call_soon_threadsafe(self.let_go)
             except RuntimeError:  # the loop is closed
                 self.let_go()
 
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
-        call, self._call = self._call, None
+        call, self.call = self.call, None
         # What is read ahead is not needed. To cancel its statement would abort a transaction.
         if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
             call.stop()
