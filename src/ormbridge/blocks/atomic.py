@@ -35,7 +35,7 @@ from ..core.cleaning import keep_open
 from ..core.errors import BridgeError, TransactionAborted
 from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
-from ..postgres.bounds import bound, outlast
+from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
 from .pinned import BlockManager, OpenBlock
 from .witness import Witness, attend

@@ -16,7 +16,7 @@ from asgiref.sync import async_to_sync
 
 from ..core.errors import logger
 from ..leases.turns import Block, outwards
-from ..postgres.bounds import outlast
+from ..postgres.canceller import outlast
 
 #: What such a function returned, and whether it is robust.
 Callback = tuple[Awaitable[Any], bool]

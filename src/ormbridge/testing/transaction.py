@@ -140,9 +140,8 @@ class TestContext(LeaseContext):
                 connection.inc_thread_sharing()
                 stack.callback(connection.dec_thread_sharing)
             if alone:
-                refuse = self._refuse_other_connection
-                connection_created.connect(refuse, weak=False, dispatch_uid=id(self))
-                stack.callback(connection_created.disconnect, dispatch_uid=id(self))
+                connection_created.connect(self._refuse_other_connection, weak=False)
+                stack.callback(connection_created.disconnect, self._refuse_other_connection)
             stack.callback(lambda: left.extend(self.end()))
             yield left
 
