@@ -28,7 +28,7 @@ import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial, partialmethod
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -99,27 +99,28 @@ class TestContext(LeaseContext):
     @contextmanager
     def lend(self) -> Generator[None, None, None]:
         """Have the calling thread use the test's connections instead of its own."""
-        own = connections.all(initialized_only=True)
         self._users.append(threading.current_thread())
-        for alias, connection in self._lent.items():
-            connections[alias] = connection
         try:
             yield
         finally:
-            for alias in self._lent:
-                del connections[alias]
-            for connection in own:
-                connections[connection.alias] = connection
             with self._returned:
                 self._users.remove(threading.current_thread())
                 self._returned.notify_all()
+
+    def _connection(self, alias: str) -> BaseDatabaseWrapper:
+        """Return what ``connections[alias]`` is: on a worker and an event loop, the test's."""
+        # On an event loop, Django would make one for the task that asks, which nobody may use.
+        on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
+        if alias in self._lent and (on_loop or threading.current_thread() in self._users):
+            return self._lent[alias]
+        found: BaseDatabaseWrapper = BaseConnectionHandler.__getitem__(connections, alias)
+        return found
 
     @contextmanager
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
         left = list[str]()
         everywhere = ThreadSensitiveContext(executor=GROUND)
-        getter = partialmethod(_get, self._lent)
         with ExitStack() as stack:
             patch: Any = mock.patch.object
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
@@ -131,7 +132,7 @@ class TestContext(LeaseContext):
                 real = getattr(owner, name)
                 variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
                 stack.enter_context(patch(owner, name, variable))
-            stack.enter_context(patch(type(connections), "__getitem__", getter))
+            stack.enter_context(patch(type(connections), "__getitem__", self._connection))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
                 stack.callback(keep_open(connection) or (lambda: None))
@@ -196,14 +197,6 @@ class _TestLease(Lease):
     def run(self, connections: ThreadConnections) -> bool:
         with cast(TestContext, self.context).lend():
             return super().run(connections)
-
-
-def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> BaseDatabaseWrapper:
-    """Return the connection that ``connections[alias]`` is: on an event loop, the test's."""
-    # Django would make one for the task that asks, which nobody may use.
-    if alias in lent and asyncio._get_running_loop() is not None:  # noqa: SLF001 # it is exported
-        return lent[alias]
-    return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
 
 
 def _always(value: object, default: object = None) -> object:
