@@ -23,7 +23,7 @@ from ..core.pool import Pool
 from ..core.process import default_pool
 from ..core.route import Route
 from ..core.worker import Worker
-from ..leases.generators import find_generator, owner_of
+from ..leases.generators import owner_of
 from ..leases.lease import Lease
 from ..leases.turns import outwards
 from .threadless import needs_thread
@@ -74,8 +74,7 @@ class LeaseContext(Route):
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
         """
-        pool = default_pool()
-        find_generator(call)
+        pool, owner = default_pool(), owner_of(call)
         own = threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
@@ -90,7 +89,6 @@ class LeaseContext(Route):
                 return
             hold = hold and self._holds and not (call.stays_out or self.ended)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
-            owner = owner_of(call.generator)
             if owner is not None and owner.context is not self and owner.ended:
                 owner = None
             for lease in filter(None, [owner, bound, *leases]):

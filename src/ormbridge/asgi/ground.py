@@ -81,7 +81,7 @@ class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
     def __init__(self, route: Route) -> None:
         super().__init__(GROUND)
         self._route = route
-        self._token: contextvars.Token[Route | None] | None = None
+        self._token: contextvars.Token[Route | None]
 
     async def __aenter__(self) -> None:
         self._token = routes.current_route.set(self._route)
@@ -89,7 +89,5 @@ class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
 
     async def __aexit__(self, *exc: object) -> None:
         await super().__aexit__()
-        token, self._token = self._token, None
-        if token is not None:
-            with suppress(ValueError):  # collected, and so in another context
-                routes.current_route.reset(token)
+        with suppress(ValueError):  # collected, and so in another context
+            routes.current_route.reset(self._token)

@@ -51,11 +51,9 @@ class OpenBlock(Block):
         self.is_freed = False
         around = parent.base if isinstance(parent, Block) else parent
         if (frame := routes.frame_inside(parent, self.loop)) is not None:
-            self.base = FrameRoute(frame)
-        else:
-            self.base = around.for_block(name) if around else LeaseContext(name, holds=True)
-        self.is_alone = self.base.is_alone
-        base = self.base
+            around = FrameRoute(frame)
+        base = self.base = around.for_block(name) if around else LeaseContext(name, holds=True)
+        self.is_alone = base.is_alone
         self._own = base if isinstance(base, LeaseContext) and base is not around else None
 
     async def begin(self) -> None:

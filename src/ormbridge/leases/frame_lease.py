@@ -26,7 +26,7 @@ from ..core.cleaning import refresh_own_thread
 from ..core.errors import LeaseClosed
 from ..core.process import default_pool
 from ..core.route import Route
-from .generators import find_generator, owner_of
+from .generators import owner_of
 from .lease import Lease
 from .turns import undo
 
@@ -49,12 +49,10 @@ class FrameRoute(Route):
 
     def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
-        frame = self.frame
-        find_generator(call)
+        frame, owner = self.frame, owner_of(call)
         with _lock:
             lease = hosts.get(frame) if frame is not None else None
-            owner = owner_of(call.generator)
-            if isinstance(owner, Lease) and owner is not lease:
+            if owner not in (None, lease):
                 call.generator = None  # it is suspended above the frame, and stays there
             if isinstance(lease, FrameLease) and lease.put(call):
                 return

@@ -88,11 +88,7 @@ class SuspendedGenerators:
         # The worker sees this before its next call. The user's own generators clean up after this,
         # on this thread: let them first.
         suspended.unused = suspended.close is not None
-        # To wake the worker takes locks, which this thread may be in the middle of: later.
-        try:
-            loop.call_soon_threadsafe(self._forget, suspended)
-        except RuntimeError:  # the loop is closed
-            self._forget(suspended)
+        later(loop, self._forget, suspended)
 
     def _forget(self, suspended: _Suspended) -> None:
         suspended.unused = True
@@ -139,16 +135,6 @@ def _raise_closed(iterable: BaseIterable[Any]) -> int:
     )
 
 
-def find_generator(call: Call) -> None:
-    """Look for a generator among the arguments of *call*. Runs in the task that makes the call."""
-    child = child_of(call.function)
-    if child is not None:
-        arguments = (*child.args, *child.keywords.values())
-        call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
-        if call.generator is not None:
-            call.task = current_task()
-
-
 def current_task() -> _Task:
     """Return the running task."""
     try:
@@ -165,6 +151,27 @@ def lives_on(task: _Task) -> asyncio.Task[Any] | None:
     return None if running is None or running.done() else running
 
 
-def owner_of(generator: Generator[Any, Any, Any] | None) -> Any:
-    """Return the lease on whose thread *generator* goes on."""
-    return _owners.get(generator) if generator is not None else None
+def owner_of(call: Call) -> Any:
+    """Look for a generator among the arguments of *call*. Runs in the task that makes the call.
+
+    :returns: the lease on whose thread it goes on, or None.
+    """
+    child = child_of(call.function)
+    if child is not None:
+        arguments = (*child.args, *child.keywords.values())
+        call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
+        if call.generator is not None:
+            call.task = current_task()
+            return _owners.get(call.generator)
+    return None
+
+
+def later(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
+    """Call *function* on *loop*, or here where that is closed.
+
+    For what is collected: it takes locks, which this thread may be in the middle of.
+    """
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:  # the loop is closed
+        function(*args)

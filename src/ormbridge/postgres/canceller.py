@@ -65,13 +65,8 @@ LONGEST_PAUSE = 0.1
 #: postgresql.org/docs/current/protocol-message-formats.html
 PROBE = struct.pack("!ii", 8, 80877103)
 
-# What Django's a-methods send to a thread.
-_METHODS = {
-    name[1:]
-    for owner in (QuerySet, RawQuerySet, Model)
-    for name in dir(owner)
-    if name.startswith("a") and hasattr(owner, name[1:])
-} | {"add", "remove", "clear", "set"}  # of related managers, which are made for each relation
+# Of related managers, which Django makes for each relation.
+_RELATED = ("add", "remove", "clear", "set")
 _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
 
 
@@ -223,7 +218,9 @@ def _is_of_method(func: Any) -> bool:
     if not isinstance(owner, _OWNERS):
         return func is prefetch_related_objects or getattr(func, "__qualname__", "") == CHUNKS
     name = getattr(func, "__name__", "")
-    return name == "_fetch_all" or (name in _METHODS and hasattr(owner, f"a{name}"))
+    twin = f"a{name}"
+    is_djangos = hasattr(QuerySet, twin) or hasattr(Model, twin) or name in _RELATED
+    return name == "_fetch_all" or (is_djangos and hasattr(owner, twin))
 
 
 hooks.stop.append(stop)

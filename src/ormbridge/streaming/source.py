@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from ..asgi.context import LeaseContext
 from ..core import route as routes
@@ -26,6 +26,7 @@ from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.frame_lease import FrameRoute
+from ..leases.generators import later
 from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
@@ -72,7 +73,7 @@ class Source:
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
         # The rest is set when the first chunk is asked for.
-        self._mailbox: Mailbox | None = None
+        self._mailbox: Mailbox
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
         self._route: Route | None = None
@@ -136,8 +137,7 @@ class Source:
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
-        mailbox = self._mailbox
-        return mailbox is not None and mailbox.loop is not asyncio.get_running_loop()
+        return self._route is not None and self._mailbox.loop is not asyncio.get_running_loop()
 
     def has_moved(self) -> bool:
         """Say whether the running code is below another frame or block than at the last fetch."""
@@ -149,12 +149,8 @@ class Source:
         return self.call is not None and self.call.cancel()
 
     def _drop(self, anchor: object) -> None:
-        # Any thread, in the middle of whatever it does; what follows takes locks: later.
         if self.call is not None:
-            try:
-                self.call.mailbox.loop.call_soon_threadsafe(self.let_go)
-            except RuntimeError:  # the loop is closed
-                self.let_go()
+            later(self.call.mailbox.loop, self.let_go)
 
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
@@ -202,7 +198,7 @@ class Source:
         self._end()
 
     def _end(self) -> None:
-        cast(Mailbox, self._mailbox).post(self)
+        self._mailbox.post(self)
 
     def _lost(self) -> str:
         return (
