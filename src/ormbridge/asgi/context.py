@@ -157,8 +157,7 @@ class LeaseContext(Route):
     def forget(self, lease: Lease) -> None:
         """Let go of *lease*, which is over. Runs on its worker."""
         with self._lock:
-            if lease in self._leases:
-                self._leases.remove(lease)
+            self._leases = [each for each in self._leases if each is not lease]
 
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.
@@ -170,7 +169,6 @@ class LeaseContext(Route):
             self.ended = self.ended or end
             for lease in [each for each in self._leases if each.context is self]:
                 lease.release(end)
-            self._leases = [lease for lease in self._leases if not lease.over]
 
 
 class _Withdrawn(NamedTuple):

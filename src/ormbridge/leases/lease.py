@@ -63,10 +63,9 @@ class Lease:
         #: Whether one was open after the last call.
         self.transaction = False
         self._generators = SuspendedGenerators(self)
-        #: The call that runs.
+        #: The call that runs. Where there is none, it is known what the last one left.
         self.running: Call | None = None
         self._resting = False
-        self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
         self._last: Call | None = None
@@ -141,7 +140,7 @@ class Lease:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
         with self.line.lock:
             # The next call finds it over, and asks for a worker of its own.
-            self.over = self.over or (self._idle and not self._is_kept())
+            self.over = self.over or (self.running is None and not self._is_kept())
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -224,9 +223,7 @@ class Lease:
         while (call := following) is not None:
             following = None  # and so a resting worker keeps nothing of the last call
             if call.claim():
-                self.running = call
                 succeeded = self._run(call) and succeeded
-                self.running = None
                 self.calls += 1
                 with self.line.lock:
                     self._generators.note(call)
@@ -255,8 +252,7 @@ class Lease:
             self._generators.close_unused()
             with self.line.lock:
                 self.transaction = transaction
-                call = self.line.take()
-                self._idle = call is None
+                call = self.running = self.line.take()
                 if call is not None:
                     return call
                 self.over = self.over or not self._is_kept()
