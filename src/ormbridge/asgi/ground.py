@@ -26,14 +26,12 @@ from .threadless import answer
 class CallFuture(asyncio.Future[Any]):
     """What asgiref awaits, and cancels when the awaiting task is cancelled."""
 
-    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._call = call
+    call: Call
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call as well."""
-        if not self._call.cancel():
-            self._call.stop()
+        if not self.call.cancel():
+            self.call.stop()
         return super().cancel(msg)
 
 
@@ -59,7 +57,8 @@ class RouteGround(Ground):
         route = call.route = routes.current_route.get()
         if route is not None:
             route.check(call)
-        future = call.future = CallFuture(call, loop)
+        future = call.future = CallFuture(loop=loop)
+        future.call = call
         if outcome is not None and isinstance(route, LeaseContext):
             return loop.create_task(route.do_without(call, outcome))
         if route is not None:

@@ -39,13 +39,14 @@ def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
     ]
 
 
-async def await_callbacks(block: Block, callbacks: list[Callback], cancelled: bool) -> None:
-    """Await the *callbacks* of *block*. On the loop.
+async def await_callbacks(whose: object, callbacks: list[Callback], cancelled: bool) -> None:
+    """Await *callbacks*. On the loop.
 
+    :param whose: what the log says of one that fails, and is robust.
     :param cancelled: whether the task was cancelled before, and may be again at each await (anyio
         does that): what was committed is followed by its callbacks all the same.
     """
-    running = _await_each(block, callbacks)
+    running = _await_each(whose, callbacks)
     if callbacks and cancelled:
         task = asyncio.ensure_future(running)
         await outlast(task)
@@ -54,7 +55,7 @@ async def await_callbacks(block: Block, callbacks: list[Callback], cancelled: bo
         await running
 
 
-async def _await_each(block: Block, callbacks: list[Callback]) -> None:
+async def _await_each(whose: object, callbacks: list[Callback]) -> None:
     try:
         while callbacks:
             callback, robust = callbacks.pop(0)
@@ -63,7 +64,7 @@ async def _await_each(block: Block, callbacks: list[Callback]) -> None:
             except Exception as error:
                 if not robust:
                     raise
-                logger.error("on_commit() of %s failed: %r", block, error, exc_info=error)
+                logger.error("on_commit() of %s failed: %r", whose, error, exc_info=error)
     finally:  # one that fails ends the row, as in Django
         for callback, _ in callbacks:
             if inspect.iscoroutine(callback):

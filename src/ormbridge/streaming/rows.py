@@ -32,7 +32,6 @@ from typing import Any, Generic, TypeVar, cast
 from django.db.models.query import QuerySet, RawQuerySet
 
 from ..core import route as routes
-from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
 from ..leases.turns import Block, outwards
@@ -96,8 +95,8 @@ class Stream(Generic[_Row]):
     """What :func:`stream` returns: to be iterated on once."""
 
     def __init__(self, queryset: Any, chunk_size: int) -> None:
-        self._source: Source | None = Source(queryset, chunk_size)
-        self._name = self._source.name
+        self._source = Source(queryset, chunk_size)
+        self._begun = False
         self._rows: Rows[_Row] | None = None
 
     def __aiter__(self) -> Rows[_Row]:
@@ -105,13 +104,13 @@ class Stream(Generic[_Row]):
 
         :raises RuntimeError: if they were asked for before.
         """
-        source, self._source = self._source, None
-        if source is None:
+        begun, self._begun = self._begun, True
+        if begun:
             raise RuntimeError(
-                f"{self._name} can be iterated on once, by one task, and was before; call stream() "
-                "again"
+                f"{self._source.name} can be iterated on once, by one task, and was before; call "
+                "stream() again"
             )
-        return Rows(source)
+        return Rows(self._source)
 
     async def __aenter__(self) -> Rows[_Row]:
         """Return the rows, which are closed as the block ends."""
@@ -156,14 +155,14 @@ class Rows(AsyncIterator[_Row]):
         transaction a fetch that is slower than that goes on.
         """
         call = self._source.call
-        runs = call is not None and not call.cancel()
+        runs = call if call is not None and not call.cancel() else None
         self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
         if self._source.is_of_another_loop():
             return
         # Not the futures themselves, which would be cancelled with this task.
         with suppress(TimeoutError):
             async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                if runs and (future := cast(Call, call).await_again()) is not None:
+                if runs is not None and (future := runs.await_again()) is not None:
                     future.add_done_callback(heed)
                     await asyncio.wait([future])
                 if self._source.thread is not None:

@@ -18,9 +18,9 @@ from unittest import mock
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..blocks.on_commit import await_callbacks
 from ..core.bridge import database_sync_to_async
 from ..core.connections import connections_of_thread
-from ..core.errors import logger
 
 _logger = logging.getLogger("django.db.backends")
 _connect = BaseDatabaseWrapper.connect
@@ -116,16 +116,11 @@ async def capture_on_commit_callbacks(
         for _, callback, robust in new:
             callbacks.append(callback)
             if execute:
-                await _run_callback(callback, robust)
+                await await_callbacks(callback, [(_call(callback), robust)], cancelled=False)
 
 
-async def _run_callback(callback: Callable[[], Any], robust: bool) -> None:
-    try:
-        # Not the callback itself: a coroutine function would be refused.
-        outcome = await database_sync_to_async(lambda: callback())()
-        if inspect.isawaitable(outcome):
-            await outcome
-    except Exception:
-        if not robust:
-            raise
-        logger.exception("on_commit() callback %r failed", callback)
+async def _call(callback: Callable[[], Any]) -> None:
+    # Not the callback itself: a coroutine function would be refused.
+    outcome = await database_sync_to_async(lambda: callback())()
+    if inspect.isawaitable(outcome):
+        await outcome
