@@ -114,9 +114,9 @@ class Lease:
 
     def _is_kept(self) -> bool:
         line = self.line
-        left_open = self.transaction and not self.ended
-        opened = line.blocks or line.pins or self._generators
-        return self._held or left_open or bool(line.calls or opened)
+        if self._held or line.calls or (self.transaction and not self.ended):
+            return True
+        return bool(line.blocks or line.pins or self._generators)
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""

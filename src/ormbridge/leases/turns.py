@@ -167,7 +167,7 @@ class Line:
     def take(self) -> Call | None:
         """Return the first call whose turn it is. The lock is held."""
         for call in self.calls:
-            if self.is_turn_of(call):
+            if not self.blocks or self.is_turn_of(call):
                 del self.calls[call]
                 return call
         return None
