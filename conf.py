@@ -77,8 +77,7 @@ nitpick_ignore = [
     ("py:class", "_contextvars.Context"),
     ("py:class", "concurrent.futures.thread.ThreadPoolExecutor"),
     # What atomic() and pinned() return: an asynchronous context manager that also decorates.
-    ("py:class", "ormbridge.blocks.atomic.Atomic"),
-    ("py:class", "ormbridge.blocks.pinned.Pinned"),
+    ("py:class", "ormbridge.blocks.pinned.BlockManager"),
     # What stream() returns, and the type of its rows.
     ("py:class", "ormbridge.streaming.rows.Stream"),
 ]

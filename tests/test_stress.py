@@ -323,7 +323,9 @@ def alive():
     """Count what may be left of requests, blocks and streams, timers included."""
     gc.collect()
     kinds = (Lease, LeaseContext, Call, Block, Rows, asyncio.TimerHandle)
-    found = Counter(type(each).__name__ for each in gc.get_objects() if type(each) in kinds)
+    found = Counter(
+        kind.__name__ for kind in map(type, gc.get_objects()) if issubclass(kind, kinds)
+    )
     found["scheduled"] = len(asyncio.get_running_loop()._scheduled)
     return found
 

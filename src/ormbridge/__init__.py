@@ -74,7 +74,6 @@ def _load_wings() -> None:
     """Import what looks after the connections of plain calls, too."""
     from .blocks import witness as witness
     from .postgres import canceller as canceller
-    from .postgres import closing as closing
 
 
 hooks.load.append(_load_wings)

@@ -17,7 +17,7 @@ from ormbridge import (
     atomic,
     database_sync_to_async,
 )
-from ormbridge.leases.lease import Lease
+from ormbridge.leases import lease
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, until
 from tests.support.blocks import (
@@ -205,13 +205,13 @@ async def test_end_past_its_time_as_an_inner_block_begins(gate):
                 await gate.entered()
             set_timeout(0.01)
 
-    def hurry(line, call):
-        original(line, call)
-        looks.append(call)
+    def hurry(calls):
+        original(calls)
+        looks.extend(calls)
 
-    original, looks = Lease.hurry, []
+    original, looks = lease.hurry, []
     leave, tasks = asyncio.Event(), []
-    with mock.patch.object(Lease, "hurry", hurry):
+    with mock.patch.object(lease, "hurry", hurry):
         task = asyncio.create_task(outer())
         await until(lambda: len(looks) == 2)
         gate.open.set()

@@ -31,7 +31,8 @@ from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import default_pool
-from ormbridge.postgres import bounds, stopped
+from ormbridge.postgres import canceller
+from ormbridge.postgres import connections as stopped
 from ormbridge.streaming.source import Source
 from tests.core.gate import GUARD
 from tests.core.support import ROOT, until
@@ -391,7 +392,7 @@ async def test_failed_block_waits_for_what_runs_in_it(network, outside, soon):
 
     call = None
     looked = threading.Semaphore(0)
-    with first(bounds, "_cut", looked.release):
+    with first(canceller, "_cut", looked.release):
         task = asyncio.create_task(in_atomic(body))
         for _ in range(3):
             assert await asyncio.to_thread(looked.acquire, timeout=GUARD)

@@ -275,7 +275,7 @@ async def test_closed_as_its_fetch_is_refused(watch, gate, pool_settings):
     iterator = aiter(stream(watch.rows()))
     waiting = asyncio.create_task(anext(iterator))
     await until(lambda: stats().waiting == 1)
-    _expire([iterator._call])
+    _expire([iterator._source.call])
     await iterator.aclose()
     with pytest.raises(RuntimeError, match="is closed"):
         await waiting

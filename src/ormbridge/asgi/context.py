@@ -23,7 +23,7 @@ from ..core.pool import Pool
 from ..core.process import default_pool
 from ..core.route import Route
 from ..core.worker import Worker
-from ..leases.generators import find_generator, owner_of
+from ..leases.generators import owner_of
 from ..leases.lease import Lease
 from ..leases.turns import outwards
 from .threadless import needs_thread
@@ -31,6 +31,9 @@ from .threadless import needs_thread
 
 class LeaseContext(Route):
     """Where the calls of one context go."""
+
+    # Whether blocks go on with what any task has left open here, and not the running one alone.
+    _is_of_all_tasks = False
 
     def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
         """Make a context that has no worker.
@@ -50,11 +53,6 @@ class LeaseContext(Route):
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []
         self._waiting: deque[Lease] = deque()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether what comes now does not belong to it."""
-        return self.ended or self.answered
 
     async def do_without(self, call: Call, parts: list[Any]) -> Any:
         """Run *call*, which starts or ends a request; where no worker becomes free, log it.
@@ -76,8 +74,7 @@ class LeaseContext(Route):
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
         """
-        pool = default_pool()
-        find_generator(call)
+        pool, owner = default_pool(), owner_of(call)
         own = threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
@@ -92,7 +89,9 @@ class LeaseContext(Route):
                 return
             hold = hold and self._holds and not (call.stays_out or self.ended)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
-            for lease in filter(None, [self._owner_of(call), bound, *leases]):
+            if owner is not None and owner.context is not self and owner.ended:
+                owner = None
+            for lease in filter(None, [owner, bound, *leases]):
                 if lease.put(call, hold and lease.context is self):
                     return
                 if lease is bound and not call.stays_out:
@@ -112,18 +111,11 @@ class LeaseContext(Route):
                 call.watch(pool.settings)
                 call.mailbox.look_after(pool)
                 if not call.stays_out:
-                    while self._waiting and not self._waiting[0].waits():
+                    while self._waiting and (self._waiting[0].thread or self._waiting[0].over):
                         self._waiting.popleft()
                     self._waiting.append(lease)
             if hold:
                 self._leases.append(lease)
-
-    def _owner_of(self, call: Call) -> Lease | None:
-        """Return the lease on whose worker a call with a suspended generator has to run."""
-        owner = owner_of(call.generator)
-        if isinstance(owner, Lease) and (owner.context is self or not owner.ended):
-            return owner
-        return None
 
     def for_block(self, name: str) -> LeaseContext:
         """Return the context whose calls the block *name*, around the running code, has to itself.
@@ -144,11 +136,9 @@ class LeaseContext(Route):
             if below:
                 refuse_inside(routes.current_route.get(), name)
             else:
-                context._leases = [lease for lease in leases if self._waits_for_blocks_on(lease)]
+                mine = Lease.has_something_of_current_task
+                context._leases = leases if self._is_of_all_tasks else [*filter(mine, leases)]
             return context
-
-    def _waits_for_blocks_on(self, lease: Lease) -> bool:
-        return lease.has_something_of_current_task()
 
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held)
@@ -167,8 +157,7 @@ class LeaseContext(Route):
     def forget(self, lease: Lease) -> None:
         """Let go of *lease*, which is over. Runs on its worker."""
         with self._lock:
-            if lease in self._leases:
-                self._leases.remove(lease)
+            self._leases = [each for each in self._leases if each is not lease]
 
     def release(self, end: bool = False) -> None:
         """Give the workers back as soon as nothing runs and nothing is left open.
@@ -180,7 +169,6 @@ class LeaseContext(Route):
             self.ended = self.ended or end
             for lease in [each for each in self._leases if each.context is self]:
                 lease.release(end)
-            self._leases = [lease for lease in self._leases if not lease.over]
 
 
 class _Withdrawn(NamedTuple):
@@ -214,4 +202,4 @@ def refuse_inside(route: object, caller: object) -> None:
 
 def _lease_of(route: object) -> Lease | None:
     """Return the lease that has the block *route*, or the next one around it."""
-    return next((each.lease for each in outwards(route) if isinstance(each.lease, Lease)), None)
+    return next((each.lease for each in outwards(route) if each.lease is not None), None)

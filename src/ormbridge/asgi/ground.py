@@ -33,14 +33,12 @@ from .threadless import answer
 class CallFuture(asyncio.Future[Any]):
     """What asgiref awaits, and cancels when the awaiting task is cancelled."""
 
-    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._call = call
+    call: Call
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call as well."""
-        if not self._call.cancel():
-            self._call.stop()
+        if not self.call.cancel():
+            self.call.stop()
         return super().cancel(msg)
 
 
@@ -60,7 +58,8 @@ class RouteGround(Ground):
         child = child_of(job)
         call = Call(job, child.func if child is not None else job, mailbox_of(loop))
         call.awaits = awaited_by(job, child)
-        future = call.future = CallFuture(call, loop)
+        future = call.future = CallFuture(loop=loop)
+        future.call = call
         routes.place(call)
         return future
 
@@ -118,7 +117,7 @@ class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
     def __init__(self, route: Route) -> None:
         super().__init__(GROUND)
         self._route = route
-        self._token: contextvars.Token[Route | None] | None = None
+        self._token: contextvars.Token[Route | None]
 
     async def __aenter__(self) -> None:
         self._token = routes.current_route.set(self._route)
@@ -126,7 +125,5 @@ class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
 
     async def __aexit__(self, *exc: object) -> None:
         await super().__aexit__()
-        token, self._token = self._token, None
-        if token is not None:
-            with suppress(ValueError):  # collected, and so in another context
-                routes.current_route.reset(token)
+        with suppress(ValueError):  # collected, and so in another context
+            routes.current_route.reset(self._token)

@@ -69,7 +69,8 @@ class BridgeMiddleware:
             return
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
-        if route is not None and not (isinstance(outer, LeaseContext) and outer.is_over):
+        over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
+        if route is not None and not over:
             # In a test, code below a frame that has ended may not be on the ground yet.
             async with on_ground(route):
                 await self.application(scope, receive, send)

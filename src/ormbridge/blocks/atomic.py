@@ -24,7 +24,8 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar, overload
 
 from django.db import transaction
 
@@ -33,176 +34,153 @@ from ..core.call import Call
 from ..core.cleaning import keep_open
 from ..core.errors import BridgeError, TransactionAborted
 from ..core.mailbox import mailbox_of
-from ..leases.lease import Lease
-from ..leases.turns import Owner, undo
-from ..postgres.bounds import bound, outlast
-from .on_commit import Callbacks
-from .pinned import BlockManager, Entered
-from .witness import Witness, attend, witness_of
+from ..leases.turns import Line, undo
+from ..postgres.canceller import bound, outlast
+from .on_commit import Callback, await_callbacks, prepare
+from .pinned import BlockManager, OpenBlock
+from .witness import Witness, attend
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Atomic(BlockManager):
-    """What :func:`atomic` returns."""
+class AtomicBlock(OpenBlock):
+    """A block of :func:`atomic`: Django's ``Atomic``, on the thread of the block's calls."""
 
-    _name = "atomic"
-    _exclusive = True
+    def __init__(self, using: str | None, savepoint: bool, durable: bool, name: str) -> None:
+        super().__init__(name, exclusive=True)
+        self._using = using
+        self._atomic = transaction.Atomic(using, savepoint, durable)
+        # While the transaction is open.
+        self._witness: Witness | None = None
+        self._restore: Callable[[], object] | None = None
+        self._decided = threading.Lock()  # taken once: by the beginning, or by who gives it up
+        self._callbacks: list[Callback] = []
 
-    def __init__(self, using: str | None, savepoint: bool, durable: bool) -> None:
-        super().__init__()
-        self._options = using, savepoint, durable
-
-    async def _begin(self, entered: Entered) -> None:
-        work = entered.work = _Transaction(entered, *self._options)
-        name = f"the beginning of {entered.block}"
-        call, future = _make_call(lambda: work.begin(cast(Lease, call.line)), name, entered)
-        call.route = entered.block.parent
+    async def begin(self) -> None:
+        """Begin the transaction or savepoint."""
+        call = self._make_call(lambda: self._begin(call), "beginning")
+        call.route = self.parent
+        future: Any = call.future
+        cancelled = None
         try:
-            entered.block.base.place(call)
+            self.base.place(call)
             cancelled = await outlast(future, call, gives_up=True)
             if cancelled is not None:
-                if future.done():
-                    future.exception()  # or it is reported as never seen
-                begun, work.begun = work.begun, False
-                if begun:
-                    await self._end(entered, type(cancelled))
                 raise cancelled
             future.result()
-        except BaseException:
-            if not call.cancel() and not work.abandon():  # a coroutine that is freed or interrupted
-                entered.is_freed = True
-                await self._end(entered, RuntimeError)
-            entered.give_back()
+        except BaseException as error:
+            if future.done():
+                future.exception()  # or it is reported as never seen
+            self.is_freed = cancelled is None  # a coroutine that is freed, or interrupted
+            # A beginning that still runs is undone as it ends.
+            given_up = call.cancel() or self._decided.acquire(blocking=False)
+            if not given_up and self.lease is not None:
+                await self.end(type(error))
+            self.give_back()
             raise
         finally:
             cancelled = None  # its traceback holds this frame
 
-    async def _end(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
-        block, work = entered.block, cast(_Transaction, entered.work)
-        block.close()
-        await entered.step_out()
-        call, future = _make_call(lambda: work.end(exc_type), f"the end of {block}", entered)
-        call.route, call.closes = block, True
+    async def end(self, exc_type: type[BaseException] | None) -> None:
+        """Commit, or roll back where *exc_type* says that the block failed."""
+        call = self._make_call(lambda: self._end(exc_type), "end")
+        call.route, call.closes = self, True
+        future: Any = call.future
         try:
-            if entered.is_freed:
-                entered.put_later(call)
+            if self.is_freed and self.frame is not None:  # in the middle of anything: later
+                with suppress(RuntimeError):  # the loop is closed, and so the frame has ended
+                    self.loop.call_soon_threadsafe(self.lease.put, call)
                 return
-            accepted = cast(Owner, block.lease).put(call)
+            accepted = self.lease.put(call)
+            if self.is_freed:
+                return
             # Where it was rolled back already, its end must not touch the connection.
-            if (block.undone or not accepted) and call.cancel():
-                future.set_exception(block.lost())
+            if (self.undone or not accepted) and call.cancel():
+                future.set_exception(self.lost())
             if exc_type is not None:
                 bound(call, issubclass(exc_type, (asyncio.CancelledError, TimeoutError)))
             cancelled = await outlast(future, call)
         finally:
-            entered.work = None  # no cycle is left
-            entered.give_back()
-        error = future.exception()  # looked at: where the block itself failed, nobody else does
+            self.give_back()
+        failure = future.exception()  # looked at: where the block itself failed, nobody else does
+        if self.undone and exc_type is not None:
+            failure = None
         try:
             try:
-                if error is not None and not (block.undone and exc_type is not None):
-                    raise error
-            finally:
-                await work.callbacks.run(cancelled is not None)
+                await await_callbacks(self, self._callbacks, cancelled is not None)
+            except BaseException as error:
+                failure = error
             if cancelled is not None:
-                raise cancelled
-        except BaseException as failure:
-            if cancelled in (None, failure):
-                raise
-            raise cancelled from failure
+                raise cancelled from failure
+            if failure is not None:
+                raise failure
         finally:
-            cancelled = error = None  # their tracebacks hold this frame
+            cancelled = failure = None  # their tracebacks hold this frame
 
+    def _make_call(self, function: Callable[[], None], what: str) -> Call:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # the coroutine is being freed
+            loop = self.loop
+        job = DatabaseSyncToAsync(function).job(loop, [], contextvars.copy_context(), function)
+        return Call(job, f"the {what} of {self}", mailbox_of(loop))
 
-class _Transaction:
-    """Django's ``Atomic`` of one block. All but the constructor runs on the lease's thread."""
+    # On the thread of its calls
 
-    def __init__(self, entered: Entered, using: str | None, savepoint: bool, durable: bool) -> None:
-        self._entered = entered
-        self._block = entered.block
-        self._using = using
-        self._atomic = transaction.Atomic(using, savepoint, durable)
-        self._witness: Witness | None = None
-        self._restores: list[Callable[[], object]] = []
-        self.begun = False
-        self._decided = threading.Lock()  # taken once: by the beginning, or by abandon()
-        self.callbacks = Callbacks(self._block)
-
-    def abandon(self) -> bool:
-        """Have a beginning that still runs undone as it ends. False if the block is open. Loop."""
-        return self._decided.acquire(blocking=False) or not self.begun
-
-    def begin(self, lease: Lease) -> None:
-        """Begin the transaction or savepoint."""
+    def _begin(self, call: Call) -> None:
         self._atomic.__enter__()
-        if not self._decided.acquire(blocking=False) or self._entered.loop.is_closed():
+        if not self._decided.acquire(blocking=False) or self.loop.is_closed():
             self._atomic.__exit__(RuntimeError, None, None)
-            self._entered.give_back(end=False)
+            self.give_back(end=False)
             return
         connection = transaction.get_connection(self._using)
-        # Not where the connection is a worker's, or a block around this one has done it.
-        self._restores = [each for each in (keep_open(connection), attend(connection)) if each]
-        self._witness = cast(Witness, witness_of(connection))
-        self._witness.blocks += 1
-        self._block.undo = functools.partial(self._exit, RuntimeError)  # type: ignore[method-assign]
-        self._block.lease = lease
-        lease.line.open(self._block)
-        self.begun = True
+        self._restore = keep_open(connection)
+        self._witness = attend(connection)
+        self.lease = call.line
+        self.lease.line.open(self)
 
-    def end(self, exc_type: type[BaseException] | None) -> None:
-        """Commit, or roll back where *exc_type* says that the block failed."""
-        line = cast(Owner, self._block.lease).line
-        failure: BaseException | None = self._block.overdue
+    def _end(self, exc_type: type[BaseException] | None) -> None:
+        line: Line = self.lease.line
+        failure: BaseException | None = self.overdue
         try:
-            undo(line.inside(self._block), f"{self._block} could not wait any longer for it")
+            undo(line.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                self.callbacks.prepare(transaction.get_connection(self._using))
+                prepare(self, self._callbacks, transaction.get_connection(self._using))
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
-            line.close(self._block)
-            self._entered.give_back(end=False)  # the worker is free before the caller goes on
+            line.close(self)
+            self.give_back(end=False)  # the worker is free before the caller goes on
         if failure is not None:
             raise failure
 
+    def undo(self) -> None:
+        """Roll it back, on its thread, if it has not ended."""
+        self._exit(RuntimeError)
+
     def _lost(self) -> TransactionAborted | None:
         connection = transaction.get_connection(self._using)
-        lost = cast(Witness, self._witness).loss(connection.needs_rollback)
-        if lost is None:
+        witness = self._witness
+        if witness is None or (lost := witness.loss(connection.needs_rollback)) is None:
             return None
         why, error = lost
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
             why += ". Put what may fail into an atomic() of its own, and catch the error around it"
         failure = TransactionAborted(
-            f"{self._block} ended without an error, and nothing of it was saved: {why} "
-            "[nothing-saved]"
+            f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
         )
         failure.__cause__ = error
         return failure
 
     def _exit(self, exc_type: type[BaseException] | None) -> None:
-        try:
-            self._atomic.__exit__(exc_type, None, None)
-        finally:
-            cast(Witness, self._witness).blocks -= 1
-            for restore in self._restores:
-                restore()
-            self._witness = None  # no cycle is left
-            del self._block.undo
-
-
-def _make_call(
-    function: Callable[[], None], name: str, entered: Entered
-) -> tuple[Call, asyncio.Future[Any]]:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # the coroutine is being freed
-        loop = entered.loop
-    bridged = DatabaseSyncToAsync(function)
-    job = bridged.job(loop, [], contextvars.copy_context(), function)
-    call = Call(job, name, mailbox_of(loop))
-    return call, cast("asyncio.Future[Any]", call.future)
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            try:
+                self._atomic.__exit__(exc_type, None, None)
+            finally:
+                witness.leave()
+                if self._restore is not None:
+                    self._restore()
 
 
 @overload
@@ -212,7 +190,9 @@ def atomic(
 
 
 @overload
-def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic: ...
+def atomic(
+    using: str | None = None, savepoint: bool = True, durable: bool = False
+) -> BlockManager: ...
 
 
 def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> Any:
@@ -249,5 +229,6 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     <https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic>`_.
     """
     if callable(using):
-        return Atomic(None, savepoint, durable)(cast(Any, using))
-    return Atomic(using, savepoint, durable)
+        function: Any = using
+        return atomic(None, savepoint, durable)(function)
+    return BlockManager("atomic", functools.partial(AtomicBlock, using, savepoint, durable))

@@ -16,66 +16,64 @@ from asgiref.sync import async_to_sync
 
 from ..core.errors import logger
 from ..leases.turns import Block, outwards
-from ..postgres.bounds import outlast
+from ..postgres.canceller import outlast
 
-# What such a function returned, and whether it is robust.
-_Callback = tuple[Awaitable[Any], bool]
+#: What such a function returned, and whether it is robust.
+Callback = tuple[Awaitable[Any], bool]
 
 
-class Callbacks:
-    """Those of one block."""
+def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
+    """Have what was given to ``on_commit()`` added to *callbacks* as it is called.
 
-    def __init__(self, block: Block) -> None:
-        self._block = block
-        self._callbacks: list[_Callback] = []
+    On the block's thread, before its end.
+    """
+    if len(connection.atomic_blocks) == 1:
+        take: Callable[[Callback], object] = callbacks.append
+    elif block.frame and not any(each.exclusive for each in outwards(block.parent)):
+        take = _await_here  # a synchronous atomic() around this one will commit
+    else:
+        return
+    connection.run_on_commit = [
+        (savepoints, _handing(take, func, robust), robust)
+        for savepoints, func, robust in connection.run_on_commit
+    ]
 
-    def prepare(self, connection: Any) -> None:
-        """Have what was given to ``on_commit()`` awaited. On the block's thread, before its end."""
-        # Django calls what was given to on_commit(), and drops what that returns.
-        around = self._block.parent
-        if len(connection.atomic_blocks) == 1:
-            take: Callable[[_Callback], object] = self._callbacks.append
-        elif self._block.frame and not any(each.exclusive for each in outwards(around)):
-            take = _await_here  # a synchronous atomic() around this one will commit
-        else:
-            return
-        connection.run_on_commit = [
-            (savepoints, _handing(take, func, robust), robust)
-            for savepoints, func, robust in connection.run_on_commit
-        ]
 
-    async def run(self, cancelled: bool) -> None:
-        """Await what asynchronous functions given to ``on_commit()`` have to do. On the loop.
+async def await_callbacks(whose: object, callbacks: list[Callback], cancelled: bool) -> None:
+    """Await *callbacks*. On the loop.
 
-        :param cancelled: whether the task was cancelled before, and may be again at each await
-            (anyio does that): what was committed is followed by its callbacks all the same.
-        """
-        if self._callbacks and cancelled:
-            running = asyncio.ensure_future(self._run())
-            await outlast(running)
-            running.result()
-        elif self._callbacks:
-            await self._run()
+    :param whose: what the log says of one that fails, and is robust.
+    :param cancelled: whether the task was cancelled before, and may be again at each await (anyio
+        does that): what was committed is followed by its callbacks all the same.
+    """
+    running = _await_each(whose, callbacks)
+    if callbacks and cancelled:
+        task = asyncio.ensure_future(running)
+        await outlast(task)
+        task.result()
+    else:
+        await running
 
-    async def _run(self) -> None:
-        callbacks, self._callbacks = self._callbacks, []
-        try:
-            while callbacks:
-                callback, robust = callbacks.pop(0)
-                try:
-                    await callback
-                except Exception as error:
-                    if not robust:
-                        raise
-                    logger.error("on_commit() of %s failed: %r", self._block, error, exc_info=error)
-        finally:  # one that fails ends the row, as in Django
-            for callback, _ in callbacks:
-                if inspect.iscoroutine(callback):
-                    callback.close()
+
+async def _await_each(whose: object, callbacks: list[Callback]) -> None:
+    try:
+        while callbacks:
+            callback, robust = callbacks.pop(0)
+            try:
+                await callback
+            except Exception as error:
+                if not robust:
+                    raise
+                logger.error("on_commit() of %s failed: %r", whose, error, exc_info=error)
+    finally:  # one that fails ends the row, as in Django
+        for callback, _ in callbacks:
+            if inspect.iscoroutine(callback):
+                callback.close()
+        callbacks.clear()
 
 
 def _handing(
-    take: Callable[[_Callback], object], func: Callable[[], Any], robust: bool
+    take: Callable[[Callback], object], func: Callable[[], Any], robust: bool
 ) -> Callable[[], None]:
     """Return *func*, with what it returns handed to *take* if that is to be awaited."""
 
@@ -87,7 +85,7 @@ def _handing(
     return call
 
 
-def _await_here(callback: _Callback) -> None:
+def _await_here(callback: Callback) -> None:
     async_to_sync(_wait_for)(callback[0])
 
 

@@ -17,17 +17,16 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from ..asgi.context import LeaseContext
 from ..asgi.ground import on_ground
 from ..core import route as routes
-from ..core.call import Call
 from ..leases.frame_lease import FrameRoute
-from ..leases.turns import Block, Owner
+from ..leases.turns import Block
+from .witness import package_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -36,103 +35,89 @@ _R = TypeVar("_R")
 _DRIVERS = ("contextlib", "pytest_asyncio", "anyio")
 
 
-class Entered:
-    """One entering of a ``pinned()`` or ``atomic()``."""
+class OpenBlock(Block):
+    """A block that code on an event loop enters: one of ``pinned()``, unless a subclass says more.
 
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.loop = asyncio.get_running_loop()
-        #: Whether the coroutine is being freed: then nothing can be waited for.
-        self.is_freed = False
-        #: The transaction, of ``atomic()``.
-        self.work: object = None
-        self._ground = on_ground(block)
-        around = block.parent
-        if (frame := routes.frame_inside(around, self.loop)) is not None:
-            block.base = FrameRoute(frame)
-        elif around is not None:
-            block.base = around.for_block(block.name)
-        else:
-            block.base = LeaseContext(block.name, holds=True)
-        block.is_alone = block.base.is_alone
-        outside = around.base if isinstance(around, Block) else around
-        self._has_own = isinstance(block.base, LeaseContext) and block.base is not outside
+    The first call in it keeps its lease.
+    """
 
-    async def step_in(self) -> None:
-        """Have the calls that follow belong to the block."""
-        await self._ground.__aenter__()
-
-    async def step_out(self) -> None:
-        """Have the calls that follow belong to what is around the block."""
-        await self._ground.__aexit__()
-
-    def put_later(self, call: Call) -> None:
-        """Put *call*, the end, in line: a coroutine may be freed in the middle of anything."""
-        put = cast(Owner, self.block.lease).put
-        if self.block.frame is None:
-            put(call)
-            return
-        with suppress(RuntimeError):  # the loop is closed, and so the frame has ended
-            self.loop.call_soon_threadsafe(put, call)
-
-    def give_back(self, end: bool = True) -> None:
-        """Give the worker back, if it is the block's own. Any thread."""
-        if self._has_own:
-            cast(LeaseContext, self.block.base).release(end)
-
-
-class BlockManager:
-    """What ``pinned()`` and ``atomic()`` have in common: an asynchronous context manager."""
-
-    _name: str
-    _exclusive: bool
-
-    def __init__(self) -> None:
-        self._entered: list[Entered] = []
-
-    async def __aenter__(self) -> None:
-        place = _place_of(sys._getframe(1), self._name)  # noqa: SLF001 # the caller's
-        self._entered.append(await self._enter(place))
-
-    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
-        block = routes.current_route.get()
-        entered = next((each for each in self._entered if each.block is block), self._entered[-1])
-        self._entered.remove(entered)
-        # Only an async generator can wait when it is closed.
-        flags = sys._getframe(1).f_code.co_flags  # noqa: SLF001 # the caller's
-        entered.is_freed = exc_type is GeneratorExit and not flags & inspect.CO_ASYNC_GENERATOR
-        await self._leave(entered, exc_type)
-
-    async def _enter(self, name: str) -> Entered:
+    def __init__(self, name: str, exclusive: bool = False) -> None:
         parent = routes.current_route.get()
         if parent is not None:
             parent.check(name)
-        entered = Entered(Block(name, parent, self._exclusive))
-        await self._begin(entered)
-        await entered.step_in()
-        return entered
+        super().__init__(name, parent, exclusive)
+        self.loop = asyncio.get_running_loop()
+        #: Whether the coroutine is being freed: then nothing can be waited for.
+        self.is_freed = False
+        around = parent.base if isinstance(parent, Block) else parent
+        if (frame := routes.frame_inside(parent, self.loop)) is not None:
+            around = FrameRoute(frame)
+        base = self.base = around.for_block(name) if around else LeaseContext(name, holds=True)
+        self.is_alone = base.is_alone
+        self._own = base if isinstance(base, LeaseContext) and base is not around else None
 
-    async def _leave(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
-        moved = entered.block is not routes.current_route.get()
-        await self._end(entered, RuntimeError if moved else exc_type)
+    async def begin(self) -> None:
+        """Open the block."""
+
+    async def end(self, exc_type: type[BaseException] | None) -> None:
+        """Close the block, which takes no more calls, and which the running code has left.
+
+        :param exc_type: what it failed with.
+        """
+        if self.lease is not None:
+            self.lease.line.close(self)
+            self.lease.look()
+        self.give_back()
+
+    def give_back(self, end: bool = True) -> None:
+        """Give the worker back, if it is the block's own. Any thread."""
+        if self._own is not None:
+            self._own.release(end)
+
+
+class BlockManager:
+    """What ``pinned()`` and ``atomic()`` return: an asynchronous context manager."""
+
+    def __init__(
+        self, name: str, make: Callable[[str], OpenBlock], place: str | None = None
+    ) -> None:
+        """Make one that can be entered any number of times.
+
+        :param name: that of the function, for error messages.
+        :param make: makes the block, from its name.
+        :param place: the block's name, if it is not to be that of the line where it is entered.
+        """
+        self._name, self._make, self._place = name, make, place
+        self._entered: dict[OpenBlock, on_ground] = {}
+
+    async def __aenter__(self) -> None:
+        place = self._place or _place_of(sys._getframe(1), self._name)  # noqa: SLF001 # the caller
+        block = self._make(place)
+        await block.begin()
+        ground = self._entered[block] = on_ground(block)
+        await ground.__aenter__()
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
+        route = routes.current_route.get()
+        block = next((each for each in self._entered if each is route), [*self._entered][-1])
+        moved = block is not route
+        # Only an async generator can wait when it is closed.
+        flags = sys._getframe(1).f_code.co_flags  # noqa: SLF001 # the caller's
+        block.is_freed = exc_type is GeneratorExit and not flags & inspect.CO_ASYNC_GENERATOR
+        block.close()
+        await self._entered.pop(block).__aexit__()
+        await block.end(RuntimeError if moved else exc_type)
         if moved:
-            entered.block.undone = (
+            block.undone = (
                 "it was left in another context than it was entered in; close an async generator "
                 "that is left early with contextlib.aclosing()"
             )
-        if moved and not entered.is_freed:
+        if moved and not block.is_freed:
             raise RuntimeError(
-                f"{entered.block} was left in another context than it was entered in; a "
+                f"{block} was left in another context than it was entered in; a "
                 "transaction was rolled back. Enter and leave it in one task; in an async "
                 "generator, wrap it in contextlib.asynccontextmanager [other-context]"
             )
-
-    async def _begin(self, entered: Entered) -> None:
-        """Open the block."""
-
-    async def _end(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
-        """Close the block, and leave it."""
-        raise NotImplementedError
 
     def __call__(
         self, func: Callable[_P, Coroutine[Any, Any, _R]]
@@ -146,39 +131,18 @@ class BlockManager:
                 "function takes django.db.transaction.atomic, and an async generator none at all"
             )
         named = getattr(func, "__qualname__", type(func).__qualname__)
-        name = f"{self._name}() around {func.__module__}.{named}"
+        place = f"{self._name}() around {func.__module__}.{named}"
+        manager = BlockManager(self._name, self._make, place)
 
         @functools.wraps(func)
         async def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            entered = await self._enter(name)
-            try:
-                result = await func(*args, **kwargs)
-            except BaseException as error:
-                entered.is_freed = isinstance(error, GeneratorExit)
-                await self._leave(entered, type(error))
-                raise
-            await self._leave(entered, None)
-            return result
+            async with manager:
+                return await func(*args, **kwargs)
 
         return inside
 
 
-class Pinned(BlockManager):
-    """What :func:`pinned` returns."""
-
-    _name = "pinned"
-    _exclusive = False
-
-    async def _end(self, entered: Entered, exc_type: type[BaseException] | None) -> None:
-        block = entered.block
-        block.close()
-        if block.lease is not None:
-            block.lease.unpin(block)
-        await entered.step_out()
-        entered.give_back()
-
-
-def pinned() -> Pinned:
+def pinned() -> BlockManager:
     """Have everything in the block on one worker, one connection for each database.
 
     ``async with pinned():`` or ``@pinned()``. What belongs to a session stays there: ``SET``,
@@ -194,7 +158,7 @@ def pinned() -> Pinned:
     :raises RuntimeError: in an async generator (those of ``contextlib.asynccontextmanager`` and
         fixtures of pytest plugins are fine).
     """
-    return Pinned()
+    return BlockManager("pinned", OpenBlock)
 
 
 def _place_of(frame: FrameType, name: str) -> str:
@@ -202,11 +166,11 @@ def _place_of(frame: FrameType, name: str) -> str:
 
     :raises RuntimeError: in an async generator, whose consumer would be inside the block.
     """
-    while frame.f_back is not None and _module_of(frame) == "contextlib":  # AsyncExitStack
+    while frame.f_back is not None and package_of(frame) == "contextlib":  # AsyncExitStack
         frame = frame.f_back
     code = frame.f_code
     place = f"{name}() at {Path(code.co_filename).name}:{frame.f_lineno} in {code.co_qualname}"
-    driver = _module_of(frame.f_back) if frame.f_back is not None else "contextlib"
+    driver = package_of(frame.f_back) if frame.f_back is not None else "contextlib"
     if code.co_flags & inspect.CO_ASYNC_GENERATOR and driver not in _DRIVERS:
         raise RuntimeError(
             f"{place} is in an async generator. Code that iterates on it would be inside the "
@@ -215,7 +179,3 @@ def _place_of(frame: FrameType, name: str) -> str:
             "manager with contextlib.asynccontextmanager [in-generator]"
         )
     return place
-
-
-def _module_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

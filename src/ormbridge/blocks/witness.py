@@ -23,6 +23,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,20 +39,29 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # MariaDB and MySQL roll back the whole transaction: a deadlock, and a row that changed since it was
 # read (innodb_snapshot_isolation). A lock wait does so where innodb_rollback_on_timeout is on.
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020), 1205
-# Whose frames do not say where an error was caught.
-_MACHINERY = ("ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib")
+#: Whose frames do not say where an error was caught, or anything else was done.
+MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib"}
 
 
 class Witness:
     """Sees the statements of one connection, and how its blocks end."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, who: Callable[[], object] | None) -> None:
+    def __init__(self, connection: Any, who: Callable[[], object] | None = None) -> None:
+        """See what *connection* does from now on.
+
+        :param who: returns what runs on its thread. Then a block that is lost is logged.
+        """
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         self._own = weakref.ref(connection)
         self._who = who
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
+        connection.ormbridge_witness = self
+        connection.execute_wrappers.insert(0, self)
+        connection.set_rollback = self.set_rollback
+        for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
+            setattr(connection, how, partial(self.end, how))
 
     def forget(self) -> None:
         """Forget what failed: it was undone, or its transaction has ended."""
@@ -132,26 +142,19 @@ class Witness:
         getattr(type(connection), how)(connection, *args)
 
     def leave(self) -> None:
-        """See no more of the connection."""
-        connection: Any = self._own()
-        connection.execute_wrappers.remove(self)
-        del connection.set_rollback, connection.ormbridge_witness
+        """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
+        self.blocks -= 1
+        if self._who is None and not self.blocks:
+            connection: Any = self._own()
+            connection.execute_wrappers.remove(self)
+            del connection.set_rollback, connection.ormbridge_witness
 
 
-def attend(connection: Any, who: Callable[[], object] | None = None) -> Callable[[], object] | None:
-    """Have a witness see what *connection* does.
-
-    :param who: returns what runs on its thread. Then a block that is lost is logged.
-    :returns: what takes that back, or None if there was one before.
-    """
-    if witness_of(connection) is not None:
-        return None
-    witness = connection.ormbridge_witness = Witness(connection, who)
-    connection.execute_wrappers.insert(0, witness)
-    connection.set_rollback = witness.set_rollback
-    for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
-        setattr(connection, how, partial(witness.end, how))
-    return witness.leave
+def attend(connection: BaseDatabaseWrapper) -> Witness:
+    """Have a witness see what *connection* does in a block of ``atomic()``, until it leaves."""
+    witness = witness_of(connection) or Witness(connection)
+    witness.blocks += 1
+    return witness
 
 
 def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
@@ -164,7 +167,7 @@ def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     """Have a witness on a worker's connection, which remembers nothing of the last lease."""
     witness = witness_of(connection)
     if witness is None:
-        attend(connection, lambda: own.running)
+        Witness(connection, lambda: own.running)
     elif witness not in connection.execute_wrappers:
         witness.forget()
         connection.execute_wrappers.insert(0, witness)
@@ -191,11 +194,16 @@ def _is_aborted(connection: Any) -> bool:
 def _caught(error: Exception) -> str:
     # The outermost frame of a traceback is the last that the error came to.
     for frame, line in walk_tb(error.__traceback__):
-        code = frame.f_code
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _MACHINERY:
+        if package_of(frame) not in MACHINERY:
+            code = frame.f_code
             place = f"{Path(code.co_filename).name}:{line} in {code.co_qualname}"
             return f", and the error was caught at {place}"
     return ""
+
+
+def package_of(frame: FrameType) -> str:
+    """Return the name of the package whose code runs in *frame*."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 hooks.attend.append(_attend_worker)

@@ -23,10 +23,10 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from ..core.asgiref import Guest, child_of, frame_thread
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
-from ..core.errors import BridgeError, LeaseClosed
+from ..core.errors import LeaseClosed
 from ..core.process import default_pool
 from ..core.route import Route
-from .generators import find_generator, owner_of
+from .generators import owner_of
 from .lease import Lease
 from .turns import undo
 
@@ -49,12 +49,10 @@ class FrameRoute(Route):
 
     def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
-        frame = self.frame
-        find_generator(call)
+        frame, owner = self.frame, owner_of(call)
         with _lock:
             lease = hosts.get(frame) if frame is not None else None
-            owner = owner_of(call.generator)
-            if isinstance(owner, Lease) and owner is not lease:
+            if owner not in (None, lease):
                 call.generator = None  # it is suspended above the frame, and stays there
             if isinstance(lease, FrameLease) and lease.put(call):
                 return
@@ -88,10 +86,6 @@ class FrameLease(Lease):
         self._resting = False
         self.guest.wake()
         return False  # it may be in the middle of what it runs for others
-
-    def _refuse(self, calls: list[Call], error: BridgeError) -> None:
-        for call in calls:
-            call.refuse(_too_late(call))
 
     # On the frame's thread
 
@@ -127,11 +121,12 @@ class FrameLease(Lease):
             if item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
-                item.future.set_exception(self._no_turn(name, asked))
+                item.future.set_exception(self.no_turn(name, asked))
         return None
 
     def _end(self) -> None:
-        self._refuse(self._abandon(), LeaseClosed("its synchronous frame has ended [frame-ended]"))
+        for call in self._abandon():
+            call.refuse(_too_late(call))
 
 
 def _too_late(call: Call) -> LeaseClosed:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import Any
 
 from django.db.models.query import BaseIterable
 
@@ -29,15 +29,8 @@ from ..postgres.canceller import bounded
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
 
-class Keeper(Protocol):
-    """What is kept by suspended generators: a lease."""
-
-    def look(self) -> None:
-        """Have the thread look what became of them."""
-
-
 # Suspended generators, and the leases on whose threads they go on.
-_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Keeper] = weakref.WeakKeyDictionary()
+_owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.WeakKeyDictionary()
 
 
 class _Suspended:
@@ -54,7 +47,7 @@ class _Suspended:
 class SuspendedGenerators:
     """The generators that keep one lease."""
 
-    def __init__(self, lease: Keeper) -> None:
+    def __init__(self, lease: Any) -> None:
         self._lease = weakref.ref(lease)
         self._suspended: dict[int, _Suspended] = {}  # by the generator's id
 
@@ -75,14 +68,13 @@ class SuspendedGenerators:
             self._suspended.pop(id(generator), None)
             _owners.pop(generator, None)
             return
-        anchor: Any
-        close: Callable[[], object] | None = generator.close
+        anchor: Any = generator
+        close: Callable[[], object] | None = None
         if call.iteration is not None:
             anchor, close = call.iteration[0](), call.iteration[1]
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
-            anchor = call.name  # this function of Django's lives exactly as long as the iteration
-        else:
-            anchor, close = generator, None
+            # This function of Django's lives exactly as long as the iteration.
+            anchor, close = call.name, generator.close
         suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
         if anchor is None:  # collected while the call ran
             suspended.unused = True
@@ -96,11 +88,7 @@ class SuspendedGenerators:
         # The worker sees this before its next call. The user's own generators clean up after this,
         # on this thread: let them first.
         suspended.unused = suspended.close is not None
-        # To wake the worker takes locks, which this thread may be in the middle of: later.
-        try:
-            loop.call_soon_threadsafe(self._forget, suspended)
-        except RuntimeError:  # the loop is closed
-            self._forget(suspended)
+        later(loop, self._forget, suspended)
 
     def _forget(self, suspended: _Suspended) -> None:
         suspended.unused = True
@@ -147,16 +135,6 @@ def _raise_closed(iterable: BaseIterable[Any]) -> int:
     )
 
 
-def find_generator(call: Call) -> None:
-    """Look for a generator among the arguments of *call*. Runs in the task that makes the call."""
-    child = child_of(call.function)
-    if child is not None:
-        arguments = (*child.args, *child.keywords.values())
-        call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
-        if call.generator is not None:
-            call.task = current_task()
-
-
 def current_task() -> _Task:
     """Return the running task."""
     try:
@@ -173,6 +151,27 @@ def lives_on(task: _Task) -> asyncio.Task[Any] | None:
     return None if running is None or running.done() else running
 
 
-def owner_of(generator: Generator[Any, Any, Any] | None) -> Keeper | None:
-    """Return the lease on whose thread *generator* goes on."""
-    return _owners.get(generator) if generator is not None else None
+def owner_of(call: Call) -> Any:
+    """Look for a generator among the arguments of *call*. Runs in the task that makes the call.
+
+    :returns: the lease on whose thread it goes on, or None.
+    """
+    child = child_of(call.function)
+    if child is not None:
+        arguments = (*child.args, *child.keywords.values())
+        call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
+        if call.generator is not None:
+            call.task = current_task()
+            return _owners.get(call.generator)
+    return None
+
+
+def later(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
+    """Call *function* on *loop*, or here where that is closed.
+
+    For what is collected: it takes locks, which this thread may be in the middle of.
+    """
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:  # the loop is closed
+        function(*args)

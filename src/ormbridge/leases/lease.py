@@ -19,7 +19,6 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 from __future__ import annotations
 
 import threading
-import time
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, in_transaction
@@ -29,7 +28,7 @@ from ..core.route import Route
 from ..core.stats import PoolStats
 from ..core.worker import Worker
 from .generators import SuspendedGenerators, current_task
-from .turns import Block, Line, outwards, undo
+from .turns import Block, Line, hurry, undo
 
 
 class Lease:
@@ -58,17 +57,15 @@ class Lease:
         #: The calls in line. Its lock guards all of the following.
         self.line = Line()
         self._held = held
-        self._pins: set[Block] = set()  # open pinned() blocks
         self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False
         #: Whether one was open after the last call.
         self.transaction = False
         self._generators = SuspendedGenerators(self)
-        #: The call that runs.
+        #: The call that runs. Where there is none, it is known what the last one left.
         self.running: Call | None = None
         self._resting = False
-        self._idle = False  # what the last call left is known, and none has begun since
         #: Whether it takes no more calls.
         self.over = False
         self._last: Call | None = None
@@ -88,28 +85,15 @@ class Lease:
             if self.over or (self.thread is not None and not self.thread.is_alive()):
                 return False
             self._held = self._held or hold
-            if not call.stays_out:
-                # With its first call, a pinned() block keeps the lease.
-                for block in outwards(call.route):
-                    if block.lease is None and not (block.exclusive or block.closing):
-                        block.lease = self
-                        self._pins.add(block)
-            call.line = self
-            self.line.append(call)
+            roused = self.line.append(call, self) and self._rouse()
             # Whether the first call has to wait, the pool says.
-            roused = self.line.is_turn_of(call) and self._rouse()
             if not roused and (self.thread or len(self.line.calls) > 1):
-                self._watch(call)
+                self.watch(call)
         return True
 
-    def _watch(self, call: Call) -> None:
-        call.watch(self.pool.settings, _hurry if call.closes else None)
-
-    def unpin(self, block: Block) -> None:
-        """Let go of *block*, a ``pinned()`` that ends."""
-        with self.line.lock:
-            self._pins.discard(block)
-            self.look()
+    def watch(self, call: Call) -> None:
+        """See to it that *call* waits no longer than it may."""
+        call.watch(self.pool.settings, hurry if call.closes else None)
 
     def has_something_of_current_task(self) -> bool:
         """Say whether the running task began the lease, or has an iteration left open there."""
@@ -129,23 +113,16 @@ class Lease:
             self.look()
 
     def _is_kept(self) -> bool:
-        left_open = self.transaction and not self.ended
-        return self._held or left_open or bool(self.line.blocks or self._pins or self._generators)
-
-    def open_blocks(self) -> list[Block]:
-        """Return the blocks that keep it. Any thread."""
-        with self.line.lock:
-            return [*self.line.blocks, *self._pins]
+        line = self.line
+        if self._held or line.calls or (self.transaction and not self.ended):
+            return True
+        return bool(line.blocks or line.pins or self._generators)
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
         with self.line.lock:
             self.line.calls.pop(call, None)
         self.withdraw(only_empty=True)
-
-    def waits(self) -> bool:
-        """Say whether the lease is still in the pool's line."""
-        return self.thread is None and not self.over
 
     def withdraw(self, only_empty: bool = False) -> list[Call]:
         """Leave the pool's line, and return the calls to be placed elsewhere. Any thread.
@@ -163,8 +140,7 @@ class Lease:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
         with self.line.lock:
             # The next call finds it over, and asks for a worker of its own.
-            over = self._idle and not self.line.calls and not self._is_kept()
-            self.over = self.over or over
+            self.over = self.over or (self.running is None and not self._is_kept())
             self._rouse()
 
     def _rouse(self) -> bool:
@@ -179,34 +155,12 @@ class Lease:
         self.context.timed_out = True
         if self.thread is None:
             return self.pool.time_out(call, seen)
-        return self._no_turn(call, call.asked)
+        return self.no_turn(call, call.asked)
 
-    def _no_turn(self, call: object, asked: float) -> PoolTimeout:
-        with self.line.lock:
-            within = f", inside {self.line.blocks[-1]}" if self.line.blocks else ""
-        thread = getattr(self.thread, "name", None)
-        return PoolTimeout(
-            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {thread}, which has "
-            f"{self}{within}. Calls of one lease run one at a time, and those of an open block go "
-            "first: shorten them, do not wait in a block for what runs outside it, or raise "
-            "settings.ORMBRIDGE['TIMEOUT'] [no-turn]"
-        )
-
-    def hurry(self, call: Call) -> None:
-        """Have *call*, which closes a block, roll back what it has waited for too long."""
-        block = next(outwards(call.route))
-        with self.line.lock:
-            innermost = self.line.blocks[-1] if self.line.blocks else None
-            if call not in self.line.calls or block.overdue is not None:
-                return
-            if innermost in (None, block):  # a block may still open inside it
-                self._watch(call)
-                return
-            block.overdue = PoolTimeout(
-                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
-                "inside it; both were rolled back. Await what you start in a block [no-turn]"
-            )
-        self.look()
+    def no_turn(self, call: object, asked: float) -> PoolTimeout:
+        """Return the error of *call*, which waits for its turn since *asked*."""
+        holder = f"{getattr(self.thread, 'name', None)}, which has {self}"
+        return self.line.no_turn(call, asked, holder)
 
     # What the pool and its worker need
 
@@ -223,7 +177,7 @@ class Lease:
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        blocks = self.open_blocks()
+        blocks = self.line.open_blocks()
         calls = self._abandon()
         for block in blocks:
             logger.warning("%s was not left: its worker is given back", block)
@@ -235,7 +189,7 @@ class Lease:
             calls = self._close_line()
             self._generators.abandon(all_of_them=True)
             self._abandoned, self.line.blocks = self.line.blocks, []
-            self._pins.clear()
+            self.line.pins.clear()
             self.release(end=True)
             return calls
 
@@ -250,11 +204,7 @@ class Lease:
     def _close_line(self) -> list[Call]:
         with self.line.lock:
             self.over = True
-            if self.thread is None:  # their next call may find one
-                for block in self._pins:
-                    block.lease = None
-                self._pins.clear()
-            return self.line.take_all()
+            return self.line.clear(pins=self.thread is None)
 
     # On the worker
 
@@ -269,27 +219,23 @@ class Lease:
 
     def _serve(self) -> bool:
         succeeded = True
-        call = self._next(wait=True)
-        while call is not None:
-            if not call.claim():
-                call = self._next(wait=True)
-                continue
-            self.running = call
-            succeeded = self._run(call) and succeeded
-            self.running = None
-            self.calls += 1
-            with self.line.lock:
-                self._generators.note(call)
-            following = self._next(wait=False)
-            if following is None and self.over:
-                self._last = call
-                break
-            if not self._held:
-                self.context.keep(self)  # before the caller goes on
-            call.finish()
-            call = following
-            if call is None:  # and so a resting worker keeps nothing of the last call
-                call = self._next(wait=True)
+        following = self._next(wait=True)
+        while (call := following) is not None:
+            following = None  # and so a resting worker keeps nothing of the last call
+            if call.claim():
+                succeeded = self._run(call) and succeeded
+                self.calls += 1
+                with self.line.lock:
+                    self._generators.note(call)
+                following = self._next(wait=False)
+                if following is None and self.over:
+                    self._last = call
+                    break
+                if not self._held:
+                    self.context.keep(self)  # before the caller goes on
+                call.finish()
+            del call
+            following = following or self._next(wait=True)
         undo(self._abandoned, self._left)
         self.context.forget(self)  # no cycle is left
         return succeeded
@@ -306,11 +252,10 @@ class Lease:
             self._generators.close_unused()
             with self.line.lock:
                 self.transaction = transaction
-                call = self.line.take()
-                self._idle = call is None
+                call = self.running = self.line.take()
                 if call is not None:
                     return call
-                self.over = self.over or not (self.line.calls or self._is_kept())
+                self.over = self.over or not self._is_kept()
                 if self.over or not wait:
                     return None
                 self._resting = True
@@ -328,10 +273,3 @@ class Lease:
         if self._last is not None:
             self._last.finish(may_wait)
             self._last = None
-
-
-def _hurry(calls: list[Call]) -> None:
-    """Have *calls*, which close blocks and have waited too long, wait no longer. Their loop."""
-    for call in calls:
-        if isinstance(call.line, Lease):
-            call.line.hurry(call)

@@ -17,32 +17,17 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from ..core.call import Call
 from ..core.errors import LeaseClosed, PoolTimeout
 from ..core.route import Route
-
-
-class Owner(Protocol):
-    """What a block needs of the lease that serves its calls."""
-
-    @property
-    def line(self) -> Line:
-        """The calls in line there."""
-        ...
-
-    def put(self, call: Call, /) -> bool:
-        """Put *call* in line. Returns False, and does nothing, if the lease takes no more."""
-        ...
-
-    def unpin(self, block: Block, /) -> None:
-        """Let go of *block*, a ``pinned()`` that ends."""
 
 
 class Block(Route):
@@ -60,14 +45,14 @@ class Block(Route):
         self.exclusive = exclusive
         #: Where its calls go.
         self.base: Route
-        #: Where they wait for their turn, from the first one on.
-        self.lease: Owner | None = None
+        #: The lease where they wait for their turn, from the first one on.
+        self.lease: Any = None
         #: Whether it takes no more calls.
         self.closing = False
         #: Set where it closes although blocks inside it are still open: it waited for too long.
         self.overdue: PoolTimeout | None = None
-        #: What ends the streams that were opened in it. Used on the loop's thread only.
-        self.streams: set[Callable[[], object]] = set()
+        #: The rows of streams that were opened in it, which end with it.
+        self.streams: set[weakref.ref[Any]] = set()
         #: Why it was rolled back while it was open.
         self.undone = ""
 
@@ -75,7 +60,7 @@ class Block(Route):
         return self.name
 
     def undo(self) -> None:
-        """Roll it back, on its thread. A transaction has a way of its own."""
+        """Roll it back, on its thread, if it has not ended."""
 
     @property
     def frame(self) -> CurrentThreadExecutor | None:
@@ -85,10 +70,6 @@ class Block(Route):
     def place(self, call: Call) -> None:
         """Find a thread for *call*, in the block."""
         self.base.place(call)
-
-    def for_block(self, name: str) -> Route:
-        """Return the route whose calls the block *name*, inside this one, has to itself."""
-        return self.base.for_block(name)
 
     def release(self) -> None:
         """Give back what is held between calls around the block."""
@@ -102,8 +83,9 @@ class Block(Route):
     def close(self) -> None:
         """Take no more calls, and end the streams that were opened in the block."""
         self.closing = True
-        for end in list(self.streams):
-            end()
+        for ref in list(self.streams):
+            if (rows := ref()) is not None:
+                rows.end_with(self)
 
     def check(self, call: object) -> None:
         """See that *call*, which belongs to the block, may still run.
@@ -139,11 +121,48 @@ class Line:
         self.calls: OrderedDict[Call, None] = OrderedDict()
         #: Open blocks that are exclusive; the innermost is at the end.
         self.blocks: list[Block] = []
+        #: Open blocks of ``pinned()`` that had a call here.
+        self.pins: set[Block] = set()
 
-    def append(self, call: Call) -> None:
-        """Let *call* wait. The lock is held."""
-        call.asked = time.monotonic()
+    def append(self, call: Call, lease: Any) -> bool:
+        """Let *call* wait for its turn on *lease*. Returns whether it is that. The lock is held."""
+        # With its first call, a pinned() block keeps the lease.
+        for block in outwards(None if call.stays_out else call.route):
+            if block.lease is None and not (block.exclusive or block.closing):
+                block.lease = lease
+                self.pins.add(block)
+        call.line, call.asked = lease, time.monotonic()
         self.calls[call] = None
+        return self.is_turn_of(call)
+
+    def clear(self, pins: bool) -> list[Call]:
+        """Return all that wait, which do so no longer. The lock is held.
+
+        :param pins: whether *pins* get another lease with their next call.
+        """
+        for block in self.pins if pins else ():
+            block.lease = None
+        calls, self.calls = list(self.calls), OrderedDict()
+        return calls
+
+    def open_blocks(self) -> list[Block]:
+        """Return all of them. Any thread."""
+        with self.lock:
+            return [*self.blocks, *self.pins]
+
+    def no_turn(self, call: object, asked: float, holder: str) -> PoolTimeout:
+        """Return the error of *call*, which has waited for too long. Any thread.
+
+        :param holder: the thread, and what has it.
+        """
+        with self.lock:
+            within = f", inside {self.blocks[-1]}" if self.blocks else ""
+        return PoolTimeout(
+            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {holder}{within}. "
+            "Calls of one lease run one at a time, and those of an open block go first: shorten "
+            "them, do not wait in a block for what runs outside it, or raise "
+            "settings.ORMBRIDGE['TIMEOUT'] [no-turn]"
+        )
 
     def take(self) -> Call | None:
         """Return the first call whose turn it is. The lock is held."""
@@ -153,21 +172,13 @@ class Line:
                 return call
         return None
 
-    def take_all(self) -> list[Call]:
-        """Return all that wait."""
-        with self.lock:
-            calls, self.calls = list(self.calls), OrderedDict()
-        return calls
-
     def is_turn_of(self, call: Call) -> bool:
         """Say whether *call* belongs to the innermost block. The lock is held."""
-        own = (each for each in outwards(call.route) if each in self.blocks)
-        block = next(own, None)
-        if not self.blocks or block is self.blocks[-1]:
+        if not self.blocks:
             return True
-        return call.closes and block is not None and block.overdue is not None
-
-    # On the thread that runs them
+        block = next((each for each in outwards(call.route) if each in self.blocks), None)
+        overdue = call.closes and block is not None and block.overdue is not None
+        return overdue or block is self.blocks[-1]
 
     def open(self, block: Block) -> None:
         """Make *block* the innermost one."""
@@ -177,15 +188,14 @@ class Line:
     def close(self, block: Block) -> None:
         """Take *block* out, and all blocks inside it, which are undone."""
         with self.lock:
+            self.pins.discard(block)
             outlived = self.inside(block)
             self.blocks = [each for each in self.blocks if each not in (block, *outlived)]
-            stragglers = [
-                (call, each) for each in outlived for call in self.calls if call.route is each
-            ]
-            for call, _ in stragglers:
+            stragglers = [call for call in self.calls if call.route in outlived]
+            for call in stragglers:
                 del self.calls[call]
-        for call, lost in stragglers:
-            call.refuse(lost.lost())
+        for call in stragglers:
+            call.refuse(next(outwards(call.route)).lost())
 
     def inside(self, block: Block) -> list[Block]:
         """Return the open blocks inside *block*, the outermost first."""
@@ -193,6 +203,26 @@ class Line:
             if block not in self.blocks:  # all were dismissed: the interpreter exits
                 return []
             return self.blocks[self.blocks.index(block) + 1 :]
+
+
+def hurry(calls: list[Call]) -> None:
+    """Have *calls*, which close blocks, roll back what they wait for too long. Their loop."""
+    for call in calls:
+        lease: Any = call.line
+        line: Line = lease.line
+        block = next(outwards(call.route))
+        with line.lock:
+            if call not in line.calls or block.overdue is not None:
+                continue
+            innermost = line.blocks[-1] if line.blocks else block
+            if innermost is block:  # one may still open inside it
+                lease.watch(call)
+                continue
+            block.overdue = PoolTimeout(
+                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
+                "inside it; both were rolled back. Await what you start in a block [no-turn]"
+            )
+        lease.look()
 
 
 def undo(blocks: list[Block], why: str) -> None:

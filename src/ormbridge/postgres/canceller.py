@@ -21,6 +21,10 @@ A network that stalls carries no request, or no answer. So after ``BOUND`` secon
 are sent, and the sockets of connections that still wait are shut down: the driver raises, the
 worker goes on without the server. That lasts until the worker is done with the call.
 
+The beginning and the end of a block are never stopped. Once nobody wants to wait for them any more,
+they have ``BOUND`` seconds as well: the event loop looks after that time (:func:`bound`), and then
+again until they have ended.
+
 Each stopped call has a thread of its own, which ends with the call: one slow request delays no
 other, and a forked child has nothing to clean up.
 """
@@ -50,22 +54,19 @@ from ..core.asgiref import CHUNKS
 from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
-from .bounds import LONGEST_PAUSE, bound
-from .stopped import is_active, socket_of
+from ..core.worker import Worker
+from .connections import is_active, socket_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
+#: Seconds between two looks at what was stopped, or waits in vain, at the most.
+LONGEST_PAUSE = 0.1
 #: What is sent to see whether a server answers: SSLRequest, see
 #: postgresql.org/docs/current/protocol-message-formats.html
 PROBE = struct.pack("!ii", 8, 80877103)
 
-# What Django's a-methods send to a thread.
-_METHODS = {
-    name[1:]
-    for owner in (QuerySet, RawQuerySet, Model)
-    for name in dir(owner)
-    if name.startswith("a") and hasattr(owner, name[1:])
-} | {"add", "remove", "clear", "set"}  # of related managers, which are made for each relation
+# Of related managers, which Django makes for each relation.
+_RELATED = ("add", "remove", "clear", "set")
 _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
 
 
@@ -81,6 +82,54 @@ def stop(call: Any) -> None:
         logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
         if isinstance(call, Call):
             bound(call)
+
+
+def bound(call: Call, given_up: bool = True) -> None:
+    """Have *call* wait no longer for PostgreSQL than BOUND seconds from now on. Its loop's thread.
+
+    :param given_up: whether that holds for what runs before it, too.
+    """
+    call.stopping = call.stopping or given_up
+    call.glances = call.glances or call.mailbox.watch(call, ThreadConnections.BOUND, glance)
+
+
+def glance(calls: list[Call]) -> None:
+    """Look after *calls*, which have waited too long for PostgreSQL, until they end. Their loop."""
+    for call in calls:
+        _cut(call)
+        if not call.ended:
+            call.glances = call.mailbox.watch(call, LONGEST_PAUSE, glance)
+
+
+def _cut(call: Call) -> None:
+    own, thread = call.connections, getattr(call.line, "thread", None)
+    if own is None and call.stopping and isinstance(thread, Worker):
+        own = thread.connections
+    if own is not None:
+        own.cut(call)
+    if not call.closes and call.future is not None and not call.future.done():
+        call.future.set_result(None)  # a beginning: it may be that it has no connection yet
+
+
+async def outlast(
+    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
+) -> asyncio.CancelledError | None:
+    """Wait for *future*, whatever cancels the running task. Returns what did.
+
+    :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
+    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
+    """
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if gives_up and call is not None and call.cancel():
+                break
+            if call is not None:
+                bound(call)
+    return cancelled
 
 
 @contextmanager
@@ -170,7 +219,9 @@ def may_be_stopped(func: Any) -> bool:
     if not isinstance(owner, _OWNERS):
         return func is prefetch_related_objects or getattr(func, "__qualname__", "") == CHUNKS
     name = getattr(func, "__name__", "")
-    return name == "_fetch_all" or (name in _METHODS and hasattr(owner, f"a{name}"))
+    twin = f"a{name}"
+    is_djangos = hasattr(QuerySet, twin) or hasattr(Model, twin) or name in _RELATED
+    return name == "_fetch_all" or (is_djangos and hasattr(owner, twin))
 
 
 hooks.stop.append(stop)

@@ -27,29 +27,23 @@ import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast
 
-from django.db.models import Model
 from django.db.models.query import QuerySet, RawQuerySet
 
-from ..core.call import Call
+from ..core import route as routes
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
+from ..leases.turns import Block, outwards
 from .source import Anchor, Chunk, Source, heed
 
 _Row = TypeVar("_Row")
-_Model = TypeVar("_Model", bound=Model)
 
 
-@overload
-def stream(queryset: QuerySet[Any, _Row], chunk_size: int = 2000) -> Stream[_Row]: ...
-
-
-@overload
-def stream(queryset: RawQuerySet[_Model], chunk_size: int = 2000) -> Stream[_Model]: ...
-
-
-def stream(queryset: Any, chunk_size: int = 2000) -> Stream[Any]:
+def stream(
+    queryset: QuerySet[Any, _Row] | RawQuerySet[_Row],  # type: ignore[type-var]
+    chunk_size: int = 2000,
+) -> Stream[_Row]:
     """Iterate over a large result in bounded memory, with the next rows fetched meanwhile.
 
     ``async for row in stream(queryset)``, or, to have the cursor closed when the block is left,
@@ -85,8 +79,9 @@ def stream(queryset: Any, chunk_size: int = 2000) -> Stream[Any]:
     See `QuerySet.iterator()
     <https://docs.djangoproject.com/en/stable/ref/models/querysets/#iterator>`_.
     """
+    given: Any = queryset
     size: Any = chunk_size
-    if not isinstance(queryset, (QuerySet, RawQuerySet)):
+    if not isinstance(given, (QuerySet, RawQuerySet)):
         raise TypeError(
             f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager has "
             "one in .all()"
@@ -100,8 +95,8 @@ class Stream(Generic[_Row]):
     """What :func:`stream` returns: to be iterated on once."""
 
     def __init__(self, queryset: Any, chunk_size: int) -> None:
-        self._source: Source | None = Source(queryset, chunk_size)
-        self._name = self._source.name
+        self._source = Source(queryset, chunk_size)
+        self._begun = False
         self._rows: Rows[_Row] | None = None
 
     def __aiter__(self) -> Rows[_Row]:
@@ -109,13 +104,13 @@ class Stream(Generic[_Row]):
 
         :raises RuntimeError: if they were asked for before.
         """
-        source, self._source = self._source, None
-        if source is None:
+        begun, self._begun = self._begun, True
+        if begun:
             raise RuntimeError(
-                f"{self._name} can be iterated on once, by one task, and was before; call stream() "
-                "again"
+                f"{self._source.name} can be iterated on once, by one task, and was before; call "
+                "stream() again"
             )
-        return Rows(source)
+        return Rows(self._source)
 
     async def __aenter__(self) -> Rows[_Row]:
         """Return the rows, which are closed as the block ends."""
@@ -135,10 +130,9 @@ class Rows(AsyncIterator[_Row]):
     def __init__(self, source: Source) -> None:
         self._source = source
         # Who drops this, by closing or by being dropped, has the cursor closed.
-        self._anchor: Anchor | None = Anchor(source)
+        self._anchor: Anchor | None = Anchor()
         self._rows: Iterator[_Row] = iter(())
         # The chunk that is being fetched.
-        self._call: Call | None = None
         self._future: asyncio.Future[Chunk] | None = None
         self._waits = False
         # Makes what the next step raises, once there are no more rows.
@@ -160,15 +154,15 @@ class Rows(AsyncIterator[_Row]):
         It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
         transaction a fetch that is slower than that goes on.
         """
-        call = self._call
-        runs = call is not None and not call.cancel()
+        call = self._source.call
+        runs = call if call is not None and not call.cancel() else None
         self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
         if self._source.is_of_another_loop():
             return
         # Not the futures themselves, which would be cancelled with this task.
         with suppress(TimeoutError):
             async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                if runs and (future := cast(Call, call).await_again()) is not None:
+                if runs is not None and (future := runs.await_again()) is not None:
                     future.add_done_callback(heed)
                     await asyncio.wait([future])
                 if self._source.thread is not None:
@@ -199,17 +193,17 @@ class Rows(AsyncIterator[_Row]):
 
     async def _fetched(self) -> Chunk:
         """Wait for the chunk that is being fetched, and return it."""
-        future = self._future
+        future, source = self._future, self._source
         # A fetch that waits for its turn until a frame or block ends that was entered since, and
         # waits for it here, goes there itself.
-        if future is None or (not future.done() and self._source.has_moved() and self._give_up()):
+        if future is None or (not future.done() and source.has_moved() and source.give_up()):
             future = self._fetch()
         self._waits = True
         try:
             return await future
         except asyncio.CancelledError:
-            if not self._give_up() and self._call is not None:
-                self._call.stop()
+            if not source.give_up() and source.call is not None:
+                source.call.stop()
             message = (
                 f"{self._source.name} was closed when a task was cancelled that waited for its "
                 "next rows; call stream() again"
@@ -225,15 +219,18 @@ class Rows(AsyncIterator[_Row]):
 
     def _fetch(self) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched."""
-        anchor = weakref.ref(cast(Anchor, self._anchor))
-        self._call, self._future = self._source.fetch(anchor, weakref.WeakMethod(self._refuse))
+        if self._source.call is None:  # the first one
+            for block in outwards(routes.current_route.get()):
+                block.streams.add(weakref.ref(self, block.streams.discard))
+        self._future = self._source.fetch(cast(Anchor, self._anchor))
         return self._future
 
-    def _give_up(self) -> bool:
-        return self._call is not None and self._call.cancel()
-
-    def _refuse(self, message: str) -> None:
-        """Give no more rows, also to a task that waits for one: the block around has ended."""
+    def end_with(self, block: Block) -> None:
+        """Give no more rows, also to a task that waits for one: *block*, around it, has ended."""
+        message = (
+            f"{self._source.name} was opened in {block}, which has ended, and was closed with it; "
+            "iterate on it inside the block [rows-ended]"
+        )
         self._finish(functools.partial(LeaseClosed, message))
 
     def _finish(self, over: Callable[[], Exception]) -> None:
@@ -241,8 +238,8 @@ class Rows(AsyncIterator[_Row]):
         if self._over is None:
             self._over = over
             self._rows = iter(())
-            self._anchor = None
             self._source.let_go()
-            future, self._call, self._future = self._future, None, None
+            self._anchor = None
+            future, self._future = self._future, None
             if self._waits and future is not None and not future.done():
                 future.set_exception(over())

@@ -12,9 +12,9 @@ import contextvars
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from ..asgi.context import LeaseContext
 from ..core import route as routes
@@ -26,8 +26,7 @@ from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.frame_lease import FrameRoute
-from ..leases.lease import Lease
-from ..leases.turns import outwards
+from ..leases.generators import later
 from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
@@ -37,16 +36,11 @@ Chunk = tuple[list[Any], bool]
 class Anchor:
     """What the rows' iterator alone has, so that it is collected at the latest when that is."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __del__(self) -> None:
-        """Have the cursor closed. Any thread, in the middle of whatever it does."""
-        self._source.drop()
-
 
 class StreamContext(LeaseContext):
     """The context of a stream that was opened outside of any other, and of streams in its body."""
+
+    _is_of_all_tasks = True  # whichever has the block, the body of the stream may wait for it
 
     def __init__(self, name: str) -> None:
         super().__init__(name, holds=False)
@@ -66,9 +60,6 @@ class StreamContext(LeaseContext):
         if not self.streams:
             self.release(end=True)
 
-    def _waits_for_blocks_on(self, lease: Lease) -> bool:
-        return True  # whatever task has the block, the body of the stream may wait for it
-
 
 class Source:
     """The cursor of one stream.
@@ -82,29 +73,24 @@ class Source:
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
         # The rest is set when the first chunk is asked for.
-        self._mailbox: Mailbox | None = None
+        self._mailbox: Mailbox
         #: Done once the cursor is closed.
         self.closed: asyncio.Future[None]
-        self._route: Route
+        self._route: Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: Any = None
-        # What to do when nobody needs the rows any more.
-        self._leave: list[Callable[[], object]] = []
-        # The last fetch, until then.
-        self._call: Call | None = None
+        #: The last fetch, until nobody needs the rows any more.
+        self.call: Call | None = None
 
     # On the loop's thread
 
-    def fetch(
-        self, anchor: weakref.ref[Anchor], refuse: weakref.ref[Callable[[str], None]]
-    ) -> tuple[Call, asyncio.Future[Chunk]]:
+    def fetch(self, owner: Anchor) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched.
 
-        :param anchor: when this is collected, nobody needs the rows any more.
-        :param refuse: is called with a message if the block around the stream ends.
-        :returns: the call, and its future, which has the error if there is no thread to be had.
+        :param owner: when this is collected, nobody needs the rows any more.
+        :returns: the future of the call, which has the error if there is no thread to be had.
         """
-        loop = asyncio.get_running_loop()
+        loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
         # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
         awaits: list[asyncio.Task[Any]] = []
@@ -112,27 +98,21 @@ class Source:
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
         call.iteration = anchor, self.close
-        self._call = call
+        self.call = call
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            if self._mailbox is None:
-                self._open(call.mailbox, refuse)
-            self._send(call)
+            self._send(call, self._route or self._open(call.mailbox))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
-        return call, future
+        return future  # type: ignore[no-any-return]
 
-    def _open(self, mailbox: Mailbox, refuse: weakref.ref[Callable[[str], None]]) -> None:
+    def _open(self, mailbox: Mailbox) -> Route:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
         self.closed = mailbox.loop.create_future()
         route = routes.current_route.get()
         frame = routes.frame_inside(route, mailbox.loop)
-        for block in outwards(route):
-            end = functools.partial(_end_with_block, refuse, self.name, block.name)
-            block.streams.add(end)
-            self._leave.append(functools.partial(block.streams.discard, end))
         if frame is not None:
             route = FrameRoute(frame)
         elif route is None or (isinstance(route, StreamContext) and route.ended):
@@ -140,10 +120,10 @@ class Source:
             routes.current_route.set(route)
         if isinstance(route, StreamContext):
             route.streams.add(self)
-            self._leave.append(functools.partial(route.leave, self))
         self._route = route
+        return route
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: Call, own: Route) -> None:
         """Send *call* to the thread of the cursor, or to the frame that was entered there since."""
         route = call.route = routes.current_route.get()
         if route is not None:
@@ -153,37 +133,34 @@ class Source:
         if frame is not None and frame_thread(frame) is self.thread:
             routes.place(call)
         else:
-            self._route.place(call)
+            own.place(call)
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
-        mailbox = self._mailbox
-        return mailbox is not None and mailbox.loop is not asyncio.get_running_loop()
+        return self._route is not None and self._mailbox.loop is not asyncio.get_running_loop()
 
     def has_moved(self) -> bool:
         """Say whether the running code is below another frame or block than at the last fetch."""
         here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
         return bool(self._place != here)
 
-    def drop(self) -> None:
-        """Close the cursor on its thread: nobody needs the rows any more. Any thread."""
-        # This takes locks, which a thread that collects may be in the middle of: later.
-        if self._leave:
-            try:
-                cast(Mailbox, self._mailbox).loop.call_soon_threadsafe(self.let_go)
-            except RuntimeError:  # the loop is closed
-                self.let_go()
+    def give_up(self) -> bool:
+        """Give the last fetch up. Returns False if there is none that has not started."""
+        return self.call is not None and self.call.cancel()
+
+    def _drop(self, anchor: object) -> None:
+        if self.call is not None:
+            later(self.call.mailbox.loop, self.let_go)
 
     def let_go(self) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing."""
-        leave, self._leave = self._leave, []
-        call, self._call = self._call, None
+        call, self.call = self.call, None
         # What is read ahead is not needed. To cancel its statement would abort a transaction.
         if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
             call.stop()
         # The lease sees for itself that the generator is unused.
-        for each in leave:
-            each()
+        if isinstance(self._route, StreamContext):
+            self._route.leave(self)
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
@@ -221,7 +198,7 @@ class Source:
         self._end()
 
     def _end(self) -> None:
-        cast(Mailbox, self._mailbox).post(self)
+        self._mailbox.post(self)
 
     def _lost(self) -> str:
         return (
@@ -237,11 +214,3 @@ def heed(future: asyncio.Future[Any]) -> None:
     """Drop an error that nobody comes for, as rows are: asyncio would log it."""
     if not future.cancelled():
         future.exception()
-
-
-def _end_with_block(refuse: weakref.ref[Callable[[str], None]], name: str, block: str) -> None:
-    if (refuse_rows := refuse()) is not None:
-        refuse_rows(
-            f"{name} was opened in {block}, which has ended, and was closed with it; iterate on it "
-            "inside the block [rows-ended]"
-        )

@@ -1,14 +1,7 @@
 """For tests of code that calls the database: what the pytest plugin and Django's runner use."""
 
-from .callbacks import capture_on_commit_callbacks
-from .ending import BridgeRunner
-from .queries import assert_num_queries
-from .transaction import many_transactions, one_transaction
-
-__all__ = [
-    "BridgeRunner",
-    "assert_num_queries",
-    "capture_on_commit_callbacks",
-    "many_transactions",
-    "one_transaction",
-]
+from .captures import assert_num_queries as assert_num_queries
+from .captures import capture_on_commit_callbacks as capture_on_commit_callbacks
+from .ending import BridgeRunner as BridgeRunner
+from .ending import many_transactions as many_transactions
+from .transaction import one_transaction as one_transaction

@@ -8,8 +8,9 @@ the code under test has left behind on a thread of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.runner import DiscoverRunner
 
 from ..core.process import default_pool, end_pools
-from .leaks import close_for_good, place_of_connection
+from .leaks import close_for_good, leases_left, place_of_connection
 
 # Seconds that the server may take to see that a connection was closed.
 _GRACE = 2.0
@@ -102,6 +103,27 @@ def _wait_for_others(cursor: Any) -> list[tuple[int, str, str, str]]:
         if not others or time.monotonic() > deadline:
             return others
         time.sleep(0.01)
+
+
+@contextmanager
+def many_transactions() -> Generator[list[str], None, None]:
+    """Wait at the end for all leases of the pool, and close all connections but the thread's own.
+
+    Yields a list that holds, after the block, the leases that did not end, in words.
+    """
+    left: list[str] = []
+    try:
+        yield left
+    finally:
+        patience = default_pool().settings.timeout
+        held = leases_left(patience)
+        left += [f"{worker.name} is still leased, by {lease}" for worker, lease in held]
+        close_everything(0.0 if held else patience)
+        # What they still lock would keep Django from emptying the tables.
+        for connection in connections.all(initialized_only=True) if held else ():
+            if connection.vendor == "postgresql":
+                with suppress(Exception):  # of an alias that the test may not use
+                    disconnect_others(connection)
 
 
 class BridgeRunner(DiscoverRunner):

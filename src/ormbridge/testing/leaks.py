@@ -8,25 +8,24 @@ still open.
 
 from __future__ import annotations
 
-import functools
+import inspect
 import re
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from traceback import walk_stack
 from typing import Any
 from unittest import mock
 
-import asgiref
-import django
 from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from ..blocks.witness import MACHINERY, package_of
 from ..core.errors import BridgeError
 from ..core.pool import Pool
 from ..core.process import live_pools
@@ -38,11 +37,9 @@ _GRACE = 1.0
 # Frames of a stack that are shown, at the most.
 _FRAMES = 4
 
-# Whose lines do not say who opened a connection. Python's own library is where threading is.
-_PACKAGE = Path(__file__).parent  # its own parent is the whole of the bridge
-_MACHINERY = tuple(Path(str(each)).parent for each in (django.__file__, asgiref.__file__, _PACKAGE))
-_LIBRARY = Path(threading.__file__).parent
-_TESTING = re.compile(r"[\\/](_pytest|pluggy|pytest\w*|anyio|xdist|execnet)([\\/.]|$)")
+# Packages whose lines do not say who opened a connection.
+_MACHINERY = MACHINERY | sys.stdlib_module_names
+_TESTING = re.compile(r"__main__|_?pytest\w*|pluggy|anyio|xdist|execnet")
 
 # Where connections to PostgreSQL were opened, by the number of the server's process for each.
 _places: dict[int, str] = {}
@@ -54,22 +51,11 @@ def place() -> str:
     Lines of Django, asgiref, this package, pytest and Python's library are left out.
     """
     lines: list[str] = []
-    frame: Any = sys._getframe(1)  # noqa: SLF001 # for implementations that have no frames
-    while frame is not None:
-        code = frame.f_code
-        if not _is_machinery(code.co_filename):
-            lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}")
-        frame = frame.f_back
+    for frame, line in walk_stack(inspect.currentframe()):
+        code, package = frame.f_code, package_of(frame)
+        if package not in _MACHINERY and not _TESTING.fullmatch(package):
+            lines.append(f"{code.co_filename}:{line} in {code.co_qualname}")
     return ", called from ".join(lines[:_FRAMES])
-
-
-@functools.cache
-def _is_machinery(filename: str) -> bool:
-    path = Path(filename)
-    machinery = any(each in path.parents for each in _MACHINERY)
-    if "site-packages" in path.parts or path.parent == Path(sys.executable).parent:
-        return machinery or _TESTING.search(filename) is not None
-    return machinery or filename.startswith("<") or _LIBRARY in path.parents
 
 
 def remember_places() -> None:
@@ -111,73 +97,6 @@ def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
         time.sleep(0.005)
 
 
-class _Watch:
-    """What is opened while a test runs."""
-
-    def __init__(self) -> None:
-        self._thread = threading.current_thread()
-        self._depths = depths()
-        self._opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]] = []
-        self._taken: dict[int, str] = {}
-        # Where the function that runs on a thread of an executor was sent there.
-        self._sent = threading.local()
-
-    def note_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-        """Note a connection that was just opened."""
-        where = place() or getattr(self._sent, "place", "") or "a place that is not yours"
-        self._opened.append((connection, threading.current_thread(), where))
-
-    def patches(self) -> Iterator[Any]:
-        """Yield what notes leases that ask for a worker, and functions sent to an executor."""
-        take, submit = Pool.take, ThreadPoolExecutor.submit
-
-        def noted_take(pool: Pool, lease: Leaseholder, wait: bool = True) -> bool:
-            self._taken[id(lease)] = place()
-            return take(pool, lease, wait)
-
-        def noted_submit(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return submit(executor, self._run, place(), function, args, kwargs)
-
-        yield mock.patch.object(Pool, "take", noted_take)
-        yield mock.patch.object(ThreadPoolExecutor, "submit", noted_submit)
-
-    def _run(self, where: str, function: Any, args: Any, kwargs: Any) -> Any:
-        self._sent.place = where
-        return function(*args, **kwargs)
-
-    def leaks(self) -> list[str]:
-        """Return what was left behind, in words, and end it as far as that is possible."""
-        found = []
-        for worker, lease in leases_left(_GRACE):
-            where = self._taken.get(id(lease)) or "a place that is not yours, or before the test"
-            found.append(f"{worker.name} is still leased, by {lease}, taken at {where}")
-            lease.dismiss(BridgeError("the test that made the call has ended"))
-        found += [
-            f"a transaction on {alias!r} is still open on {self._thread.name}"
-            for alias, depth in depths().items()
-            if depth > self._depths.get(alias, 0)
-        ]
-        of_asgiref: threading.Thread | None = None
-        in_transaction: list[str] = []
-        try:
-            of_asgiref, in_transaction = _on_the_thread_of_asgiref()
-        except TimeoutError:
-            found.append("asgiref's thread still runs a function")
-        of_it = "is still open on asgiref's thread"
-        found += [f"a transaction on {alias!r} {of_it}" for alias in in_transaction]
-        for connection, thread, where in self._opened:
-            if isinstance(thread, Worker) or thread in (self._thread, of_asgiref):
-                continue
-            if connection.connection is not None:
-                found.append(
-                    f"a connection to {connection.alias!r} is still open on {thread.name}, "
-                    f"which is no worker, opened at {where}"
-                )
-                connection.inc_thread_sharing()
-                close_for_good(connection)
-        return found
-
-
 def depths() -> dict[str, int]:
     """Return how many transactions and savepoints are open on the calling thread."""
     return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True)}
@@ -189,28 +108,77 @@ def close_for_good(connection: BaseDatabaseWrapper) -> None:
         BaseDatabaseWrapper.close(connection)
 
 
-def _on_the_thread_of_asgiref() -> tuple[threading.Thread, list[str]]:
-    """Return the one thread that asgiref has for a process, and what is in a transaction there.
+@contextmanager
+def _noted(
+    opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]], taken: dict[int, str]
+) -> Generator[None, None, None]:
+    """Note what connections are *opened* in the block, and where leases ask for a worker."""
+    # Where the function that runs on a thread of an executor was sent there.
+    sent = threading.local()
+    take, submit = Pool.take, ThreadPoolExecutor.submit
 
-    :raises TimeoutError: if the thread is busy.
-    """
+    def note_connection(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+        where = place() or getattr(sent, "place", "") or "a place that is not yours"
+        opened.append((connection, threading.current_thread(), where))
 
-    def look() -> tuple[threading.Thread, list[str]]:
-        opened = [each for each in connections.all(initialized_only=True) if each.connection]
-        return threading.current_thread(), [each.alias for each in opened if transaction_open(each)]
+    def noted_take(pool: Pool, lease: Leaseholder, wait: bool = True) -> bool:
+        taken[id(lease)] = place()
+        return take(pool, lease, wait)
 
-    return SyncToAsync.single_thread_executor.submit(look).result(_GRACE)
+    def noted_submit(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return submit(executor, run, place(), function, args, kwargs)
+
+    def run(where: str, function: Any, args: Any, kwargs: Any) -> Any:
+        sent.place = where
+        return function(*args, **kwargs)
+
+    patch = mock.patch.object
+    with patch(Pool, "take", noted_take), patch(ThreadPoolExecutor, "submit", noted_submit):
+        connection_created.connect(note_connection, weak=False)
+        try:
+            yield
+        finally:
+            connection_created.disconnect(note_connection)
+
+
+def _look() -> tuple[threading.Thread, list[str]]:
+    """Return the calling thread, and the aliases that are in a transaction there."""
+    opened = [each for each in connections.all(initialized_only=True) if each.connection]
+    return threading.current_thread(), [each.alias for each in opened if transaction_open(each)]
 
 
 @contextmanager
 def watched() -> Generator[list[str], None, None]:
-    """Yield a list that holds, after the block, what was left behind in it, in words."""
-    watch = _Watch()
+    """Yield a list that holds, after the block, what was left behind in it, in words.
+
+    It is ended as far as that is possible.
+    """
+    own, before = threading.current_thread(), depths()
+    opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]] = []
+    taken: dict[int, str] = {}
     found: list[str] = []
-    with ExitStack() as stack:
-        connection_created.connect(watch.note_connection, weak=False, dispatch_uid=id(watch))
-        stack.callback(connection_created.disconnect, dispatch_uid=id(watch))
-        for patch in watch.patches():
-            stack.enter_context(patch)
+    with _noted(opened, taken):
         yield found
-    found += watch.leaks()
+    for worker, lease in leases_left(_GRACE):
+        where = taken.get(id(lease)) or "a place that is not yours, or before the test"
+        found.append(f"{worker.name} is still leased, by {lease}, taken at {where}")
+        lease.dismiss(BridgeError("the test that made the call has ended"))
+    for alias, depth in depths().items():
+        if depth > before.get(alias, 0):
+            found.append(f"a transaction on {alias!r} is still open on {own.name}")
+    of_asgiref: threading.Thread | None = None
+    try:
+        of_asgiref, aliases = SyncToAsync.single_thread_executor.submit(_look).result(_GRACE)
+        of_it = "is still open on asgiref's thread"
+        found += [f"a transaction on {alias!r} {of_it}" for alias in aliases]
+    except TimeoutError:
+        found.append("asgiref's thread still runs a function")
+    for connection, thread, where in opened:
+        is_expected = isinstance(thread, Worker) or thread in (own, of_asgiref)
+        if connection.connection is not None and not is_expected:
+            found.append(
+                f"a connection to {connection.alias!r} is still open on {thread.name}, "
+                f"which is no worker, opened at {where}"
+            )
+            connection.inc_thread_sharing()
+            close_for_good(connection)

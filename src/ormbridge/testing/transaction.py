@@ -28,7 +28,7 @@ import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial, partialmethod
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -51,10 +51,7 @@ from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.lease import Lease
 from ..leases.turns import Block
-from .ending import BridgeRunner as BridgeRunner
-from .ending import close_everything, disconnect_others
-from .leaks import close_for_good, depths, leases_left
-from .queries import assert_num_queries as assert_num_queries
+from .leaks import close_for_good, depths
 
 
 class TestContext(LeaseContext):
@@ -102,27 +99,28 @@ class TestContext(LeaseContext):
     @contextmanager
     def lend(self) -> Generator[None, None, None]:
         """Have the calling thread use the test's connections instead of its own."""
-        own = connections.all(initialized_only=True)
         self._users.append(threading.current_thread())
-        for alias, connection in self._lent.items():
-            connections[alias] = connection
         try:
             yield
         finally:
-            for alias in self._lent:
-                del connections[alias]
-            for connection in own:
-                connections[connection.alias] = connection
             with self._returned:
                 self._users.remove(threading.current_thread())
                 self._returned.notify_all()
+
+    def _connection(self, alias: str) -> BaseDatabaseWrapper:
+        """Return what ``connections[alias]`` is: on a worker and an event loop, the test's."""
+        # On an event loop, Django would make one for the task that asks, which nobody may use.
+        on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
+        if alias in self._lent and (on_loop or threading.current_thread() in self._users):
+            return self._lent[alias]
+        found: BaseDatabaseWrapper = BaseConnectionHandler.__getitem__(connections, alias)
+        return found
 
     @contextmanager
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
         left = list[str]()
         everywhere = ThreadSensitiveContext(executor=GROUND)
-        getter = partialmethod(_get, self._lent)
         with ExitStack() as stack:
             patch: Any = mock.patch.object
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
@@ -134,7 +132,7 @@ class TestContext(LeaseContext):
                 real = getattr(owner, name)
                 variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
                 stack.enter_context(patch(owner, name, variable))
-            stack.enter_context(patch(type(connections), "__getitem__", getter))
+            stack.enter_context(patch(type(connections), "__getitem__", self._connection))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
                 stack.callback(keep_open(connection) or (lambda: None))
@@ -143,9 +141,8 @@ class TestContext(LeaseContext):
                 connection.inc_thread_sharing()
                 stack.callback(connection.dec_thread_sharing)
             if alone:
-                refuse = self._refuse_other_connection
-                connection_created.connect(refuse, weak=False, dispatch_uid=id(self))
-                stack.callback(connection_created.disconnect, dispatch_uid=id(self))
+                connection_created.connect(self._refuse_other_connection, weak=False)
+                stack.callback(connection_created.disconnect, self._refuse_other_connection)
             stack.callback(lambda: left.extend(self.end()))
             yield left
 
@@ -173,7 +170,7 @@ class TestContext(LeaseContext):
             with context._lock:  # noqa: SLF001 # its own class
                 context.ended = True
                 leases += context._leases  # noqa: SLF001
-        left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
+        left = [f"{block} was not left" for lease in leases for block in lease.line.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
         with self._returned:
@@ -186,7 +183,9 @@ class TestContext(LeaseContext):
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
                 left.append(f"a transaction on {alias!r} was left open")
-                _cut(connection, depth)
+                for block in reversed(connection.atomic_blocks[depth:]):
+                    with suppress(Exception):  # the connection broke
+                        block.__exit__(BridgeError, None, None)
         return left
 
 
@@ -198,14 +197,6 @@ class _TestLease(Lease):
     def run(self, connections: ThreadConnections) -> bool:
         with cast(TestContext, self.context).lend():
             return super().run(connections)
-
-
-def _get(handler: Any, lent: dict[str, BaseDatabaseWrapper], alias: str) -> BaseDatabaseWrapper:
-    """Return the connection that ``connections[alias]`` is: on an event loop, the test's."""
-    # Django would make one for the task that asks, which nobody may use.
-    if alias in lent and asyncio._get_running_loop() is not None:  # noqa: SLF001 # it is exported
-        return lent[alias]
-    return BaseConnectionHandler.__getitem__(handler, alias)  # type: ignore[no-any-return]
 
 
 def _always(value: object, default: object = None) -> object:
@@ -228,18 +219,6 @@ def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
         )
 
 
-def _cut(connection: BaseDatabaseWrapper, depth: int) -> None:
-    """Forget the transactions in *connection* beyond *depth*: who opened it rolls all back."""
-    del connection.atomic_blocks[depth:]
-    if depth:
-        del connection.savepoint_ids[depth - 1 :]  # the outermost has none
-        return
-    connection.savepoint_ids = []
-    connection.in_atomic_block = False
-    connection.needs_rollback = False
-    connection.close()
-
-
 def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[list[str]]:
     """Have all calls of the process use the connections of the calling thread.
 
@@ -248,24 +227,3 @@ def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[lis
     :returns: a block that yields a list, which holds afterwards what the test left behind.
     """
     return TestContext(name).in_force(alone)
-
-
-@contextmanager
-def many_transactions() -> Generator[list[str], None, None]:
-    """Wait at the end for all leases of the pool, and close all connections but the thread's own.
-
-    Yields a list that holds, after the block, the leases that did not end, in words.
-    """
-    left: list[str] = []
-    try:
-        yield left
-    finally:
-        patience = default_pool().settings.timeout
-        held = leases_left(patience)
-        left += [f"{worker.name} is still leased, by {lease}" for worker, lease in held]
-        close_everything(0.0 if held else patience)
-        # What they still lock would keep Django from emptying the tables.
-        for connection in connections.all(initialized_only=True) if held else ():
-            if connection.vendor == "postgresql":
-                with suppress(Exception):  # of an alias that the test may not use
-                    disconnect_others(connection)

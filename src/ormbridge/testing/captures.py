@@ -1,20 +1,25 @@
-"""Count the queries of a test, on whatever thread and connection they run.
+"""What a test captures on the workers: its queries, and what it gives to ``on_commit()``.
 
-Django's ``CaptureQueriesContext`` reads the log of one connection. Each worker has its own, opens
-it when it likes, and empties its log when it is given back. So all connections of the process log
-while a block counts, and what Django writes to its logger ``django.db.backends`` is collected.
+Queries are counted on whatever thread and connection they run. Django's ``CaptureQueriesContext``
+reads the log of one connection. Each worker has its own, opens it when it likes, and empties its
+log when it is given back. So all connections of the process log while a block counts, and what
+Django writes to its logger ``django.db.backends`` is collected.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 from unittest import mock
 
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..blocks.on_commit import await_callbacks
+from ..core.bridge import database_sync_to_async
 from ..core.connections import connections_of_thread
 
 _logger = logging.getLogger("django.db.backends")
@@ -82,3 +87,40 @@ def _note(*args: Any, extra: Any = None, **kwargs: Any) -> None:
             if alias == (extra or {}).get("alias"):
                 queries.append({"sql": str(extra["sql"]), "time": f"{extra['duration']:.3f}"})
     logging.Logger.debug(_logger, *args, extra=extra, **kwargs)
+
+
+@asynccontextmanager
+async def capture_on_commit_callbacks(
+    using: str = DEFAULT_DB_ALIAS, execute: bool = False
+) -> AsyncGenerator[list[Callable[[], Any]], None]:
+    """Collect the functions given to ``transaction.on_commit()`` in the block.
+
+    What Django's ``TestCase.captureOnCommitCallbacks`` is for synchronous tests. Also for async
+    tests of ``TestCase``.
+
+    **Cancellation.** A block that is left with an error runs nothing.
+
+    :param execute: run them as the block ends, those that they register too: functions on the
+        worker, coroutine functions on the event loop.
+    """
+    callbacks: list[Callable[[], Any]] = []
+
+    @database_sync_to_async
+    def registered() -> list[Any]:
+        return list(connections[using].run_on_commit)
+
+    seen = len(await registered())
+    yield callbacks
+    while new := (await registered())[seen:]:
+        seen += len(new)
+        for _, callback, robust in new:
+            callbacks.append(callback)
+            if execute:
+                await await_callbacks(callback, [(_call(callback), robust)], cancelled=False)
+
+
+async def _call(callback: Callable[[], Any]) -> None:
+    # Not the callback itself: a coroutine function would be refused.
+    outcome = await database_sync_to_async(lambda: callback())()
+    if inspect.isawaitable(outcome):
+        await outcome

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL on which a statement was stopped, or waits in vain (step 4 of a call).
+"""Connections to PostgreSQL that end: stopped, waited for in vain, or closed (step 4 of a call).
 
 A transaction whose statement was cancelled ends in a rollback, and a connection that may still be
 hit by a request is not handed on: see :mod:`.canceller`, which sends them. What touches a
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -18,6 +19,9 @@ from ..core import hooks
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError
 from ..core.state import transaction_open, transaction_status
+
+# Seconds to wait for the server to close its end, at the most.
+_PATIENCE = 1.0
 
 
 def is_active(raw: Any) -> bool:
@@ -96,5 +100,25 @@ def _reason_to_distrust(raw: Any) -> str | None:
     return "its statement was cancelled through a pooler, which may do so later"
 
 
+@contextmanager
+def seen_by_server(raw: Any) -> Generator[None, None, None]:
+    """If the block closes *raw*, a connection to PostgreSQL, wait until the server is done with it.
+
+    The server goes on counting a connection until its process for it has ended. A worker that
+    connected anew before that would be two for a moment.
+    """
+    watch = None
+    if hasattr(raw, "pgconn"):  # psycopg 3
+        with suppress(Exception):  # broken or closed
+            watch = socket_of(raw)
+    yield
+    if watch is not None:
+        with watch, suppress(OSError):
+            watch.settimeout(_PATIENCE)
+            while raw.closed and watch.recv(4096):  # b"": the server has closed its end
+                pass
+
+
+hooks.closing.append(seen_by_server)
 hooks.cut.append(cut)
 hooks.settle.append(settle)
