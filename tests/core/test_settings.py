@@ -78,7 +78,8 @@ def test_unknown_key_is_refused(pool_settings):
     with pytest.raises(ImproperlyConfigured) as caught:
         load_settings()
     assert str(caught.value) == (
-        f"settings.ORMBRIDGE has the unknown key 'MAX_THREAD'; accepted are {ACCEPTED}"
+        "settings.ORMBRIDGE has the unknown key 'MAX_THREAD'; "
+        f"accepted are {ACCEPTED} [setting-refused]"
     )
 
 
@@ -97,7 +98,8 @@ def test_bad_asgi_threads_is_refused(monkeypatch, value):
     with pytest.raises(ImproperlyConfigured) as caught:
         load_settings()
     assert str(caught.value) == (
-        f"the environment variable ASGI_THREADS is {value!r}; expected a whole number of 1 or more"
+        f"the environment variable ASGI_THREADS is {value!r}; "
+        "expected a whole number of 1 or more [setting-refused]"
     )
 
 

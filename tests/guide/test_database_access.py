@@ -17,7 +17,7 @@ from channels import db as channels_db
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
@@ -72,6 +72,15 @@ async def test_static_and_class_methods(ada, load_example, package, recorded):
     """Below ``@staticmethod`` or ``@classmethod``, the decorator makes a method that is awaited."""
     module = load_example("database_access/methods", package)
     recorded("database_access/methods", await conversation(module.GreetingConsumer))
+
+
+async def test_save(ada, load_example, recorded):
+    """A consumer that saves in ``@atomic`` saves all of it, or nothing."""
+    module = load_example("database_access/save")
+    recorded("database_access/save", await conversation(module.TeamConsumer))
+    with pytest.raises(User.DoesNotExist):
+        await module.TeamConsumer().join("nobody", "go")  # the team is made before it fails
+    assert (await Group.objects.aget()).name == "chess"
 
 
 async def test_async_view(ada, load_example, package, recorded, settings):

@@ -101,7 +101,108 @@ def test_address_of_a_message(monkeypatch):
     assert str(BridgeError("it has no code")) == "it has no code"
 
 
+SAYS = """
+def mistake(make):
+    try:
+        make()
+    except Exception as error:
+        kind = type(error)
+        print(f"{{kind.__module__}}.{{kind.__name__}}: {{' '.join(str(error).split())}}")
+
+"""
+PSYCOPG2 = """
+import psycopg2
+
+def connect():
+    return psycopg2.connect(
+        host="{HOST}", port="{PORT}", user="{USER}", password="{PASSWORD}", dbname="postgres"
+    )
+
+@mistake
+def session_that_is_terminated():
+    one, other = connect(), connect()
+    other.cursor().execute("SELECT pg_terminate_backend(%s)", [one.info.backend_pid])
+    one.cursor().execute("SELECT 1")
+
+@mistake
+def query_on_a_closed_connection():
+    one = connect()
+    one.close()
+    one.cursor()
+
+@mistake
+def fetch_from_a_closed_cursor():
+    cursor = connect().cursor()
+    cursor.close()
+    cursor.fetchone()
+
+@mistake
+def fetch_from_a_named_cursor_after_the_commit():
+    one = connect()
+    cursor = one.cursor("named")
+    cursor.execute("SELECT 1")
+    one.commit()
+    cursor.fetchone()
+
+@mistake
+def query_after_an_error_in_a_transaction():
+    cursor = connect().cursor()
+    try:
+        cursor.execute("SELECT 1 / 0")
+    except psycopg2.Error:
+        cursor.execute("SELECT 1")
+"""
+MYSQL = """
+import select
+import mysql.connector
+import pymysql
+
+SERVER = dict(host="{HOST}", port=int("{PORT}" or 3306), user="{USER}", password="{PASSWORD}")
+
+def run(connection, statement):
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+@mistake
+def session_that_is_terminated():
+    with pymysql.connect(**SERVER) as one, pymysql.connect(**SERVER) as other:
+        run(other, f"KILL {{one.thread_id()}}")
+        run(one, "SELECT 1")
+
+@mistake
+def query_on_a_closed_connection():
+    one = pymysql.connect(**SERVER)
+    one.close()
+    run(one, "SELECT 1")
+
+@mistake
+def server_that_does_not_run():
+    pymysql.connect(host="127.0.0.1", port=1)
+
+@mistake
+def query_on_a_closed_connection_of_mysql_connector():
+    one = mysql.connector.connect(**SERVER)
+    one.close()
+    run(one, "SELECT 1")
+
+@mistake
+def server_that_does_not_run_for_mysql_connector():
+    mysql.connector.connect(host="127.0.0.1", port=1)
+"""
+
+
+def is_on_the_page(output):
+    """Assert that the page has each line of *output* among its wordings."""
+    wordings = re.findall(r"^- `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line for line in output.splitlines() if line not in wordings] == []
+    assert len(set(output.splitlines())) == output.count("\n") == 5
+
+
 if CHOICE == "postgresql":
+
+    def test_psycopg2_says(run_script, db):
+        """What psycopg 2 says in words of its own is on the page, word for word."""
+        is_on_the_page(run_script((SAYS + PSYCOPG2).format(**DATABASES["default"])))
 
     def test_postgresql(said, db):
         """What PostgreSQL and psycopg say."""
@@ -116,6 +217,10 @@ if CHOICE == "postgresql":
 
 
 if CHOICE == "mariadb":
+
+    def test_mysql_says(run_script, db):
+        """What PyMySQL and mysql-connector say is on the page, word for word."""
+        is_on_the_page(run_script((SAYS + MYSQL).format(**DATABASES["default"])))
 
     def test_mariadb(said, db, tmp_path):
         """What MariaDB and mysqlclient say."""

@@ -33,7 +33,7 @@ COMMANDS = {
     "granian": "granian --interface asgi --host 127.0.0.1 --port {port}",
     "gunicorn": "gunicorn --no-control-socket -k asgi -b 127.0.0.1:{port}",
     "gunicorn-uvicorn": (
-        "gunicorn --no-control-socket -k uvicorn.workers.UvicornWorker -b 127.0.0.1:{port}"
+        "gunicorn --no-control-socket -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
     ),
 }
 

@@ -87,6 +87,8 @@ def place(name: str, source: str) -> Place:
     """Return where the example *name* goes."""
     stem = name.rpartition("/")[2]
     needs = tuple(what for pattern, what in _NEEDS if re.search(pattern, source, re.MULTILINE))
+    if name in _ELSEWHERE:
+        return Place(_ELSEWHERE[name], "", needs, ())
     starts = "settings.configure(" in source or '\nif __name__ == "__main__":' in source
     if starts and "pytest" not in source:
         variables = "ASGI_THREADS=10 " * ("environ['ASGI_THREADS']" in source)
@@ -94,8 +96,6 @@ def place(name: str, source: str) -> Place:
         if "execute_from_command_line" in source:  # it checks the settings, and connects to nothing
             needs, leaves = tuple(each for each in needs if each != "PostgreSQL"), ()
         return Place(f"{stem}.py", f"{variables}python {stem}.py", needs, leaves)
-    if name in _ELSEWHERE:
-        return Place(_ELSEWHERE[name], "", needs, ())
     if "pytest-django" in needs:
         return Place(f"test_{stem}.py", "pytest --ds=mysite.settings", needs, ())
     fits = (file for pattern, file in _FILES if re.search(pattern, source, re.MULTILINE))

@@ -128,7 +128,8 @@ class BlockManager:
         if not any(map(inspect.iscoroutinefunction, (func, method))):
             raise TypeError(
                 f"@{self._name}() takes a coroutine function, and {func!r} is none; a synchronous "
-                "function takes django.db.transaction.atomic, and an async generator none at all"
+                "function takes django.db.transaction.atomic, and an async generator none at all "
+                "[coroutine-function]"
             )
         named = getattr(func, "__qualname__", type(func).__qualname__)
         place = f"{self._name}() around {func.__module__}.{named}"

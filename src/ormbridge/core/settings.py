@@ -61,7 +61,7 @@ def load_settings() -> Settings:
         if key not in KEYS:
             raise ImproperlyConfigured(
                 f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
-                f"{', '.join(KEYS)}"
+                f"{', '.join(KEYS)} [setting-refused]"
             )
     values = ((key, check(key, given.get(key, default))) for key, (default, check) in KEYS.items())
     return Settings(**{key.lower(): value for key, value in values})
@@ -126,8 +126,8 @@ def import_reset(path: str | None) -> Reset | None:
         expected = f"{_RESET_EXPECTED} ({str(error)[:_LONG]})"
         raise _refused(_setting("RESET"), path, expected) from error
     if not callable(reset):
-        value = f"{_shown(path)}, which is {_shown(reset)}"
-        raise ImproperlyConfigured(f"{_setting('RESET')} is {value}; expected {_RESET_EXPECTED}")
+        value = f"{_shown(path)}, which is {_shown(reset)}; expected {_RESET_EXPECTED}"
+        raise ImproperlyConfigured(f"{_setting('RESET')} is {value} [setting-refused]")
     return reset  # type: ignore[no-any-return]
 
 
@@ -136,7 +136,7 @@ def _setting(key: str) -> str:
 
 
 def _refused(name: str, value: Any, expected: str) -> ImproperlyConfigured:
-    return ImproperlyConfigured(f"{name} is {_shown(value)}; expected {expected}")
+    return ImproperlyConfigured(f"{name} is {_shown(value)}; expected {expected} [setting-refused]")
 
 
 def _shown(value: Any) -> str:

@@ -84,10 +84,10 @@ def stream(
     if not isinstance(given, (QuerySet, RawQuerySet)):
         raise TypeError(
             f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager has "
-            "one in .all()"
+            "one in .all() [stream-of]"
         )
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"chunk_size must be an int of 1 or more, and {size!r} is not")
+        raise ValueError(f"chunk_size must be an int of 1 or more, and {size!r} is not [stream-of]")
     return Stream(queryset, chunk_size)
 
 
@@ -108,7 +108,7 @@ class Stream(Generic[_Row]):
         if begun:
             raise RuntimeError(
                 f"{self._source.name} can be iterated on once, by one task, and was before; call "
-                "stream() again"
+                "stream() again [stream-once]"
             )
         return Rows(self._source)
 
@@ -171,13 +171,12 @@ class Rows(AsyncIterator[_Row]):
     async def _first_of_next_chunk(self) -> _Row:
         while self._over is None:
             if self._source.is_of_another_loop():
-                raise RuntimeError(
-                    f"{self._source.name} was begun in another event loop; call stream() again"
-                )
+                what = "was begun in another event loop; call stream() again [stream-once]"
+                raise RuntimeError(f"{self._source.name} {what}")
             if self._waits:
                 raise RuntimeError(
                     f"{self._source.name} is iterated on by two tasks at one time; give each a "
-                    "stream of its own"
+                    "stream of its own [stream-once]"
                 )
             rows, is_last = await self._fetched()
             if self._over is not None:  # meanwhile
