@@ -220,12 +220,12 @@ async def test_looks_while_somebody_waits():
     mailbox, pool = Mailbox(loop), mock.Mock()
     pool.look.side_effect = [True, True, False]
     with mock.patch.object(loop, "call_later", wraps=loop.call_later) as timers:
-        mailbox.look_after(pool)
-        mailbox.look_after(pool)
+        mailbox.look_after(pool.look)
+        mailbox.look_after(pool.look)
         assert timers.call_count == 1
         await until(lambda: pool.look.call_count == 3)
         assert timers.call_count == 3
-        mailbox.look_after(pool)  # and begins anew
+        mailbox.look_after(pool.look)  # and begins anew
         assert timers.call_count == 4
 
 
@@ -234,4 +234,4 @@ def test_closed_loop_looks_after_nothing():
     loop = asyncio.new_event_loop()
     mailbox = Mailbox(loop)
     loop.close()
-    mailbox.look_after(mock.Mock())
+    mailbox.look_after(mock.Mock().look)

@@ -54,7 +54,7 @@ async def test_outcomes_that_may_wait_come_with_the_next_look():
     mailbox, delivered, pool = Mailbox(loop), [], mock.Mock()
     with mock.patch.object(loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe) as woken:
         with mock.patch.object(loop, "call_later") as timer:  # it rings when the test has it ring
-            mailbox.look_after(pool)
+            mailbox.look_after(pool.look)
             _, ring, *args = timer.call_args.args
             mailbox.post(Item(delivered, 0), may_wait=True)
             await asyncio.sleep(0)

@@ -109,7 +109,7 @@ class LeaseContext(Route):
                         raise call.second_worker(own)
                     raise PoolTimeout(pool.stats().shortage(0.0))
                 call.watch(pool.settings)
-                call.mailbox.look_after(pool)
+                call.mailbox.look_after(pool.look)
                 if not call.stays_out:
                     while self._waiting and (self._waiting[0].thread or self._waiting[0].over):
                         self._waiting.popleft()

@@ -21,7 +21,7 @@ from asgiref.sync import SyncToAsync
 
 from ..core import route as routes
 from ..core.asgiref import Ground, GroundBelow, child_of, take_over
-from ..core.bridge import DatabaseSyncToAsync
+from ..core.bridge import DatabaseSyncToAsync, go_on
 from ..core.call import Call
 from ..core.mailbox import mailbox_of
 from ..core.route import Route
@@ -97,7 +97,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         route.place(call)
         return await future  # type: ignore[misc]
     except asyncio.CancelledError as error:
-        return await call.go_on(error, awaited)
+        return await go_on(call, error, awaited)
     finally:
         if self.context is None:
             take_over(variables)

@@ -20,7 +20,7 @@ from asgiref.sync import SyncToAsync, sync_to_async
 from . import route as routes
 from .asgiref import has_locals, move_locals, take_over
 from .call import Call
-from .cleaning import close_old_connections_outside_transactions
+from .cleaning import close_old_connections_outside_transactions, without_old_connections
 from .mailbox import mailbox_of
 from .route import place
 
@@ -76,7 +76,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         super().__init__(func, thread_sensitive=sensitive, executor=executor, context=context)
         self._placed_by_asgiref = thread_sensitive is True or executor is not None
         if self._placed_by_asgiref:
-            self.func = _cleaned(func)
+            self.func = without_old_connections()(func)
         self._anywhere = thread_sensitive is False
         self._static = isinstance(func, staticmethod)
 
@@ -98,7 +98,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             place(call, self._anywhere)
             return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError as error:
-            return await call.go_on(error, task_context)  # type: ignore[no-any-return]
+            return await go_on(call, error, task_context)  # type: ignore[no-any-return]
         finally:
             if self.context is None:
                 take_over(variables)
@@ -154,18 +154,41 @@ else:
     database_sync_to_async = DatabaseSyncToAsync
 
 
-def _cleaned(func: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Return *func* with the clean-up of ``channels.db`` around it."""
+async def go_on(call: Call, error: BaseException, task_context: list[asyncio.Task[Any]]) -> Any:
+    """Do as asgiref does where the task that awaits *call* was cancelled, by *error*.
 
-    @functools.wraps(func)
-    def cleaned(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        close_old_connections_outside_transactions()
-        try:
-            return func(*args, **kwargs)
-        finally:
-            close_old_connections_outside_transactions()
+    What the function awaits through async_to_sync is cancelled, too. If that goes on in spite of
+    it, so does the function, and so do we.
+    """
+    try:
+        while not call.cancel():
+            if not await _goes_on(task_context):
+                call.stop()
+                break
+            future = call.await_again()
+            if future is None:  # its outcome came meanwhile
+                break
+            try:
+                return await future
+            except asyncio.CancelledError as again:
+                error = again
+        raise error
+    finally:
+        # An exception's traceback holds this frame, which must not hold the exception.
+        call = error = future = None  # type: ignore[assignment]
 
-    return cleaned
+
+async def _goes_on(task_context: list[asyncio.Task[Any]]) -> bool:
+    """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
+    if not task_context:
+        return False
+    task = task_context[0]
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 async def aclose_old_connections() -> None:

@@ -140,7 +140,7 @@ class Call:
                 raise self.second_worker(own)
             self.line = pool
             self.watch(pool.settings)
-            self.mailbox.look_after(pool)
+            self.mailbox.look_after(pool.look)
 
     def second_worker(self, holder: threading.Thread) -> PoolTimeout:
         """Return the error of a call from an event loop on *holder*, if no other worker is free."""
@@ -181,31 +181,6 @@ class Call:
         if self.future is not None:
             self.future = self.mailbox.loop.create_future()
         return self.future
-
-    async def go_on(self, error: BaseException, awaited: list[asyncio.Task[Any]]) -> Any:
-        """Do as asgiref does where the awaiting task was cancelled, by *error*.
-
-        What the function awaits is cancelled, too. If that goes on in spite of it, so does the
-        function, and so do we.
-
-        :param awaited: the task that the function awaits through async_to_sync, once there is one.
-        """
-        try:
-            while not self.cancel():
-                if not await _goes_on(awaited):
-                    self.stop()
-                    break
-                future = self.await_again()
-                if future is None:  # its outcome came meanwhile
-                    break
-                try:
-                    return await future
-                except asyncio.CancelledError as again:
-                    error = again
-            raise error
-        finally:
-            # An exception's traceback holds this frame, which must not hold the exception.
-            self = future = error = None  # type: ignore[assignment]
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
@@ -303,19 +278,6 @@ def name_of(named: Any) -> str:
         return f"{named.__module__}.{named.__qualname__}"
     except Exception:  # an object; its repr is the user's, and may query the database or fail
         return f"{type(named).__module__}.{type(named).__qualname__}"
-
-
-async def _goes_on(task_context: list[asyncio.Task[Any]]) -> bool:
-    """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
-    if not task_context:
-        return False
-    task = task_context[0]
-    task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    return True
 
 
 def _expire(calls: list[Call]) -> None:

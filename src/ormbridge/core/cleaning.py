@@ -6,8 +6,8 @@ Everything here runs on the thread of the connections.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,16 @@ def close_old_connections_outside_transactions() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+@contextmanager
+def without_old_connections() -> Iterator[None]:
+    """Clean up before and after, as ``channels.db`` does."""
+    close_old_connections_outside_transactions()
+    try:
+        yield
+    finally:
+        close_old_connections_outside_transactions()
 
 
 def close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:

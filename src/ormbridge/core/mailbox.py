@@ -39,14 +39,6 @@ Expire = Callable[[list[Any]], object]
 _thread = threading.local()
 
 
-class Watched(Protocol):
-    """Where calls of the loop wait: the pool."""
-
-    def look(self) -> bool:
-        """See how many workers should run. Returns whether to look again."""
-        ...
-
-
 class Item(Protocol):
     """Something to deliver on the loop's thread."""
 
@@ -57,7 +49,7 @@ class Item(Protocol):
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_items", "_looked_after", "_waiting", "_waking", "loop")
+    __slots__ = ("_items", "_looks", "_waiting", "_waking", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -66,7 +58,7 @@ class Mailbox:
         self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
         self._items: deque[Item] = deque()
         self._waking = False  # a delivery is on its way
-        self._looked_after: set[Watched] = set()
+        self._looks: set[Callable[[], bool]] = set()  # of pools
 
     def post(self, item: Item, may_wait: bool = False) -> None:
         """Have *item* delivered. Called from any thread.
@@ -76,7 +68,7 @@ class Mailbox:
         self._items.append(item)
         # No lock: the order append, test, set here against reset, pop in _deliver can wake once too
         # often, never once too seldom. The same holds for the last look.
-        if not (self._waking or (may_wait and self._looked_after)):
+        if not (self._waking or (may_wait and self._looks)):
             self._waking = True
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
@@ -99,17 +91,17 @@ class Mailbox:
             self._waking = True
             self.loop.call_soon(self._deliver)
 
-    def look_after(self, pool: Watched) -> None:
-        """Have *pool*, where a call of the loop waits, look at its line from time to time."""
-        if pool not in self._looked_after and not self.loop.is_closed():
-            self._looked_after.add(pool)
-            self.loop.call_later(LOOK, self._look, pool)
+    def look_after(self, look: Callable[[], bool]) -> None:
+        """Have *look* called from time to time, until it returns False; see :meth:`.Pool.look`."""
+        if look not in self._looks and not self.loop.is_closed():
+            self._looks.add(look)
+            self.loop.call_later(LOOK, self._look, look)
 
-    def _look(self, pool: Watched) -> None:
-        if pool.look():
-            self.loop.call_later(LOOK, self._look, pool)
+    def _look(self, look: Callable[[], bool]) -> None:
+        if look():
+            self.loop.call_later(LOOK, self._look, look)
         else:
-            self._looked_after.discard(pool)
+            self._looks.discard(look)
         if not self._waking:
             self._deliver()
 

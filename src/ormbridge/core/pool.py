@@ -81,10 +81,9 @@ class Pool:
             if self._closed:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
-            if not wait:  # who is in line may only wait for its turn to run
-                worker = self._free_or_new(self.settings.max_threads)
-            else:
-                worker = None if self._waiting else self._free_or_new(self._hands)
+            # Who is in line may only wait for its turn to run.
+            hands = self._hands if wait else self.settings.max_threads
+            worker = None if wait and self._waiting else self._free_or_new(hands)
             if worker is not None:
                 worker.lease, worker.since = lease, now
             elif wait:
