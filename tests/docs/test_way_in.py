@@ -15,6 +15,9 @@ import ormbridge
 from docs._ext.record import recordings, spans
 from tests.docs.conftest import ROOT, Site
 
+# All in one process: what they look at is built for this file.
+pytestmark = pytest.mark.xdist_group("way_in")
+
 SHOWN = ["index/before", "index/after", "asgi/http_only"]
 #: What a page of the site says, in the order that it says it, between two tags.
 WORDS = re.compile(r"<[^>]+>|\s+")
@@ -29,7 +32,8 @@ def build(path: Path, **values: str) -> Site:
     conf = (ROOT / "conf.py").read_text(encoding="utf-8")
     values["ROOT"] = repr(str(ROOT))
     for name, value in values.items():
-        conf, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", conf, flags=re.MULTILINE)
+        line = rf"^({re.escape(name)}(?:: .*)?) = .*$"
+        conf, count = re.subn(line, rf"\1 = {value}", conf, flags=re.MULTILINE)
         assert count == 1, name
     site.write("conf.py", conf)
     shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
@@ -70,6 +74,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Site:
         RELEASED="True",
         REPOSITORY="'https://github.com/owner/ormbridge/'",
         html_baseurl="'https://site.example/'",
+        redirects="{'set-up': 'install.html'}",
     )
 
 
@@ -185,6 +190,12 @@ def test_address_of_the_site(released: Site):
     listed = (released.output / "sitemap.xml").read_text(encoding="utf-8")
     pages = re.findall(r"<loc>https://site.example/(.*?)</loc>", listed)
     assert sorted(pages) == ["index.html", "install.html"]
+
+
+def test_old_name_leads_to_the_new_page(released: Site):
+    """A page that was renamed is found under its old name, and is not on the map of the site."""
+    assert 'http-equiv="refresh" content="0; url=install.html"' in released.html("set-up")
+    assert "set-up" not in (released.output / "sitemap.xml").read_text(encoding="utf-8")
 
 
 def test_page_that_is_not_there(today: Site):
