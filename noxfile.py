@@ -257,8 +257,8 @@ def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
     # With each extra: what a block names in its head has to be there.
     install(session, "tests", "site", "browser", extras="channels,postgres,mysql")
-    # What shares a page or a server is a group, and stays together.
-    run_tests(session, *SPREAD, "--dist", "loadgroup", "tests/docs")
+    # A file stays together: what it builds, or the database of a server, is for all of its tests.
+    run_tests(session, *SPREAD, "--dist", "loadfile", "tests/docs")
 
 
 # The tests that have no business with the database of the run: the groups that they need, and where

@@ -79,6 +79,18 @@ SQLITE = runs.Environment("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0")
 POSTGRESQL = runs.Environment("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of the site that the tests took, whichever process took them."""
+    passed = terminalreporter.stats.get("passed", [])
+    noted = [each for report in passed for each in report.user_properties]
+    for figure in [value for name, value in noted if name == "figure"]:
+        terminalreporter.write_line(figure)
+    if pages := [value for name, value in noted if name == "page"]:
+        terminalreporter.write_line(
+            f"Pages without a finding of axe and without a request off the site: {len(pages)}"
+        )
+
+
 class Site:
     """A project with pages, examples, tests and recordings below *root*."""
 

@@ -11,9 +11,6 @@ from docs._ext import calculator
 from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
-# All in one process: what they look at is built for this file.
-pytestmark = pytest.mark.xdist_group("calculator")
-
 FORMULA = "processes * threads * aliases ≤ max_connections - reserved - others"
 #: (processes, threads, aliases, limit, reserved, others) and what is said of them.
 CASES = {

@@ -8,9 +8,6 @@ import pytest
 from docs._ext.record import recordings
 from tests.docs.conftest import ROOT, Site
 
-# All in one process: what they look at is built for this file.
-pytestmark = pytest.mark.xdist_group("look")
-
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -9,9 +9,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from docs._ext.record import recordings
 from tests.docs.conftest import CLAIM, FILES, NOTE, Site
 
-# All in one process: what they look at is built for this file.
-pytestmark = pytest.mark.xdist_group("marks")
-
 PAGE = f"""\
 # Home
 

@@ -7,10 +7,9 @@ import shutil
 import socket
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -59,12 +58,6 @@ HERE = [
     # Those take a server that tests/guide/test_messages.py and tests/servers have.
     and not {"PgBouncer in between", "a my.cnf that leads there"} & set(PLACES[name].needs)
 ]
-
-
-def parameters(names: Iterable[str]) -> list[Any]:
-    """Return *names* as parameters: what shares the database of a server runs in one process."""
-    shared = [pytest.mark.xdist_group(SERVER)]
-    return [pytest.param(x, marks=shared if SERVER in PLACES[x].needs else []) for x in names]
 
 
 #: For each button of the page: the file whose text it copies, and the head of the block. What an
@@ -173,7 +166,7 @@ SHOWN_AS_BEFORE = {
 }
 
 
-@pytest.mark.parametrize("name", parameters(each for each in HERE if PLACES[each].by_itself))
+@pytest.mark.parametrize("name", [each for each in HERE if PLACES[each].by_itself])
 def test_program_runs_by_itself(clipboard, run, tmp_path, name):
     """Pasted into an empty folder, it runs to its end and leaves what its head says."""
     place = PLACES[name]
@@ -202,7 +195,7 @@ if sys.argv[1] != "mysite.settings":  # whose database is not there
 """
 
 
-@pytest.mark.parametrize("name", parameters(each for each in HERE if not PLACES[each].by_itself))
+@pytest.mark.parametrize("name", [each for each in HERE if not PLACES[each].by_itself])
 def test_block_goes_into_a_project(clipboard, project, run, tmp_path, name):
     """Pasted into its file of a new project, it is loaded, or its tests run."""
     place = PLACES[name]

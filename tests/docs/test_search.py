@@ -8,9 +8,6 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-# In one process: they look at one page.
-pytestmark = pytest.mark.xdist_group("search")
-
 ROOT = Path(__file__).parents[2]
 LINES = (Path(__file__).parent / "queries.txt").read_text(encoding="utf-8").splitlines()
 QUERIES = {

@@ -15,9 +15,6 @@ import ormbridge
 from docs._ext.record import recordings, spans
 from tests.docs.conftest import ROOT, Site
 
-# All in one process: what they look at is built for this file.
-pytestmark = pytest.mark.xdist_group("way_in")
-
 SHOWN = ["index/before", "index/after", "asgi/http_only"]
 #: What a page of the site says, in the order that it says it, between two tags.
 WORDS = re.compile(r"<[^>]+>|\s+")
@@ -119,13 +116,15 @@ def test_first_screen_has_it_all(today: Site):
         assert needed.replace(" ", "") in first.replace(" ", ""), needed
 
 
-def test_first_page_is_light(today: Site):
+def test_first_page_is_light(today: Site, record_property):
     """The page and all that it loads is less than 60 kB over the wire."""
     html = today.html("index")
     loaded = re.findall(r'(?:src|href)="(_static/[^"?]*)', html)
     files = [today.output / "index.html", *(today.output / each for each in set(loaded))]
     assert 8 < len(files)
-    assert sum(len(gzip.compress(each.read_bytes())) for each in files) < 60_000
+    size = sum(len(gzip.compress(each.read_bytes())) for each in files)
+    record_property("figure", f"The landing page takes {size / 1000:.1f} kB over the wire.")
+    assert size < 60_000
 
 
 # Today, and once it is released.
@@ -243,7 +242,13 @@ def test_build_that_is_served_is_as_strict():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height", "screens"), [(390, 844, 2), (1280, 800, 1)])
 def test_result_is_near_the_top(
-    today: Site, browser: Browser, width: int, height: int, screens: int, scheme: str
+    today: Site,
+    browser: Browser,
+    width: int,
+    height: int,
+    screens: int,
+    scheme: str,
+    record_property,
 ):
     """Both results are seen within two screens of a phone or one of a desk; nothing sticks out."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -253,5 +258,9 @@ def test_result_is_near_the_top(
     wide = page.evaluate("document.documentElement.scrollWidth")
     page.close()
     assert len(results) == 2
+    screen = boxes[0]["y"] / height
+    record_property(
+        "figure", f"{width} px, {scheme}: the first result is {screen:.1f} screens down."
+    )
     assert [] == [each for each in boxes if not each or each["y"] > screens * height]
     assert wide == width
