@@ -3,7 +3,9 @@
 The build needs no network and runs no example: see ``docs/_ext``.
 """
 
+import contextlib
 import datetime as dt
+import importlib
 import os
 import sys
 import warnings
@@ -145,6 +147,9 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
+# The extension says as it is loaded that it can't draw a card for each page: there is one for all.
+with contextlib.redirect_stdout(None):
+    importlib.import_module("sphinxext.opengraph")
 ogp_site_url = html_baseurl
 ogp_image = "_static/card.png"
 ogp_image_alt = "Twenty calls: 1.02 s through channels.db, 0.12 s through ormbridge"
@@ -154,7 +159,7 @@ ogp_enable_meta_description = True
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
 sitemap_url_scheme = "{link}"
 sitemap_excludes = ["search.html", "genindex.html", "404.html", "proven/*"]
-# Pages that were renamed: old name to new.
+# Pages that were renamed: old name to new, such as {"guide/old": "new.html"}.
 redirects: dict[str, str] = {}
 
 # Both have a contrast of at least 4.5 to 1 between code and its background.

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nox
@@ -134,9 +135,11 @@ def server_answers(database: str) -> bool:
 def docs(session: nox.Session) -> None:
     """Build the site and say where to open it."""
     install(session, "site")
+    began = time.perf_counter()
     build_site(session, "html")
+    took = time.perf_counter() - began
     page = (BUILD / "html" / "index.html").as_uri()
-    print(f"\nThe site is built. Open it:\n\n    {page}\n", flush=True)
+    print(f"\nThe site is built, in {took:.0f} s. Open it:\n\n    {page}\n", flush=True)
 
 
 def build_site(session: nox.Session, builder: str) -> None:
@@ -258,9 +261,8 @@ def tests_docs(session: nox.Session) -> None:
     """Test the machinery of the site: directives, roles, recordings."""
     # With each extra: what a block names in its head has to be there.
     install(session, "tests", "site", "browser", extras="channels,postgres,mysql")
-    run_tests(session, "tests/docs")
-    if server_answers("postgresql") and not session.posargs:  # and the blocks that need it
-        run_tests(session, "tests/docs/test_paste.py", database="postgresql")
+    # A file stays together: what it builds, or the database of a server, is for all of its tests.
+    run_tests(session, *SPREAD, "--dist", "loadfile", "tests/docs")
 
 
 # The tests that have no business with the database of the run: the groups that they need, and where
@@ -273,8 +275,17 @@ ASIDE = {
     "tests/instrumentation": (("instrumentation",), "postgresql"),
     "tests/howto": (("howto",), "postgresql"),
 }
-# One file is recorded with this Python and the newest Django.
+# One file is recorded with this Python and the newest Django; these with the newest Python, as
+# their sessions run them.
 HERE = (RUNNING, DJANGO_HERE)
+NEWEST = ("tests/docs", "tests/howto")
+
+
+def pairs_for(paths: list[str]) -> list[tuple[str, str]]:
+    """Return the pairs of Python and Django that *paths* are recorded with; all tests, with two."""
+    if not paths:
+        return ENDS
+    return [MATRIX[-1] if any(each in path for path in paths for each in NEWEST) else HERE]
 
 
 @nox.session
@@ -282,7 +293,7 @@ HERE = (RUNNING, DJANGO_HERE)
 def record(session: nox.Session, django: str) -> None:
     """Record what examples print and which tests pass: of all tests, or of the file after `--`."""
     pair, paths = (session.python, django), session.posargs
-    if pair not in ([HERE] if paths else ENDS):
+    if pair not in pairs_for(paths):
         session.skip("one pair of Python and Django is enough for a file")
     databases = ["sqlite", *(each for each in SERVERS if server_answers(each))]
     extras = ["channels", *(SERVERS[each][0] for each in databases[1:])]
@@ -332,7 +343,8 @@ Then run:
     nox -s record -- {test}
     nox -s docs
 """)
-    session.notify(f"record(python='{HERE[0]}', django='{HERE[1]}')", [test])
+    ((python, django),) = pairs_for([test])
+    session.notify(f"record(python='{python}', django='{django}')", [test])
 
 
 @nox.session(allow_parallel=True)

@@ -46,6 +46,15 @@ def test_way_to_install_is_that_of_the_site() -> None:
     assert ("\nRELEASED = False\n" in conf) == ("`python3 -m pip install .`" in readme)
 
 
+def test_links_lead_somewhere_from_a_package_page() -> None:
+    """Once released, links and picture are addresses: beside a package page there is no docs/."""
+    conf = (ROOT / "conf.py").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    beside_it = re.findall(r"\]\((?!https://)(.*?)\)", readme)
+    assert ("\nRELEASED = False\n" in conf) == bool(beside_it), beside_it
+    assert [] == [each for each in beside_it if not (ROOT / each).exists()]
+
+
 def test_ci_runs_the_commands() -> None:
     """The CI runs both commands as the README has them; ``.ci/run`` reads them from there."""
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")

@@ -17,3 +17,11 @@
 What they read is recorded by the tests: ``record`` is what both share. The build only reads: it
 runs no example and no test.
 """
+
+from sphinx.util.typing import ExtensionMetadata
+
+#: What each extension says of itself. What it keeps of a page is in ``env.metadata``, which Sphinx
+#: keeps in order: forgotten with the page, and merged where several processes read.
+SAFE = ExtensionMetadata(
+    version="1", env_version=2, parallel_read_safe=True, parallel_write_safe=True
+)

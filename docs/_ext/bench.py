@@ -16,7 +16,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 
-from .proven import enumerated, row
+from . import SAFE
+from .proven import enumerated, table
 from .record.seals import BROKEN, seal
 
 RESULTS = "docs/_recorded/bench.json"
@@ -44,7 +45,7 @@ class Benchmark(SphinxDirective):
         if name not in results["rows"]:
             known = ", ".join(results["rows"])
             raise self.error(f"{RESULTS} has no row '{name}' (rows: {known}); {REMEDY}")
-        return [table(results["rows"][name]), verdicts(results["rows"][name])]
+        return [contestants(results["rows"][name]), verdicts(results["rows"][name])]
 
 
 def machine(results: dict[str, Any]) -> str:
@@ -61,7 +62,7 @@ def machine(results: dict[str, Any]) -> str:
     )
 
 
-def table(result: dict[str, Any]) -> nodes.table:
+def contestants(result: dict[str, Any]) -> nodes.table:
     """Return a table with a row for each contestant."""
     unit = result.get("unit", "call")
     heads = ["way", f"{unit}s a second", f"CPU µs a {unit}"]
@@ -69,9 +70,7 @@ def table(result: dict[str, Any]) -> nodes.table:
     heads += ["peak of memory"] * ("unit" in result)
     fails = any(percent_failed(figures) for figures in result["contestants"].values())
     heads += ["failed"] * fails
-    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
-    group += nodes.thead("", row(heads))
-    body = nodes.tbody()
+    rows = []
     for name, figures in result["contestants"].items():
         rate = figures["calls_per_second"]["median"]
         cells = [name, f"{rate:,.0f}", f"{figures['cpu_us_per_call']['median']:.1f}"]
@@ -81,15 +80,13 @@ def table(result: dict[str, Any]) -> nodes.table:
         if "unit" in result:
             cells.append(f"{figures['peak_mib']['high']:.0f} MiB")
         cells += [f"{percent_failed(figures):.0f} %"] * fails
-        body += row(cells)
-    group += body
-    return nodes.table("", group, classes=["benchmark"])
+        rows.append(cells)
+    return table(heads, rows, "benchmark")
 
 
 def percent_failed(figures: dict[str, Any]) -> float:
     """Return how many of a hundred calls failed."""
-    median: float = figures["failed_percent"]["median"]
-    return median
+    return float(figures["failed_percent"]["median"])
 
 
 def verdicts(result: dict[str, Any]) -> nodes.paragraph:
@@ -129,4 +126,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive and the role."""
     app.add_directive("benchmark", Benchmark)
     app.add_role("figure", Figure())
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return SAFE

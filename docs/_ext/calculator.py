@@ -13,6 +13,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
+
 #: Name, label, least and first value of each field, in the order of the formula.
 FIELDS = (
     ("processes", "Processes, on all machines (old and new ones while you deploy)", 1, 4),
@@ -85,4 +87,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_directive("calculator", Calculator)
     app.connect("html-page-context", add_script)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return SAFE

@@ -27,12 +27,12 @@ from docutils import nodes
 from docutils.transforms.references import Footnotes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
+from . import SAFE
 from .record import proofs, runs
 
 logger = logging.getLogger(__name__)
@@ -98,42 +98,27 @@ class NotesToMarks(SphinxTransform):
                 )
 
 
-class Claims(EnvironmentCollector):
-    """Keep the claims of each page: page to [Claim], in reading order."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        """Forget a page."""
-        claims(env).pop(docname, None)
-
-    def merge_other(
-        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
-    ) -> None:
-        """Take over what another process of a parallel build read."""
-        claims(env).update(
-            {name: found for name, found in claims(other).items() if name in docnames}
-        )
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        """Collect the claims of the page just read, and leave one mark of each block."""
-        docname = app.env.current_document.docname
-        found: list[Claim] = []
-        blocks: dict[nodes.Element, list[mark]] = {}
-        for node in doctree.findall(mark):
-            anchor = f"claim-{len(blocks) + (block_of(node) not in blocks)}"
-            blocks.setdefault(block_of(node), []).append(node)
-            sentence = sentence_before(node)
-            if not sentence:
-                app.env.note_reread()
-                logger.warning(
-                    "claim '%s' follows no sentence; put it behind the sentence it proves",
-                    node["test"],
-                    location=node,
-                    type="claim",
-                )
-            found.append(Claim(node["test"], docname, node.line or 0, anchor, sentence))
-        claims(app.env)[docname] = found
-        for number, marks in enumerate(blocks.values(), start=1):
-            gather(marks, f"claim-{number}")
+def collect(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep the claims of the page just read, and leave one mark of each block."""
+    docname = app.env.current_document.docname
+    found: list[Claim] = []
+    blocks: dict[nodes.Element, list[mark]] = {}
+    for node in doctree.findall(mark):
+        anchor = f"claim-{len(blocks) + (block_of(node) not in blocks)}"
+        blocks.setdefault(block_of(node), []).append(node)
+        sentence = sentence_before(node)
+        if not sentence:
+            app.env.note_reread()
+            logger.warning(
+                "claim '%s' follows no sentence; put it behind the sentence it proves",
+                node["test"],
+                location=node,
+                type="claim",
+            )
+        found.append(Claim(node["test"], docname, node.line or 0, anchor, sentence))
+    app.env.metadata[docname]["claims"] = found
+    for number, marks in enumerate(blocks.values(), start=1):
+        gather(marks, f"claim-{number}")
 
 
 def block_of(node: nodes.Node) -> nodes.Element:
@@ -160,10 +145,8 @@ def gather(marks: list[mark], anchor: str) -> None:
 
 
 def claims(env: BuildEnvironment) -> dict[str, list[Claim]]:
-    """Return the claims of the site: page to its claims."""
-    if not hasattr(env, "claims"):
-        env.claims = {}  # type: ignore[attr-defined]
-    return env.claims  # type: ignore[attr-defined, no-any-return]
+    """Return the claims of the site: page to its claims, in reading order."""
+    return {page: kept["claims"] for page, kept in env.metadata.items() if kept.get("claims")}
 
 
 def sentence_before(node: mark) -> tuple[tuple[bool, str], ...]:
@@ -234,22 +217,11 @@ def visit_html(self: HTML5Translator, node: mark) -> None:
     raise nodes.SkipNode
 
 
-def skip(self: nodes.NodeVisitor, node: mark) -> None:
-    """Write nothing: other formats have no page to link to."""
-    raise nodes.SkipNode
-
-
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the mark, and what makes it of a note."""
-    others = dict.fromkeys(("latex", "text", "man", "texinfo"), (skip, None))
-    app.add_node(mark, html=(visit_html, None), **others)  # type: ignore[arg-type]
+    app.add_node(mark, html=(visit_html, None))
     app.add_transform(NotesToMarks)
-    app.add_env_collector(Claims)
+    app.connect("doctree-read", collect)
     app.connect("env-updated", check_claims)
     app.add_js_file("proofs.js", loading_method="defer")
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return SAFE

@@ -15,28 +15,20 @@ An example has a recording only if a test ran it, so the third point also finds 
 import ast
 
 from docutils import nodes
+from pygments.lexers import PythonConsoleLexer, PythonLexer
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
 from .examples import shown
 from .record import recordings
 
 logger = logging.getLogger(__name__)
 
-PYTHON = {
-    "python",
-    "python3",
-    "py",
-    "py3",
-    "pycon",
-    "pycon3",
-    "ipython",
-    "ipython3",
-    "python-console",
-    "doctest",
-}
+PYTHON = {*PythonLexer.aliases, *PythonConsoleLexer.aliases}
+PYTHON |= {"py3", "pycon3", "ipython", "ipython3", "doctest"}
 STATEMENTS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -76,7 +68,7 @@ def is_python(block: nodes.Element) -> bool:
 def check_examples(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Warn of examples that no page shows, and of recordings that do not hold."""
     root = env.srcdir.parent
-    places = {name: (page, line) for page, found in shown(env).items() for name, line in found}
+    places = shown(env)
     for name in recordings.examples(root):
         if name not in places:
             logger.warning(
@@ -109,9 +101,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the checks."""
     app.connect("doctree-read", find_strays)
     app.connect("env-updated", check_examples)
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return SAFE

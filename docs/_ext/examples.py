@@ -36,12 +36,12 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.highlighting import PygmentsBridge
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
 from .record import markers, places, recordings
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Example(SphinxDirective):
         block = nodes.container(
             "", literal_block=True, classes=["literal-block-wrapper", "example"]
         )
-        block["example"], block["part"] = name, part
+        block["example"] = name
         caption = f"examples/{name}.py" + (f" ({part})" if part else "")
         if before and old:
             block += nodes.caption(
@@ -96,14 +96,15 @@ class Example(SphinxDirective):
             for sign, each in outputs:
                 block += self.output(root, each, sign)
         if before and old:
-            folded = nodes.container("", literal_block=True, example=before, part=None)
+            folded = nodes.container("", literal_block=True)
             summary = f"<summary>All of {MINUS} <code>examples/{escape(before)}.py</code></summary>"
             folded += nodes.raw("", f"<details>{summary}", format="html")
             folded += literal(old.text, "python")
             folded += nodes.raw("", "</details>", format="html")
             block += folded
-            self.set_source_info(folded)
-        self.set_source_info(block)
+        page = self.env.metadata[self.env.current_document.docname]
+        for each in () if part else filter(None, (name, before)):
+            page.setdefault("examples", {})[each] = self.get_source_info()[1]
         return [block]
 
     def read(self, root: Path, name: str, part: str | None = None) -> markers.Excerpt | None:
@@ -201,40 +202,19 @@ def difference(old: str, new: str) -> str:
     return f'<div class="highlight-python difference notranslate">{whole}</div>'
 
 
-class ShownExamples(EnvironmentCollector):
-    """Keep where each example is shown as a whole: page to [(example, line)]."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        """Forget a page."""
-        shown(env).pop(docname, None)
-
-    def merge_other(
-        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
-    ) -> None:
-        """Take over what another process of a parallel build read."""
-        shown(env).update({name: found for name, found in shown(other).items() if name in docnames})
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        """Note the examples of the page just read."""
-        found = [
-            (block["example"], block.line or 0)
-            for block in doctree.findall(nodes.container)
-            if block.get("example") and not block["part"]
-        ]
-        shown(app.env)[app.env.current_document.docname] = found
-
-
-def shown(env: BuildEnvironment) -> dict[str, list[tuple[str, int]]]:
-    """Return where examples are shown: page to [(example, line)]."""
-    if not hasattr(env, "shown_examples"):
-        env.shown_examples = {}  # type: ignore[attr-defined]
-    return env.shown_examples  # type: ignore[attr-defined, no-any-return]
+def shown(env: BuildEnvironment) -> dict[str, tuple[str, int]]:
+    """Return where each example is shown as a whole: example to page and line."""
+    return {
+        name: (page, line)
+        for page, kept in env.metadata.items()
+        for name, line in kept.get("examples", {}).items()
+    }
 
 
 def write_full_files(app: Sphinx) -> list[Any]:
     """Write the full file of each example that is shown and has one; add no page."""
     root = app.srcdir.parent
-    for name, _ in {each for found in shown(app.env).values() for each in found}:
+    for name in shown(app.env):
         source = recordings.example_path(root, name).read_text(encoding="utf-8")
         source = markers.excerpt(source).text
         if text := places.full_file(name, source):
@@ -250,10 +230,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("change", Change)
     app.connect("html-collect-pages", write_full_files)
     app.add_js_file("fold.js", loading_method="defer")
-    app.add_env_collector(ShownExamples)
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return SAFE

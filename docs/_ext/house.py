@@ -35,6 +35,7 @@ from sphinx.directives.code import LiteralInclude
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
 from .proven import enumerated
 
 PACKAGE = "src/ormbridge"
@@ -189,4 +190,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("autodoc-process-docstring", under_its_name, priority=100)
     app.add_directive("house", House)
     app.add_directive("source", Source)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return SAFE

@@ -11,6 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.text import TextTranslator
 
+from . import SAFE
 from .claims import PAGE
 from .proven import in_reading_order
 
@@ -91,4 +92,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Write the files at the end of a build."""
     app.connect("doctree-resolved", keep, priority=900)
     app.connect("build-finished", write)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return SAFE

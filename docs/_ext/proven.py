@@ -21,6 +21,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
 from .claims import PAGE, Claim, claims, entry_anchor
 from .record import proofs, runs
 
@@ -57,15 +58,7 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def in_reading_order(env: BuildEnvironment) -> list[str]:
     """Return all pages: those of the table of contents in its order, then the others."""
-    order: dict[str, None] = {}
-
-    def walk(page: str) -> None:
-        if page not in order:
-            order[page] = None
-            for child in env.toctree_includes.get(page, []):
-                walk(child)
-
-    walk(env.config.root_doc)
+    order = env.collect_relations()
     return [*order, *sorted(set(env.found_docs) - set(order))]
 
 
@@ -117,6 +110,14 @@ def row(cells: Iterable[str]) -> nodes.row:
     return nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in cells))
 
 
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str) -> nodes.table:
+    """Return a table of the class *kind*."""
+    head = row(heads)
+    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in head), cols=len(head))
+    group += [nodes.thead("", head), nodes.tbody("", *map(row, rows))]
+    return nodes.table("", group, classes=[kind])
+
+
 def environments(found: Iterable[runs.Environment]) -> str:
     """Return a table of versions, a row for each environment."""
     rows = ((e.database or "none", e.python, e.django, e.channels, e.asgiref) for e in found)
@@ -131,8 +132,6 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the page of each page with claims, and write its script."""
     run = recorded(app)
     for docname, found in claims(app.env).items():
-        if not found:
-            continue
         page = f"{PAGE}/{docname}"
         by_test: dict[str, list[Claim]] = {}
         for claim in found:
@@ -225,9 +224,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("env-updated", write_again)
     app.connect("doctree-resolved", fill)
     app.connect("html-collect-pages", pages)
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return SAFE

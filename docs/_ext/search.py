@@ -25,12 +25,13 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.typing import ExtensionMetadata
 
+from . import SAFE
 from .claims import PAGE
 
 _MESSAGES = "reference/messages"
 #: What readers rarely look for, and how much less a match counts there.
 _WEIGHTS = {"reference/api": 0.7, _MESSAGES: 0.8} | dict.fromkeys(
-    ("architecture", "benchmarks", "changelog", "contributing", "reliability"), 0.5
+    ("architecture", "benchmarks", "changelog", "contributing"), 0.5
 )
 _UNNAMED = re.compile(r"id\d+")
 _DRAWN = re.compile(r"<(svg|div|form)\b.*?</\1>")
@@ -111,4 +112,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_css_file("search.css")
     app.connect("env-updated", hide)
     app.connect("build-finished", write)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return SAFE

@@ -29,12 +29,12 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from .proven import enumerated, plural, row
+from . import SAFE
+from .proven import enumerated, plural, table
 from .record import spans
 from .record.recordings import RecordingError, example_path, load, recording_path
 from .record.spans import Span
@@ -71,8 +71,9 @@ class Timeline(SphinxDirective):
                 f"timeline '{name}' has no caption; say with ':caption:' what it shows"
             )
         figure = nodes.container("", classes=["timeline"])
-        figure["timeline"] = name
-        self.set_source_info(figure)
+        self.env.metadata[self.env.current_document.docname].setdefault("timelines", []).append(
+            name
+        )
         root = self.env.srcdir.parent
         timelines = []
         for each in (name, *self.options.get("scale", "").split()):
@@ -98,7 +99,7 @@ class Timeline(SphinxDirective):
             *([caption, printed] if brief else [caption]),
             nodes.raw("", picture, format="html"),
             *([folded, words] if brief else [words, folded]),
-            table(timeline.spans),
+            figures(timeline.spans),
             nodes.raw("", "</details>", format="html"),
         ]
         return [figure]
@@ -144,27 +145,20 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f}"
 
 
-def table(found: tuple[Span, ...]) -> nodes.table:
+def figures(found: tuple[Span, ...]) -> nodes.table:
     """Return a table with a row for each span."""
     heads = ["In", "Call", "Thread", "Connection", "Asked (ms)", "Began (ms)", "Ended (ms)"]
-    group = nodes.tgroup("", *(nodes.colspec("", colwidth=1) for _ in heads), cols=len(heads))
-    group += nodes.thead("", row(heads))
-    group += nodes.tbody(
-        "",
-        *(
-            row(
-                (
-                    span.where,
-                    "holds the thread" if span.held else span.call,
-                    span.thread,
-                    ", ".join(map(str, span.connections)) or "none",
-                    *map(milliseconds, (span.asked, span.began, span.ended)),
-                )
-            )
-            for span in found
-        ),
+    rows = (
+        (
+            span.where,
+            "holds the thread" if span.held else span.call,
+            span.thread,
+            ", ".join(map(str, span.connections)) or "none",
+            *map(milliseconds, (span.asked, span.began, span.ended)),
+        )
+        for span in found
     )
-    return nodes.table("", group, classes=["timeline-table"])
+    return table(heads, rows, "timeline-table")
 
 
 def draw(
@@ -261,38 +255,10 @@ def ticks(longest: float) -> list[float]:
     return [step * i for i in range(int(longest * 0.93 / step) + 1)]
 
 
-class ShownTimelines(EnvironmentCollector):
-    """Keep which timelines each page shows."""
-
-    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-        """Forget a page."""
-        shown(env).pop(docname, None)
-
-    def merge_other(
-        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
-    ) -> None:
-        """Take over what another process of a parallel build read."""
-        shown(env).update({name: found for name, found in shown(other).items() if name in docnames})
-
-    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
-        """Note the timelines of the page just read."""
-        found = {
-            each["timeline"] for each in doctree.findall(nodes.container) if "timeline" in each
-        }
-        shown(app.env)[app.env.current_document.docname] = found
-
-
-def shown(env: BuildEnvironment) -> dict[str, set[str]]:
-    """Return which timelines are shown: page to names."""
-    if not hasattr(env, "shown_timelines"):
-        env.shown_timelines = {}  # type: ignore[attr-defined]
-    return env.shown_timelines  # type: ignore[attr-defined, no-any-return]
-
-
 def check_timelines(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Warn of timelines that no page shows. The directive warns of those that do not hold."""
     root = env.srcdir.parent
-    on_pages = {name for found in shown(env).values() for name in found}
+    on_pages = {name for kept in env.metadata.values() for name in kept.get("timelines", ())}
     for name in spans.names(root):
         if name not in on_pages:
             logger.warning(
@@ -308,11 +274,5 @@ def check_timelines(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive."""
     app.add_directive("timeline", Timeline)
-    app.add_env_collector(ShownTimelines)
     app.connect("env-updated", check_timelines)
-    return {
-        "version": "1",
-        "env_version": 1,
-        "parallel_read_safe": True,
-        "parallel_write_safe": True,
-    }
+    return SAFE

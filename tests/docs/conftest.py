@@ -1,5 +1,6 @@
 """A small site with one example and one claim, all in order; tests spoil it and build it."""
 
+import fcntl
 import io
 import json
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,18 @@ proven
 
 SQLITE = runs.Environment("SQLite 3.40.1", "3.11.2", "5.2", "4.3.2", "3.13.0")
 POSTGRESQL = runs.Environment("PostgreSQL 15.6", "3.13.0", "6.1", "4.3.2", "3.13.0")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of the site that the tests took, whichever process took them."""
+    passed = terminalreporter.stats.get("passed", [])
+    noted = [each for report in passed for each in report.user_properties]
+    for figure in [value for name, value in noted if name == "figure"]:
+        terminalreporter.write_line(figure)
+    if pages := [value for name, value in noted if name == "page"]:
+        terminalreporter.write_line(
+            f"Pages without a finding of axe and without a request off the site: {len(pages)}"
+        )
 
 
 class Site:
@@ -202,13 +215,36 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that has the first process of the run make what all of them use."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        """Return the path *name*, where *make* has put what it makes."""
+        path, unfinished = shared / name, base / name
+        with shared.joinpath(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits
+            if not path.exists():
+                make(unfinished)
+                unfinished.replace(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def whole_site(once: Callable[..., Path]) -> Path:
     """Build the site of the project, once for all tests; return its directory."""
-    output = tmp_path_factory.mktemp("site")
-    # Not -W: whether the records are up to date is not what is tested here.
-    command = [sys.executable, "-m", "sphinx", "-q", "-c", ".", "-d", f"{output}.doctrees"]
-    subprocess.run([*command, "docs", str(output)], cwd=ROOT, check=True, timeout=300)
-    return output
+
+    def build(output: Path) -> None:
+        # Not -W: whether the records are up to date is not what is tested here.
+        command = [sys.executable, "-m", "sphinx", "-q", "-c", ".", "-d", f"{output}.doctrees"]
+        subprocess.run([*command, "docs", str(output)], cwd=ROOT, check=True, timeout=300)
+
+    return once("site", build)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import zlib
 import ormbridge
 import pytest_ormbridge
 from tests.docs.conftest import ROOT, Site
+from tests.test_package import lines_of_code
 
 
 def strictness() -> list[str]:
@@ -102,3 +103,10 @@ def test_public_names_have_an_example():
             files += [f"examples/{each}.py" for each in shown]
         sources = [(ROOT / each).read_text(encoding="utf-8") for each in files]
         assert any(re.search(rf"\b{name}\b", source) for source in sources), name
+
+
+def test_extensions_stay_small(record_property):
+    """What Sphinx offers is used: the extensions of the site are at most 1,739 lines of code."""
+    size = sum(lines_of_code(path) for path in (ROOT / "docs/_ext").rglob("*.py"))
+    record_property("figure", f"docs/_ext has {size:,} lines of code.")
+    assert 0 < size <= 1739

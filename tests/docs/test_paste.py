@@ -1,11 +1,14 @@
 """Each block of the site, copied with its button and pasted where its head says that it goes."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
-import sys
 import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,10 +19,11 @@ from playwright.sync_api import Browser
 from docs._ext.record import markers, places, recordings
 from tests.core.gate import GUARD
 from tests.docs.conftest import ROOT
-from tests.settings import CHOICE
+from tests.support.starter import Starter
 
 NAMES = recordings.examples(ROOT)
 SERVER = "PostgreSQL"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def shown(name: str) -> str:
@@ -31,20 +35,54 @@ def shown(name: str) -> str:
 PLACES = {name: places.place(name, shown(name)) for name in NAMES}
 #: The pages of one task each, and the tutorial, have tests that run their blocks as the page says.
 APART = {path.stem.replace("-", "_") for path in (ROOT / "docs/howto").glob("*.md")} | {"start"}
-#: Those that run here: on SQLite, or those of PostgreSQL where the run is on PostgreSQL. What names
-#: another server only configures it.
+
+
+@cache
+def server_answers() -> bool:
+    """Say whether a PostgreSQL is there for the blocks that need one."""
+    address = os.environ.get("PGHOST", "127.0.0.1"), int(os.environ.get("PGPORT", "5432"))
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+#: Those that run here: those of PostgreSQL where it answers. What names another server only
+#: configures it.
 HERE = [
     name
     for name in NAMES
-    if (SERVER in PLACES[name].needs) == (CHOICE == "postgresql")
+    if (SERVER not in PLACES[name].needs or server_answers())
     and name.partition("/")[0] not in APART
     # Those take a server that tests/guide/test_messages.py and tests/servers have.
     and not {"PgBouncer in between", "a my.cnf that leads there"} & set(PLACES[name].needs)
 ]
 
 
-@pytest.fixture(scope="module")
-def clipboard(browser: Browser, address: str) -> dict[str, tuple[str, str]]:
+#: For each button of the page: the file whose text it copies, and the head of the block. What an
+#: example does away with has a button of its own, folded below the block.
+BUTTONS = """() => [...document.querySelectorAll(".example")].flatMap((block) => {
+    const caption = block.querySelector(".caption-text").innerText;
+    if (caption.includes(" (")) return [];  // a part: the whole is on a page, too
+    block.querySelectorAll("details").forEach((each) => (each.open = true));
+    const named = [caption.split(",")[0].trim()];
+    const folded = [...block.querySelectorAll("summary")];
+    named.push(...folded.map((each) => each.innerText.split(/\\s/).pop()));
+    const head = block.querySelector(".example-place").innerText;
+    const buttons = block.querySelectorAll("button.copybtn");
+    return named.map((name, i) => ((buttons[i].dataset.test = name), [name, head]));
+})"""
+#: What the clipboard holds as soon as it holds something; then it is emptied for the next.
+TAKE = """async () => {
+    for (;;) {
+        const text = await navigator.clipboard.readText();
+        if (text) return await navigator.clipboard.writeText(""), text;
+    }
+}"""
+
+
+def copy_all(browser: Browser, address: str) -> dict[str, tuple[str, str]]:
     """Press the button of each block; return its head and what the clipboard then holds."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
@@ -56,29 +94,25 @@ def clipboard(browser: Browser, address: str) -> dict[str, tuple[str, str]]:
         if name.startswith("_") or "{example}" not in source.read_text(encoding="utf-8"):
             continue
         page.goto(f"{address}/{name}.html")
-        # What an example does away with is folded below it.
-        page.evaluate(
-            "() => document.querySelectorAll('details').forEach((each) => each.open = true)"
-        )
-        for block in page.locator(".example:not(:has(.part))").all():
-            if not block.is_visible():  # it is in a tab: press its label
-                tab = "xpath=ancestor::*[contains(@class, 'tab-content')][1]"
-                block.locator(f"{tab}/preceding-sibling::label[1]").click()
-            caption = block.locator(".code-block-caption").inner_text()
-            if " (" in caption:
-                continue  # a part: the whole is on a page, too
-            head = block.locator(".example-place").inner_text()
-            buttons = block.locator("button.copybtn")
-            names = [caption.split(",")[0].strip(" ¶#\n")]
-            names += [each.inner_text().split()[-1] for each in block.locator("summary").all()]
-            for number, path in enumerate(names):
-                page.evaluate("() => navigator.clipboard.writeText('')")
-                buttons.nth(number).click()
-                page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
-                text = page.evaluate("() => navigator.clipboard.readText()")
-                found[path.removeprefix("examples/").removesuffix(".py")] = (head, text)
+        page.wait_for_selector("button.copybtn", state="attached")
+        for path, head in page.evaluate(BUTTONS):
+            page.locator(f'[data-test="{path}"]').click()
+            example = path.removeprefix("examples/").removesuffix(".py")
+            found[example] = (head, page.evaluate(TAKE))
     context.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def clipboard(
+    browser: Browser, address: str, once: Callable[..., Path]
+) -> dict[str, tuple[str, str]]:
+    """Return the head of each block, and what its button has left in the clipboard."""
+
+    def copy(path: Path) -> None:
+        path.write_text(json.dumps(copy_all(browser, address)), encoding="utf-8")
+
+    return json.loads(once("clipboard.json", copy).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +123,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in *directory*, with nothing of this run but the package and the server."""
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Run Python with nothing of this run but the package, the server and the plugins it names."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("PG")}
-    kept |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=directory,
-        env=kept,
-        capture_output=True,
-        text=True,
-        timeout=GUARD * 2,
-        check=False,
-    )
+    kept |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    kept |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    starter = Starter(kept)
+    yield partial(starter.run, timeout=GUARD * 2)
+    starter.close()
+
+
+def plugins(name: str) -> str:
+    """Return the options that have pytest load what the head of a block names, and no other."""
+    known = {"pytest-django": "django", "pytest-asyncio": "asyncio", "anyio": "anyio"}
+    found = [known[each] for each in PLACES[name].needs if each in known]
+    return " ".join(f"-p {each}" for each in [*found, "pytest_ormbridge"])
 
 
 def test_every_block_has_been_copied(clipboard):
@@ -130,7 +167,7 @@ SHOWN_AS_BEFORE = {
 
 
 @pytest.mark.parametrize("name", [each for each in HERE if PLACES[each].by_itself])
-def test_program_runs_by_itself(clipboard, tmp_path, name):
+def test_program_runs_by_itself(clipboard, run, tmp_path, name):
     """Pasted into an empty folder, it runs to its end and leaves what its head says."""
     place = PLACES[name]
     (tmp_path / place.file).write_text(clipboard[name][1], encoding="utf-8")
@@ -159,7 +196,7 @@ if sys.argv[1] != "mysite.settings":  # whose database is not there
 
 
 @pytest.mark.parametrize("name", [each for each in HERE if not PLACES[each].by_itself])
-def test_block_goes_into_a_project(clipboard, project, tmp_path, name):
+def test_block_goes_into_a_project(clipboard, project, run, tmp_path, name):
     """Pasted into its file of a new project, it is loaded, or its tests run."""
     place = PLACES[name]
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
@@ -169,8 +206,8 @@ def test_block_goes_into_a_project(clipboard, project, tmp_path, name):
     else:
         path.write_text(clipboard[name][1], encoding="utf-8")
     if place.command:
-        options = ("-p", "pytest_ormbridge", *place.command.split()[1:])
-        finished = run(tmp_path, "-m", "pytest", *options)
+        _, *options = place.command.split()
+        finished = run(tmp_path, "-m", "pytest", *options, PYTEST_ADDOPTS=plugins(name))
         # Some show how a test fails: it has run all the same.
         assert finished.returncode in (0, 1), finished.stdout + finished.stderr
         assert " passed" in finished.stdout or " failed" in finished.stdout
@@ -207,8 +244,8 @@ def test_what_does_not_run_by_itself_has_a_full_file():
     assert {name for name in others if name.partition("/")[0] not in APART} == {*FULL, *PARTS}
 
 
-@pytest.mark.parametrize("name", FULL if CHOICE == "sqlite" else [])
-def test_full_file_runs_by_itself(address, tmp_path, name):
+@pytest.mark.parametrize("name", FULL)
+def test_full_file_runs_by_itself(address, run, tmp_path, name):
     """Saved from the link in its head into an empty folder, it runs, and names what it needs."""
     path = places.full_path(name, shown(name))
     with urlopen(f"{address}/{path}") as answer:
@@ -219,7 +256,7 @@ def test_full_file_runs_by_itself(address, tmp_path, name):
     assert {"ormbridge", *PLACES[name].needs} == set(declared["dependencies"])
     file = path.rpartition("/")[2]
     (tmp_path / file).write_text(text, encoding="utf-8")
-    finished = run(tmp_path, file, PYTEST_ADDOPTS="-p pytest_ormbridge")
+    finished = run(tmp_path, file, PYTEST_ADDOPTS=plugins(name))
     assert finished.returncode == (name in FAIL), finished.stdout + finished.stderr
     assert re.search(r" 200 |websocket\.send| passed| failed", finished.stdout)
 
@@ -228,14 +265,14 @@ NEED_A_SERVER = [name for name in NAMES if SERVER in PLACES[name].needs and PLAC
 
 
 @pytest.mark.parametrize("name", NEED_A_SERVER)
-def test_program_says_that_its_server_is_missing(tmp_path, name):
+def test_program_says_that_its_server_is_missing(run, tmp_path, name):
     """Where no PostgreSQL answers, it ends and says so; it does not hang."""
     (tmp_path / PLACES[name].file).write_text(shown(name), encoding="utf-8")
     finished = run(tmp_path, PLACES[name].file, PGHOST="127.0.0.1", PGPORT="1")
     assert "onnection refused" in finished.stdout + finished.stderr
 
 
-def test_program_says_which_package_is_missing(tmp_path):
+def test_program_says_which_package_is_missing(run, tmp_path):
     """Without a package that its head names, it ends at once, with the name of it."""
     name = "index/after"
     (tmp_path / "after.py").write_text(shown(name), encoding="utf-8")

@@ -29,7 +29,8 @@ def build(path: Path, **values: str) -> Site:
     conf = (ROOT / "conf.py").read_text(encoding="utf-8")
     values["ROOT"] = repr(str(ROOT))
     for name, value in values.items():
-        conf, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", conf, flags=re.MULTILINE)
+        line = rf"^({re.escape(name)}(?:: .*)?) = .*$"
+        conf, count = re.subn(line, rf"\1 = {value}", conf, flags=re.MULTILINE)
         assert count == 1, name
     site.write("conf.py", conf)
     shutil.copytree(ROOT / "docs/_inventories", site.path("docs/_inventories"))
@@ -70,6 +71,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Site:
         RELEASED="True",
         REPOSITORY="'https://github.com/owner/ormbridge/'",
         html_baseurl="'https://site.example/'",
+        redirects="{'set-up': 'install.html'}",
     )
 
 
@@ -114,13 +116,15 @@ def test_first_screen_has_it_all(today: Site):
         assert needed.replace(" ", "") in first.replace(" ", ""), needed
 
 
-def test_first_page_is_light(today: Site):
+def test_first_page_is_light(today: Site, record_property):
     """The page and all that it loads is less than 60 kB over the wire."""
     html = today.html("index")
     loaded = re.findall(r'(?:src|href)="(_static/[^"?]*)', html)
     files = [today.output / "index.html", *(today.output / each for each in set(loaded))]
     assert 8 < len(files)
-    assert sum(len(gzip.compress(each.read_bytes())) for each in files) < 60_000
+    size = sum(len(gzip.compress(each.read_bytes())) for each in files)
+    record_property("figure", f"The landing page takes {size / 1000:.1f} kB over the wire.")
+    assert size < 60_000
 
 
 # Today, and once it is released.
@@ -187,6 +191,12 @@ def test_address_of_the_site(released: Site):
     assert sorted(pages) == ["index.html", "install.html"]
 
 
+def test_old_name_leads_to_the_new_page(released: Site):
+    """A page that was renamed is found under its old name, and is not on the map of the site."""
+    assert 'http-equiv="refresh" content="0; url=install.html"' in released.html("set-up")
+    assert "set-up" not in (released.output / "sitemap.xml").read_text(encoding="utf-8")
+
+
 def test_page_that_is_not_there(today: Site):
     """The page for an address that is not there loads what it needs from the root."""
     html = today.html("404")
@@ -232,7 +242,13 @@ def test_build_that_is_served_is_as_strict():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height", "screens"), [(390, 844, 2), (1280, 800, 1)])
 def test_result_is_near_the_top(
-    today: Site, browser: Browser, width: int, height: int, screens: int, scheme: str
+    today: Site,
+    browser: Browser,
+    width: int,
+    height: int,
+    screens: int,
+    scheme: str,
+    record_property,
 ):
     """Both results are seen within two screens of a phone or one of a desk; nothing sticks out."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -242,5 +258,9 @@ def test_result_is_near_the_top(
     wide = page.evaluate("document.documentElement.scrollWidth")
     page.close()
     assert len(results) == 2
+    screen = boxes[0]["y"] / height
+    record_property(
+        "figure", f"{width} px, {scheme}: the first result is {screen:.1f} screens down."
+    )
     assert [] == [each for each in boxes if not each or each["y"] > screens * height]
     assert wide == width

@@ -32,7 +32,7 @@ _ELSEWHERE = {
 }
 #: What is in a source, and what must then be there.
 _NEEDS = (
-    (r"^(from|import) ormbridge|async_db|INSTALLED_APPS=\[\"ormbridge\"", "ormbridge"),
+    (r"^(from|import) ormbridge|async_\w*db\b|INSTALLED_APPS=\[\"ormbridge\"", "ormbridge"),
     (r"^(from|import) channels", "channels"),
     (r"^def test_\w+\((?!self)|^async def test_|^class \w+Test\(", "pytest-django"),
     (r"mark\.asyncio|^import pytest_asyncio", "pytest-asyncio"),

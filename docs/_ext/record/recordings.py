@@ -12,13 +12,15 @@ share. Such a figure on a page is therefore one that was measured, not one that 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .seals import BROKEN, digest, seal
 
 REMEDY = "run: nox -s record"
+Made = TypeVar("Made")
 
 #: What differs from run to run: (name, pattern). A figure of seconds with one decimal, such as a
 #: timeout of ``30.0 s``, is a fact and is compared; with two or more decimals it is a measurement.
@@ -104,24 +106,38 @@ def masked(lines: Iterable[str]) -> list[str]:
     return result
 
 
+def read(
+    root: Path, path: Path, missing: str, what: str, make: Callable[[dict[str, Any]], Made]
+) -> Made:
+    """Return what *make* makes of the sealed file at *path*.
+
+    :raises RecordingError: if it is *missing*, is not *what* it should be, or was edited.
+    """
+    shown = path.relative_to(root).as_posix()
+    if not path.is_file():
+        raise RecordingError(f"{missing} ({shown} is missing); {REMEDY}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        whole = data.pop("seal", None) == seal(data)
+        found = make(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordingError(f"{shown} is not {what} ({error!r}); {REMEDY}") from error
+    if not whole:
+        raise RecordingError(f"{shown} {BROKEN}; {REMEDY}")
+    return found
+
+
 def load(root: Path, name: str) -> Recording:
     """Return the recording of the example *name*.
 
     :raises RecordingError: if it is missing, damaged or edited.
     """
-    path = recording_path(root, name)
-    shown = path.relative_to(root).as_posix()
-    if not path.is_file():
-        raise RecordingError(f"example '{name}' has no recording ({shown} is missing); {REMEDY}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        whole = data.get("seal") == seal(data)
-        found = Recording(data["example"], data["sha256"], tuple(map(str, data["output"])))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordingError(f"{shown} is not a recording ({error!r}); {REMEDY}") from error
-    if not whole:
-        raise RecordingError(f"{shown} {BROKEN}; {REMEDY}")
-    return found
+    missing = f"example '{name}' has no recording"
+
+    def made(data: dict[str, Any]) -> Recording:
+        return Recording(data["example"], data["sha256"], tuple(map(str, data["output"])))
+
+    return read(root, recording_path(root, name), missing, "a recording", made)
 
 
 def save(root: Path, name: str, output: Sequence[str]) -> bool:

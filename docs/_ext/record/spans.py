@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .recordings import REMEDY, RecordingError, example_path
-from .seals import BROKEN, digest, seal
+from .recordings import REMEDY, RecordingError, example_path, read
+from .seals import digest, seal
 
 SUFFIX = ".timeline.json"
 
@@ -111,23 +111,16 @@ def load(root: Path, name: str) -> Timeline:
     :raises RecordingError: if it is missing, damaged, edited, or older than its example.
     """
     path = timeline_path(root, name)
-    shown = path.relative_to(root).as_posix()
-    if not path.is_file():
-        raise RecordingError(f"timeline '{name}' is not recorded ({shown} is missing); {REMEDY}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        whole = data.pop("seal", None) == seal(data)
-        spans = [
-            Span(**{**each, "connections": tuple(each["connections"])}) for each in data["spans"]
-        ]
-        timeline = Timeline(**{**data, "spans": tuple(spans)})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordingError(f"{shown} is not a timeline ({error!r}); {REMEDY}") from error
-    if not whole:
-        raise RecordingError(f"{shown} {BROKEN}; {REMEDY}")
+
+    def made(data: dict[str, Any]) -> Timeline:
+        spans = (Span(**{**x, "connections": tuple(x["connections"])}) for x in data["spans"])
+        return Timeline(**{**data, "spans": tuple(spans)})
+
+    missing = f"timeline '{name}' is not recorded"
+    timeline = read(root, path, missing, "a timeline", made)
     source = example_path(root, example_of(name))
     if not source.is_file():
-        raise RecordingError(f"timeline '{name}' has no example; delete {shown}")
+        raise RecordingError(f"timeline '{name}' has no example; delete {path.relative_to(root)}")
     if timeline.sha256 != digest(source.read_text(encoding="utf-8")):
         raise RecordingError(f"timeline '{name}' is older than its example; {REMEDY}")
     return timeline
