@@ -2,12 +2,13 @@
 
 import asyncio
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from unittest import mock
 
 import pytest
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 from channels import consumer
 from channels.db import aclose_old_connections
 from channels.generic.http import AsyncHttpConsumer
@@ -46,6 +47,16 @@ async def test_shape_of_what_asgiref_submits(context, monkeypatch):
     assert isinstance(child, partial)
     assert child.func is divmod
     assert child.args == (7, 3)
+    context.release(end=True)
+
+
+async def test_executor_of_ones_own_inside_a_request(context):
+    """In a ThreadSensitiveContext with an executor of one's own, asgiref's calls go to that one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
+        async with on_ground(context):
+            async with ThreadSensitiveContext(executor=executor):
+                assert await sync_to_async(thread_name)() == "own_0"
+            assert await sync_to_async(thread_name)() == "ormbridge-worker-1"
     context.release(end=True)
 
 

@@ -75,10 +75,10 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
     Spared are an executor, its future, asgiref's shield around that, and a turn of the loop.
     """
     __traceback_hide__ = True
-    loop, route = asyncio.get_running_loop(), routes.current_route.get()
-    sensitive = self._thread_sensitive
-    if route is None or not sensitive or routes.frame_inside(route, loop) is not None:
+    route = routes.current_route.get()
+    if route is None or not (self._thread_sensitive and GROUND.is_next()):
         return await call_of_asgiref(self, *args, **kwargs)
+    loop = asyncio.get_running_loop()
     variables = contextvars.copy_context() if self.context is None else self.context
     awaited: list[asyncio.Task[Any]] = []
     child = functools.partial(self.func, *args, **kwargs)

@@ -59,6 +59,10 @@ class Ground(CurrentThreadExecutor):
         """Make a ground; it takes what is sent to it by :meth:`submit`, a subclass's."""
         self._work_thread = threading.current_thread()
 
+    def is_next(self) -> bool:
+        """Say whether asgiref sends the calls of the running code here: no frame is in between."""
+        return getattr(AsyncToSync.executors, "current", None) is self
+
     @property
     def _work_items(self) -> Any:  # type: ignore[override] # asgiref only reads it
         return self

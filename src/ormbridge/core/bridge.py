@@ -154,7 +154,7 @@ else:
     database_sync_to_async = DatabaseSyncToAsync
 
 
-async def go_on(call: Call, error: BaseException, task_context: list[asyncio.Task[Any]]) -> Any:
+async def go_on(call: Call, error: BaseException, awaited: list[asyncio.Task[Any]]) -> Any:
     """Do as asgiref does where the task that awaits *call* was cancelled, by *error*.
 
     What the function awaits through async_to_sync is cancelled, too. If that goes on in spite of
@@ -162,7 +162,7 @@ async def go_on(call: Call, error: BaseException, task_context: list[asyncio.Tas
     """
     try:
         while not call.cancel():
-            if not await _goes_on(task_context):
+            if not await _goes_on(awaited):
                 call.stop()
                 break
             future = call.await_again()

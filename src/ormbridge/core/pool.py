@@ -245,9 +245,7 @@ class Pool:
     def forget(self, lease: Leaseholder) -> bool:
         """Take *lease*, which gave up, out of the line. Returns whether it was there."""
         with self._lock:
-            was_there = lease in self._waiting
-            self._waiting.pop(lease, None)
-            return was_there
+            return self._waiting.pop(lease, self) is None  # as for all that are in it
 
     def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Count *call*, which has waited for a worker for too long. Returns its error.
