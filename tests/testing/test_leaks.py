@@ -198,6 +198,13 @@ def test_place_leaves_machinery_out():
     assert "pytest" not in place()
 
 
+def test_place_in_an_app_with_the_name_of_one_of_pythons_modules():
+    """An app of the user's that is named after a module of Python is the user's all the same."""
+    variables = {"__name__": "calendar.views", "place": place}
+    exec(compile("found = place()", "/app/calendar/views.py", "exec"), variables)
+    assert variables["found"].startswith("/app/calendar/views.py:1 in <module>")
+
+
 if CHOICE == "postgresql":
 
     def test_place_of_a_connection(transactional_db):

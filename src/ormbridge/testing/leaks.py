@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Generator
@@ -37,8 +38,9 @@ _GRACE = 1.0
 # Frames of a stack that are shown, at the most.
 _FRAMES = 4
 
-# Packages whose lines do not say who opened a connection.
-_MACHINERY = MACHINERY | sys.stdlib_module_names
+# Packages whose lines do not say who opened a connection, and where Python's own are: an app may
+# have the name of one.
+_LIBRARY = (sysconfig.get_path("stdlib"), "<")
 _TESTING = re.compile(r"__main__|_?pytest\w*|pluggy|anyio|xdist|execnet")
 
 # Where connections to PostgreSQL were opened, by the number of the server's process for each.
@@ -53,7 +55,8 @@ def place() -> str:
     lines: list[str] = []
     for frame, line in walk_stack(inspect.currentframe()):
         code, package = frame.f_code, package_of(frame)
-        if package not in _MACHINERY and not _TESTING.fullmatch(package):
+        pythons = package in sys.stdlib_module_names and code.co_filename.startswith(_LIBRARY)
+        if not (package in MACHINERY or pythons or _TESTING.fullmatch(package)):
             lines.append(f"{code.co_filename}:{line} in {code.co_qualname}")
     return ", called from ".join(lines[:_FRAMES])
 
