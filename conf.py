@@ -157,6 +157,12 @@ ogp_social_cards = {"enable": False}  # one for all pages
 ogp_enable_meta_description = True
 # What a server sends for an address that is not there links with absolute paths.
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
+notfound_context = {
+    "title": "Page not found",
+    "body": "<h1>Page not found</h1><p>There is no page at this address. "
+    f'<a href="{notfound_urls_prefix}search.html">Search for what you need</a>, '
+    f'or begin at the <a href="{notfound_urls_prefix}index.html">first page</a>.</p>',
+}
 sitemap_url_scheme = "{link}"
 sitemap_excludes = ["search.html", "genindex.html", "404.html", "proven/*"]
 # Pages that were renamed: old name to new, such as {"guide/old": "new.html"}.

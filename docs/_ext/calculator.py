@@ -49,13 +49,12 @@ class Calculator(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return them."""
-        figures = FIGURES
         formula = "processes * threads * aliases ≤ max_connections - reserved - others"
-        needed = " * ".join(str(figures[name]) for name in ("processes", "threads", "aliases"))
-        room = " - ".join(str(figures[name]) for name in ("limit", "reserved", "others"))
+        needed = " * ".join(str(FIGURES[name]) for name in ("processes", "threads", "aliases"))
+        room = " - ".join(str(FIGURES[name]) for name in ("limit", "reserved", "others"))
         box = nodes.container("", classes=["calculator"])
         box += nodes.paragraph("", "", nodes.strong("", formula))
-        box += nodes.paragraph("", f"For example, {needed} and {room}: {verdict(**figures)}.")
+        box += nodes.paragraph("", f"For example, {needed} and {room}: {verdict(**FIGURES)}.")
         box += nodes.raw("", form(), format="html")
         return [box]
 

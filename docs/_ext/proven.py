@@ -12,10 +12,14 @@ pages have been written, in every build, since only then are all claims known. I
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from html import escape
 from typing import Any
 
 from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
@@ -29,6 +33,9 @@ from .record import proofs, runs
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
 # What Pygments marks most, and a reader does not miss.
 _PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o|mi|mf|bp)">([^<]*)</span>')
+
+
+_LEXER, _FORMATTER = PythonLexer(stripnl=False), HtmlFormatter()
 
 
 class place(nodes.General, nodes.Element):  # noqa: N801 - docutils names nodes in lower case
@@ -138,7 +145,7 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             by_test.setdefault(claim.test, []).append(claim)
         back, used = app.builder.get_relative_uri(page, docname), set()
         entries: dict[str, str] = {}
-        body = []
+        body = ""
         for test, said in by_test.items():
             try:
                 proof, outcome = runs.check(app.srcdir.parent, run, test)
@@ -150,26 +157,30 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             text = "".join(f"<p>{inline(each)}</p>" for each in more)
             passing = f'<p class="proven-passed">Passed on {passed(outcome)}.</p>'
             where = f"<code>{escape(proof.path)}</code>, line {proof.line}"
-            shown = app.builder.highlighter.highlight_block(proof.source, "python")
-            shown = _PLAIN.sub(r"\1", shown)
             links = "".join(
                 f'<li>{sentence(claim)} <a href="{back}#{claim.anchor}">Go there</a></li>'
                 for claim in said
             )
             anchor = entry_anchor(test)
             entries[anchor] = (
-                f"<details><summary>{title}</summary>{text}{passing}<p>{where}</p>{shown}</details>"
+                f"<details><summary>{title}</summary>{text}{passing}<p>{where}</p>"
+                f"{highlighted(proof.source)}</details>"
             )
-            body.append(
+            body += (
                 f'<section class="proven" id="{anchor}"><h2>{title}</h2>{text}'
                 f'<ul class="proven-claims">{links}</ul>{passing}<details class="proven-source">'
-                f"<summary>{where}</summary>{shown}</details></section>"
+                f"<summary>{where}</summary>{highlighted(proof.source)}</details></section>"
             )
         title, versions = escape(app.env.titles[docname].astext()), environments(sorted(used))
         head = f'<h1>Proven: {title}</h1><p><a href="{back}">{title}</a>: {counted(found)}.</p>'
-        context = {"title": f"Proven: {title}", "body": head + versions + "".join(body)}
         write_script(app, page, found, {"tests": entries, "versions": versions})
-        yield page, context, "page.html"
+        yield page, {"title": f"Proven: {title}", "body": head + versions + body}, "page.html"
+
+
+@cache
+def highlighted(source: str) -> str:
+    """Return *source* as HTML: once for all pages, most of the time goes into that."""
+    return _PLAIN.sub(r"\1", highlight(source, _LEXER, _FORMATTER))
 
 
 def write_script(app: Sphinx, page: str, found: list[Claim], data: dict[str, Any]) -> None:
