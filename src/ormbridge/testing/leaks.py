@@ -41,7 +41,7 @@ _FRAMES = 4
 # Packages whose lines do not say who opened a connection, and where Python's own are: an app may
 # have the name of one.
 _LIBRARY = (sysconfig.get_path("stdlib"), "<")
-_TESTING = re.compile(r"__main__|_?pytest\w*|pluggy|anyio|xdist|execnet")
+_TESTING = re.compile(r"__main__|__channelexec__|_?pytest\w*|pluggy|anyio|xdist|execnet")
 
 # Where connections to PostgreSQL were opened, by the number of the server's process for each.
 _places: dict[int, str] = {}
