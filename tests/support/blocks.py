@@ -4,8 +4,8 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -58,6 +58,33 @@ async def ended(task: Awaitable[Any]) -> None:
     """Wait until *task* has ended, however it does; the guard against hanging."""
     done, _ = await asyncio.wait([asyncio.ensure_future(task)], timeout=GUARD)
     assert done, f"{task} has not ended within {GUARD} s"
+
+
+@asynccontextmanager
+async def beside(
+    block: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, Any]],
+) -> "AsyncIterator[asyncio.Task[Any]]":
+    """Run *block* in a task that holds where *block* awaits its argument; be beside it meanwhile.
+
+    The task goes on at the end of the ``async with``, which waits for it. What the task raises is
+    raised there, unless it was cancelled from beside.
+    """
+    inside, leave = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+    async def hold() -> None:
+        inside.set_result(None)
+        await leave.wait()
+
+    task = asyncio.create_task(block(hold))
+    try:
+        await asyncio.wait([task, inside], timeout=GUARD, return_when=asyncio.FIRST_COMPLETED)
+        assert inside.done(), f"{task} does not hold"
+        yield task
+    finally:
+        leave.set()
+        await ended(task)
+    if not task.cancelling():
+        task.result()
 
 
 @contextmanager
