@@ -62,12 +62,13 @@ async def ended(task: Awaitable[Any]) -> None:
 
 @asynccontextmanager
 async def beside(
-    block: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, Any]],
+    work: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, Any]],
 ) -> "AsyncIterator[asyncio.Task[Any]]":
-    """Run *block* in a task that holds where *block* awaits its argument; be beside it meanwhile.
+    """Start *work* in a task, and be beside it while it holds.
 
-    The task goes on at the end of the ``async with``, which waits for it. What the task raises is
-    raised there, unless it was cancelled from beside.
+    :param work: what to run, with a block for example. It gets a function, and holds where it
+        awaits that. It goes on, and ends, where the ``async with`` does. What it raises is raised
+        there, unless it was cancelled from beside.
     """
     inside, leave = asyncio.get_running_loop().create_future(), asyncio.Event()
 
@@ -75,7 +76,7 @@ async def beside(
         inside.set_result(None)
         await leave.wait()
 
-    task = asyncio.create_task(block(hold))
+    task = asyncio.create_task(work(hold))
     try:
         await asyncio.wait([task, inside], timeout=GUARD, return_when=asyncio.FIRST_COMPLETED)
         assert inside.done(), f"{task} does not hold"
