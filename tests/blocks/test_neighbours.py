@@ -4,6 +4,8 @@
 # ruff: noqa: PT012
 
 import asyncio
+import contextlib
+import functools
 import re
 
 import pytest
@@ -349,50 +351,36 @@ async def test_block_in_a_task_that_outlives_its_request(visit):
 async def test_block_that_outlives_its_request(visit):
     """A block that is open when its request ends goes on, and ends in its own time."""
 
-    async def outlive():
+    async def outlive(hold):
         async with atomic():
             await User.objects.acreate(username="ann")
-            inside.set()
-            await over.wait()
+            await hold()
             await User.objects.acreate(username="bob")
             return await sync_to_async(in_atomic_block)()
 
-    async def work():
-        task = asyncio.create_task(outlive())
-        await inside.wait()
-        return task
-
-    inside, over = asyncio.Event(), asyncio.Event()
-    task = await visit("http", {}, work)
-    over.set()
-    assert await asyncio.wait_for(task, GUARD) is True
+    async with contextlib.AsyncExitStack() as stack:
+        work = functools.partial(stack.enter_async_context, beside(outlive))
+        task = await visit("http", {}, work)
+    assert await task is True
     assert await usernames() == ["ann", "bob"]
 
 
 async def test_block_in_the_lease_of_a_request_that_has_ended(visit):
     """So it does where the request's own task, which has ended, made the first call."""
 
-    async def outlive():
+    async def outlive(hold):
         async with atomic():
             await User.objects.acreate(username="ann")
-            inside.set()
-            await over.wait()
+            await hold()
             await User.objects.acreate(username="bob")
 
     async def work():
         await create(username="cyd")
-        task = asyncio.create_task(outlive())
-        await inside.wait()
-        return task
+        return await stack.enter_async_context(beside(outlive))
 
-    async def request():
-        tasks.append(await visit("http", {}, work))
-
-    inside, over, tasks = asyncio.Event(), asyncio.Event(), []
-    await elsewhere(request())
-    await turns()
-    over.set()
-    await asyncio.wait_for(tasks[0], GUARD)
+    async with contextlib.AsyncExitStack() as stack:
+        await elsewhere(visit("http", {}, work))
+        await turns()
     assert await usernames() == ["ann", "bob", "cyd"]
 
 
