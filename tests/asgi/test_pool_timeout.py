@@ -19,6 +19,7 @@ from ormbridge.core.mailbox import BATCH
 from ormbridge.core.process import default_pool
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
+from tests.support.blocks import beside
 from tests.support.http import get, request
 
 
@@ -40,20 +41,19 @@ async def test_exhausted_pool_is_a_503(serve, gate, pool_settings, caplog):
 async def test_pool_timeout_names_the_request_that_holds(serve, pool_settings):
     """A PoolTimeout names the request that holds the worker, and that it is idle."""
     pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
-    idle, go_on = asyncio.Event(), asyncio.Event()
 
-    async def view(request):
-        await sync_to_async(thread_name)()
-        idle.set()
-        await go_on.wait()
-        return HttpResponse()
+    async def client(hold):
+        async def view(request):
+            await sync_to_async(thread_name)()
+            await hold()
+            return HttpResponse()
 
-    client = asyncio.create_task(get(serve(view)))
-    await idle.wait()
-    with pytest.raises(PoolTimeout, match="held longest: ormbridge-worker-1 by GET /, idle for"):
-        await database_sync_to_async(thread_name)()
-    go_on.set()
-    await client
+        await get(serve(view))
+
+    async with beside(client):
+        holder = "held longest: ormbridge-worker-1 by GET /, idle for"
+        with pytest.raises(PoolTimeout, match=holder):
+            await database_sync_to_async(thread_name)()
 
 
 async def test_application_that_raises_pool_timeout_is_a_503(gate, pool_settings, caplog):

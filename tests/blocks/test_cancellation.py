@@ -26,6 +26,7 @@ from ormbridge import (
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.support.blocks import (
+    beside,
     create,
     ended,
     first,
@@ -49,18 +50,14 @@ async def cancel(task):
 
 async def test_cancelled_between_calls_rolls_back():
     """A task that is cancelled while it waits for something else in a block is rolled back."""
-    inside = asyncio.Event()
 
-    async def work():
+    async def work(hold):
         async with atomic():
             await create(username="ann")
-            inside.set()
-            await asyncio.Event().wait()
+            await hold()
 
-    task = asyncio.create_task(work())
-    await inside.wait()
-    task.cancel()
-    await ended(task)
+    async with beside(work) as task:
+        task.cancel()
     assert task.cancelled()
     assert await usernames() == []
 
@@ -294,30 +291,26 @@ async def test_cancelled_while_the_end_waits_in_line(gate):
 
 async def test_cancelled_in_an_async_callback():
     """A cancellation while an async callback runs reaches it, and ends the row."""
-    inside = asyncio.Event()
     ran = []
 
-    async def callback():
-        inside.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            ran.append("cancelled")
-            raise
+    async def work(hold):
+        async def callback():
+            try:
+                await hold()
+            except asyncio.CancelledError:
+                ran.append("cancelled")
+                raise
 
-    async def behind():
-        ran.append("behind")
+        async def behind():
+            ran.append("behind")
 
-    async def work():
         async with atomic():
             await create(username="ann")
             await on_commit(callback)
             await on_commit(behind)
 
-    task = asyncio.create_task(work())
-    await inside.wait()
-    task.cancel()
-    await ended(task)
+    async with beside(work) as task:
+        task.cancel()
     assert task.cancelled()
     assert ran == ["cancelled"]
     assert await usernames() == ["ann"]

@@ -4,6 +4,8 @@
 # ruff: noqa: PT012
 
 import asyncio
+import contextlib
+import functools
 import re
 
 import pytest
@@ -22,6 +24,7 @@ from ormbridge import (
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, thread_name, until
 from tests.support.blocks import (
+    beside,
     create,
     elsewhere,
     ended,
@@ -46,30 +49,26 @@ PER_CALL = [("http", {"HTTP_LEASE": "call"}), ("websocket", {})]
 async def test_neighbour_waits_for_the_block(visit, scope, lease):
     """Where a request holds its worker, a call beside a block waits, and never lands in it."""
 
-    async def block():
-        async with atomic():
-            await create(username="ann")
-            inside.set()
-            await leave.wait()
-            raise ZeroDivisionError
+    async def block(hold):
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await create(username="ann")
+                await hold()
+                raise ZeroDivisionError
 
     async def work():
         first_name = await database_sync_to_async(thread_name)()
-        task = asyncio.create_task(block())
-        await inside.wait()
-        beside = [
-            asyncio.create_task(create(username="bridge")),
-            asyncio.create_task(User.objects.acreate(username="native")),
-            asyncio.create_task(database_sync_to_async(in_atomic_block)()),
-        ]
-        await turns()
-        assert not any(each.done() for each in beside)
-        leave.set()
-        await ended(task)
-        assert (await asyncio.gather(*beside))[2] is False
+        async with beside(block):
+            calls = [
+                asyncio.create_task(create(username="bridge")),
+                asyncio.create_task(User.objects.acreate(username="native")),
+                asyncio.create_task(database_sync_to_async(in_atomic_block)()),
+            ]
+            await turns()
+            assert not any(each.done() for each in calls)
+        assert (await asyncio.gather(*calls))[2] is False
         assert await database_sync_to_async(thread_name)() == first_name
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     await visit(scope, lease, work)
     assert await usernames() == ["bridge", "native"]
 
@@ -78,26 +77,22 @@ async def test_neighbour_waits_for_the_block(visit, scope, lease):
 async def test_neighbour_has_a_worker_of_its_own(visit, scope, lease):
     """Where each call takes a worker, a call beside a block runs on another one, at once."""
 
-    async def block():
+    async def block(hold):
         async with atomic():
             await create(username="ann")
             name = await sync_to_async(thread_name)()
-            inside.set()
-            await leave.wait()
+            await hold()
             return name
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        names = {
-            await database_sync_to_async(thread_name)(),
-            await sync_to_async(thread_name)(),
-        }
-        assert await sync_to_async(in_atomic_block)() is False
-        leave.set()
+        async with beside(block) as task:
+            names = {
+                await database_sync_to_async(thread_name)(),
+                await sync_to_async(thread_name)(),
+            }
+            assert await sync_to_async(in_atomic_block)() is False
         assert await task not in names
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     await visit(scope, lease, work)
 
 
@@ -161,21 +156,16 @@ async def test_one_worker_is_enough(visit, scope, lease):
 async def test_neighbours_of_pinned_run_in_between(visit, scope, lease):
     """Beside pinned() in a request that holds its worker, others use that worker in between."""
 
-    async def block():
+    async def block(hold):
         async with pinned():
             names.append(await sync_to_async(thread_name)())
-            inside.set()
-            await leave.wait()
+            await hold()
             names.append(await sync_to_async(thread_name)())
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        names.append(await sync_to_async(thread_name)())
-        leave.set()
-        await task
+        async with beside(block):
+            names.append(await sync_to_async(thread_name)())
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     names = []
     await visit(scope, lease, work)
     assert names == ["ormbridge-worker-1"] * 3
@@ -185,21 +175,16 @@ async def test_neighbours_of_pinned_run_in_between(visit, scope, lease):
 async def test_pinned_has_a_worker_to_itself(visit, scope, lease):
     """Beside pinned() where each call takes a worker, others use another one."""
 
-    async def block():
+    async def block(hold):
         async with pinned():
             names.append(await sync_to_async(thread_name)())
-            inside.set()
-            await leave.wait()
+            await hold()
             names.append(await database_sync_to_async(thread_name)())
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        names.append(await sync_to_async(thread_name)())
-        leave.set()
-        await task
+        async with beside(block):
+            names.append(await sync_to_async(thread_name)())
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     names = []
     await visit(scope, lease, work)
     assert names == ["ormbridge-worker-1", "ormbridge-worker-2", "ormbridge-worker-1"]
@@ -208,32 +193,28 @@ async def test_pinned_has_a_worker_to_itself(visit, scope, lease):
 async def test_neighbour_that_waits_too_long_learns_what_for(visit):
     """A call that waits for TIMEOUT beside a block gets PoolTimeout with the block's place."""
 
-    async def block():
+    async def block(hold):
         async with atomic():
             await create(username="ann")
-            inside.set()
-            await leave.wait()
+            await hold()
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        set_timeout(0.01)
-        for call in (create(username="bridge"), User.objects.acreate(username="native")):
-            with pytest.raises(PoolTimeout) as caught:
-                await call
-            assert re.search(
-                r"waited \d+\.\d s for its turn on ormbridge-worker-1, which has GET /, idle, "
-                r"inside atomic\(\) at test_neighbours\.py:\d+ in "
-                r"test_neighbour_that_waits_too_long_learns_what_for\.<locals>\.block\.",
-                str(caught.value),
-            )
-        with pytest.raises(PoolTimeout, match=r"the beginning of atomic\(\) at test_neighbours"):
-            async with atomic():
-                raise AssertionError("must not be entered")
-        leave.set()
-        await task
+        async with beside(block):
+            set_timeout(0.01)
+            for call in (create(username="bridge"), User.objects.acreate(username="native")):
+                with pytest.raises(PoolTimeout) as caught:
+                    await call
+                assert re.search(
+                    r"waited \d+\.\d s for its turn on ormbridge-worker-1, which has GET /, idle, "
+                    r"inside atomic\(\) at test_neighbours\.py:\d+ in "
+                    r"test_neighbour_that_waits_too_long_learns_what_for\.<locals>\.block\.",
+                    str(caught.value),
+                )
+            beginning = r"the beginning of atomic\(\) at test_neighbours"
+            with pytest.raises(PoolTimeout, match=beginning):
+                async with atomic():
+                    raise AssertionError("must not be entered")
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     await visit("http", {}, work)
     assert await usernames() == ["ann"]
 
@@ -242,46 +223,36 @@ async def test_decorated_block_is_named_after_its_function(visit):
     """A block of a decorated function is named after it."""
 
     @atomic
-    async def transfer():
-        inside.set()
-        await leave.wait()
+    async def transfer(hold):
+        await hold()
 
     async def work():
-        task = asyncio.create_task(transfer())
-        await inside.wait()
-        set_timeout(0.01)
-        with pytest.raises(PoolTimeout, match=r"inside atomic\(\) around tests\..*\.transfer"):
-            await usernames()
-        leave.set()
-        await task
+        async with beside(transfer):
+            set_timeout(0.01)
+            with pytest.raises(PoolTimeout, match=r"inside atomic\(\) around tests\..*\.transfer"):
+                await usernames()
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     await visit("http", {}, work)
 
 
 async def test_cancelled_neighbour_never_runs(visit):
     """A call that is cancelled while it waits beside a block leaves the line."""
 
-    async def block():
+    async def block(hold):
         async with atomic():
-            inside.set()
-            await leave.wait()
+            await hold()
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        beside = [
-            asyncio.create_task(create(username="bridge")),
-            asyncio.create_task(User.objects.acreate(username="native")),
-        ]
-        await turns()
-        for each in beside:
-            each.cancel()
-        await asyncio.wait(beside)
-        leave.set()
-        await task
+        async with beside(block):
+            calls = [
+                asyncio.create_task(create(username="bridge")),
+                asyncio.create_task(User.objects.acreate(username="native")),
+            ]
+            await turns()
+            for each in calls:
+                each.cancel()
+            await asyncio.wait(calls)
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     await visit("http", {}, work)
     assert await usernames() == []
 
@@ -380,50 +351,36 @@ async def test_block_in_a_task_that_outlives_its_request(visit):
 async def test_block_that_outlives_its_request(visit):
     """A block that is open when its request ends goes on, and ends in its own time."""
 
-    async def outlive():
+    async def outlive(hold):
         async with atomic():
             await User.objects.acreate(username="ann")
-            inside.set()
-            await over.wait()
+            await hold()
             await User.objects.acreate(username="bob")
             return await sync_to_async(in_atomic_block)()
 
-    async def work():
-        task = asyncio.create_task(outlive())
-        await inside.wait()
-        return task
-
-    inside, over = asyncio.Event(), asyncio.Event()
-    task = await visit("http", {}, work)
-    over.set()
-    assert await asyncio.wait_for(task, GUARD) is True
+    async with contextlib.AsyncExitStack() as stack:
+        work = functools.partial(stack.enter_async_context, beside(outlive))
+        task = await visit("http", {}, work)
+    assert await task is True
     assert await usernames() == ["ann", "bob"]
 
 
 async def test_block_in_the_lease_of_a_request_that_has_ended(visit):
     """So it does where the request's own task, which has ended, made the first call."""
 
-    async def outlive():
+    async def outlive(hold):
         async with atomic():
             await User.objects.acreate(username="ann")
-            inside.set()
-            await over.wait()
+            await hold()
             await User.objects.acreate(username="bob")
 
     async def work():
         await create(username="cyd")
-        task = asyncio.create_task(outlive())
-        await inside.wait()
-        return task
+        return await stack.enter_async_context(beside(outlive))
 
-    async def request():
-        tasks.append(await visit("http", {}, work))
-
-    inside, over, tasks = asyncio.Event(), asyncio.Event(), []
-    await elsewhere(request())
-    await turns()
-    over.set()
-    await asyncio.wait_for(tasks[0], GUARD)
+    async with contextlib.AsyncExitStack() as stack:
+        await elsewhere(visit("http", {}, work))
+        await turns()
     assert await usernames() == ["ann", "bob", "cyd"]
 
 

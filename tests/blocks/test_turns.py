@@ -20,8 +20,8 @@ from ormbridge import (
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
 from tests.support.blocks import (
+    beside,
     create,
-    ended,
     in_atomic_block,
     turns,
     usernames,
@@ -146,48 +146,40 @@ async def test_nested_blocks_of_many_tasks_take_turns():
 
 async def test_call_beside_an_inner_block_waits_until_that_has_ended():
     """A call of the outer block that is made while an inner one is open runs after it."""
-    inside, leave = asyncio.Event(), asyncio.Event()
 
-    async def inner():
-        async with atomic():
-            await create(username="inner")
-            inside.set()
-            await leave.wait()
-            raise ZeroDivisionError
+    async def inner(hold):
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await create(username="inner")
+                await hold()
+                raise ZeroDivisionError
 
     async with atomic():
-        task = asyncio.create_task(inner())
-        await inside.wait()
-        beside = [
-            asyncio.create_task(create(username="bridge")),
-            asyncio.create_task(sync_to_async(User.objects.create)(username="asgiref")),
-        ]
-        await turns()
-        assert not any(each.done() for each in beside)
-        leave.set()
-        await ended(task)
-        await asyncio.gather(*beside)
+        async with beside(inner):
+            calls = [
+                asyncio.create_task(create(username="bridge")),
+                asyncio.create_task(sync_to_async(User.objects.create)(username="asgiref")),
+            ]
+            await turns()
+            assert not any(each.done() for each in calls)
+        await asyncio.gather(*calls)
     assert await usernames() == ["asgiref", "bridge"]
 
 
 async def test_calls_of_an_inner_block_overtake_those_of_the_outer_one():
     """Calls of the innermost block run although others have waited for longer."""
     ran = []
-    inside, overtaken = asyncio.Event(), asyncio.Event()
 
-    async def inner():
+    async def inner(hold):
         async with atomic():
-            inside.set()
-            await overtaken.wait()
+            await hold()
             await database_sync_to_async(ran.append)("inner")
 
     async with atomic():
-        task = asyncio.create_task(inner())
-        await inside.wait()
-        outer = asyncio.create_task(database_sync_to_async(ran.append)("outer"))
-        await turns()
-        overtaken.set()
-        await asyncio.gather(task, outer)
+        async with beside(inner):
+            outer = asyncio.create_task(database_sync_to_async(ran.append)("outer"))
+            await turns()
+        await outer
     assert ran == ["inner", "outer"]
 
 
@@ -225,19 +217,13 @@ async def test_plain_calls_beside_a_block_are_outside():
     """Calls gathered with a block, not in it, run on other workers, outside of its transaction."""
 
     @atomic()
-    async def work():
+    async def work(hold):
         await create(username="ann")
-        inside.set()
-        await leave.wait()
-        raise ZeroDivisionError
+        await hold()
 
-    inside, leave = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(work())
-    await inside.wait()
     look = database_sync_to_async(lambda: (thread_name(), connection.in_atomic_block))
-    assert await look() == ("ormbridge-worker-2", False)
-    leave.set()
-    await ended(task)
+    async with beside(work):
+        assert await look() == ("ormbridge-worker-2", False)
 
 
 async def test_task_started_before_the_block_is_outside():
@@ -256,19 +242,14 @@ async def test_task_started_before_the_block_is_outside():
 
 async def test_block_in_pinned_takes_turns_with_the_calls_of_pinned():
     """In pinned() a call beside an atomic() waits for it: it would be in its transaction."""
-    inside, leave = asyncio.Event(), asyncio.Event()
 
-    async def inner():
+    async def inner(hold):
         async with atomic():
-            inside.set()
-            await leave.wait()
+            await hold()
 
     async with pinned():
-        task = asyncio.create_task(inner())
-        await inside.wait()
-        beside = asyncio.create_task(database_sync_to_async(in_atomic_block)())
-        await turns()
-        assert not beside.done()
-        leave.set()
-        await task
-        assert await beside is False
+        async with beside(inner):
+            call = asyncio.create_task(database_sync_to_async(in_atomic_block)())
+            await turns()
+            assert not call.done()
+        assert await call is False

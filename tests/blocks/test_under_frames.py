@@ -25,6 +25,7 @@ from ormbridge import (
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, thread_name
 from tests.support.blocks import (
+    beside,
     create,
     ended,
     first,
@@ -116,28 +117,24 @@ def test_blocks_under_a_frame_take_turns(record):
 def test_neighbour_under_a_frame_waits():
     """A call beside a block under one frame waits for it, the bridge's and Django's own."""
 
-    async def block():
-        async with atomic():
-            inside.set()
-            await leave.wait()
-            await User.objects.acreate(username="ann")
-            raise ZeroDivisionError
+    async def block(hold):
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                await hold()
+                await User.objects.acreate(username="ann")
+                raise ZeroDivisionError
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        beside = [
-            asyncio.create_task(create(username="bridge")),
-            asyncio.create_task(User.objects.acreate(username="native")),
-            asyncio.create_task(sync_to_async(in_atomic_block)()),
-        ]
-        await turns()
-        assert not any(each.done() for each in beside)
-        leave.set()
-        await ended(task)
-        assert (await asyncio.gather(*beside))[2] is False
+        async with beside(block):
+            calls = [
+                asyncio.create_task(create(username="bridge")),
+                asyncio.create_task(User.objects.acreate(username="native")),
+                asyncio.create_task(sync_to_async(in_atomic_block)()),
+            ]
+            await turns()
+            assert not any(each.done() for each in calls)
+        assert (await asyncio.gather(*calls))[2] is False
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     async_to_sync(work)()
     assert sorted(User.objects.values_list("username", flat=True)) == ["bridge", "native"]
 
@@ -145,28 +142,23 @@ def test_neighbour_under_a_frame_waits():
 def test_neighbour_under_a_frame_that_waits_too_long():
     """It gets PoolTimeout after TIMEOUT, which names the frame's thread and the block."""
 
-    async def block():
+    async def block(hold):
         async with atomic():
-            inside.set()
-            await leave.wait()
+            await hold()
             await create(username="ann")
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        set_timeout(0.01)
-        for call in (create(username="bridge"), User.objects.acreate(username="native")):
-            with pytest.raises(
-                PoolTimeout,
-                match=rf"for its turn on {main_thread()}, which has a synchronous frame, .*, "
-                r"inside atomic\(\) at test_under_frames\.py:\d+ in test_neighbour_under",
-            ):
-                await call
-        set_timeout(GUARD)
-        leave.set()
-        await task
+        async with beside(block):
+            set_timeout(0.01)
+            for call in (create(username="bridge"), User.objects.acreate(username="native")):
+                with pytest.raises(
+                    PoolTimeout,
+                    match=rf"for its turn on {main_thread()}, which has a synchronous frame, .*, "
+                    r"inside atomic\(\) at test_under_frames\.py:\d+ in test_neighbour_under",
+                ):
+                    await call
+            set_timeout(GUARD)
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     async_to_sync(work)()
     assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
 
@@ -174,29 +166,24 @@ def test_neighbour_under_a_frame_that_waits_too_long():
 def test_cancelled_neighbour_under_a_frame_never_runs():
     """A call that is cancelled while it waits beside a block of a frame never runs."""
 
-    async def block():
+    async def block(hold):
         async with atomic():
-            inside.set()
-            await leave.wait()
+            await hold()
 
     async def work():
-        task = asyncio.create_task(block())
-        await inside.wait()
-        beside = [
-            asyncio.create_task(create(username="bridge")),
-            asyncio.create_task(User.objects.acreate(username="native")),
-            asyncio.create_task(atomic()(turns)()),
-        ]
-        await turns()
-        for each in beside:
-            each.cancel()
-        await asyncio.wait(beside)
-        assert all(each.cancelled() for each in beside)
-        leave.set()
-        await task
+        async with beside(block):
+            calls = [
+                asyncio.create_task(create(username="bridge")),
+                asyncio.create_task(User.objects.acreate(username="native")),
+                asyncio.create_task(atomic()(turns)()),
+            ]
+            await turns()
+            for each in calls:
+                each.cancel()
+            await asyncio.wait(calls)
+            assert all(each.cancelled() for each in calls)
         assert await User.objects.acount() == 0
 
-    inside, leave = asyncio.Event(), asyncio.Event()
     async_to_sync(work)()
 
 

@@ -37,7 +37,7 @@ from ormbridge.streaming.source import Source
 from tests.core.gate import GUARD
 from tests.core.support import ROOT, until
 from tests.settings import CHOICE
-from tests.support.blocks import ended, first
+from tests.support.blocks import beside, ended, first
 from tests.support.canceller import Outside, cancelled, cancellers, in_context, pid
 from tests.support.http import request
 
@@ -329,17 +329,14 @@ async def test_call_in_a_block(network, outside, soon, block, new_ones):
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_block_that_waits_for_something_else(network, outside, soon, block):
     """A block that is cancelled while nothing runs is left: its rollback is given up."""
-    stalled = asyncio.Event()
 
-    async def body():
+    async def body(hold):
         await database_sync_to_async(one)()
         network.stall()
-        stalled.set()
-        await asyncio.Event().wait()
+        await hold()
 
-    task = asyncio.create_task(block(body))
-    await asyncio.wait_for(stalled.wait(), GUARD)
-    await cancelled(task)
+    async with beside(lambda hold: block(lambda: body(hold))) as task:
+        await cancelled(task)
     await until(lambda: stats().idle == stats().threads)
     await goes_on(network, outside)
 

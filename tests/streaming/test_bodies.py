@@ -15,6 +15,7 @@ from ormbridge import (
 )
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name
+from tests.support.blocks import beside
 from tests.support.rows import NAMES, ROWS
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -172,19 +173,14 @@ async def test_read_ahead_in_line_behind_a_block(watch, pool_settings):
     pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
     iterator = aiter(stream(watch.rows(), 2))
     names = [(await anext(iterator)).username]
-    inside, in_line = asyncio.Event(), asyncio.Event()
 
-    async def work():
+    async def work(hold):
         async with atomic():
-            inside.set()
-            await in_line.wait()
+            await hold()
             assert watch.fetched == [0, 1, 2, 3]
             names.extend([(await anext(iterator)).username for _ in range(2)])
 
-    task = asyncio.create_task(work())
-    await inside.wait()
-    names += [(await anext(iterator)).username for _ in range(2)]
-    in_line.set()
-    await task
+    async with beside(work):
+        names += [(await anext(iterator)).username for _ in range(2)]
     assert names == NAMES[:5]
     await iterator.aclose()

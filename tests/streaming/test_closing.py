@@ -18,6 +18,7 @@ from ormbridge.core.process import default_pool
 from ormbridge.core.route import place
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
+from tests.support.blocks import beside
 from tests.support.rows import NAMES
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -70,17 +71,13 @@ async def test_exception_closes_the_cursor(watch, pool_settings):
 async def test_cancellation_of_the_body_closes_the_cursor(watch, pool_settings):
     """So does cancelling a task that waits in the body."""
     pool_settings(MAX_THREADS=1)
-    working = asyncio.Event()
 
-    async def work():
+    async def work(hold):
         async for _ in stream(watch.rows(), 2):
-            working.set()
-            await asyncio.Event().wait()
+            await hold()
 
-    task = asyncio.create_task(work())
-    await working.wait()
-    task.cancel()
-    await asyncio.wait([task])
+    async with beside(work) as task:
+        task.cancel()
     assert await database_sync_to_async(watch.open)() == 0
     assert watch.closed == ["ormbridge-worker-1"]
 

@@ -4,8 +4,8 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -58,6 +58,34 @@ async def ended(task: Awaitable[Any]) -> None:
     """Wait until *task* has ended, however it does; the guard against hanging."""
     done, _ = await asyncio.wait([asyncio.ensure_future(task)], timeout=GUARD)
     assert done, f"{task} has not ended within {GUARD} s"
+
+
+@asynccontextmanager
+async def beside(
+    work: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, Any]],
+) -> "AsyncIterator[asyncio.Task[Any]]":
+    """Start *work* in a task, and be beside it while it holds.
+
+    :param work: what to run, with a block for example. It gets a function, and holds where it
+        awaits that. It goes on, and ends, where the ``async with`` does. What it raises is raised
+        there, unless it was cancelled from beside.
+    """
+    inside, leave = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+    async def hold() -> None:
+        inside.set_result(None)
+        await leave.wait()
+
+    task = asyncio.create_task(work(hold))
+    try:
+        await asyncio.wait([task, inside], timeout=GUARD, return_when=asyncio.FIRST_COMPLETED)
+        assert inside.done(), f"{task} does not hold"
+        yield task
+    finally:
+        leave.set()
+        await ended(task)
+    if not task.cancelling():
+        task.result()
 
 
 @contextmanager
