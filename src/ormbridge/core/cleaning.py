@@ -6,7 +6,7 @@ Everything here runs on the thread of the connections.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -74,7 +74,7 @@ def close_old_connections_outside_transactions() -> None:
 
 
 @contextmanager
-def without_old_connections() -> Iterator[None]:
+def without_old_connections() -> Generator[None, None, None]:
     """Clean up before and after, as ``channels.db`` does."""
     close_old_connections_outside_transactions()
     try:
