@@ -9,9 +9,8 @@ Tools that trace calls wrap all of these, also from one call to the next. What c
 say that they wrap (``__wrapped__``, as :func:`functools.wraps` and wrapt's proxies have it); what
 is called is the wrapper.
 
-What asgiref submits is a ``partial`` of ``thread_handler`` whose last argument is a ``partial`` of
-the user's function. That is not documented; where it changes, these jobs run on a worker like any
-other.
+It is asked inside a route only: what comes from below a frame that has ended runs on a worker like
+any other call (``ground.py``).
 """
 
 from __future__ import annotations
