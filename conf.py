@@ -5,6 +5,7 @@ The build needs no network and runs no example: see ``docs/_ext``.
 
 import contextlib
 import datetime as dt
+import gc
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import django
 from django.conf import settings
+from sphinx.application import Sphinx
 
 import ormbridge
 
@@ -177,3 +179,9 @@ copybutton_selector = "div.highlight:not(.example-output *):not(.change *) > pre
 copybutton_prompt_text = "$ "
 # What an example no longer has is not copied with it.
 copybutton_exclude = ".linenos, del"
+
+
+def setup(app: Sphinx) -> None:
+    """Build without looking for garbage: there is hardly any, and it took a seventh of the time."""
+    gc.disable()
+    app.connect("build-finished", lambda *_: gc.enable())

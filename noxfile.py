@@ -145,7 +145,7 @@ def docs(session: nox.Session) -> None:
 def build_site(session: nox.Session, builder: str) -> None:
     """Run a builder of Sphinx; a warning is an error, and all of them are shown."""
     # -E: read all pages anew. Sphinx warns of a page as it reads it, and so once in two runs.
-    strict = ("-W", "-n", "-E", "--keep-going")
+    strict = ("-W", "-n", "-E", "-j", "auto", "--keep-going")
     places = ("-c", ".", "-d", "build/doctrees", "docs", f"build/{builder}")
     session.run("sphinx-build", "-b", builder, *strict, *session.posargs, *places)
 

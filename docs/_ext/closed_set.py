@@ -71,29 +71,16 @@ def check_examples(app: Sphinx, env: BuildEnvironment) -> list[str]:
     places = shown(env)
     for name in recordings.examples(root):
         if name not in places:
-            logger.warning(
-                "no page shows examples/%s.py as a whole; "
-                "show it with the 'example' directive or delete it",
-                name,
-                type="example",
-            )
+            remedy = "show it with the 'example' directive or delete it"
+            logger.warning(f"no page shows examples/{name}.py as a whole; {remedy}", type="example")
     for package in sorted((root / "examples").glob("*/__init__.py")):
         name = package.parent.name
         if not any((root / "tests" / name).glob("test_*.py")):
-            logger.warning(
-                "no test starts examples/%s; add one to tests/%s or delete it",
-                name,
-                name,
-                type="example",
-            )
+            remedy = f"add one to tests/{name} or delete it"
+            logger.warning(f"no test starts examples/{name}; {remedy}", type="example")
     for problem in recordings.problems(root):
-        logger.warning(
-            "%s: %s",
-            problem.path,
-            problem.message,
-            location=places.get(problem.name),
-            type="example",
-        )
+        where = places.get(problem.name)
+        logger.warning("%s: %s", problem.path, problem.message, location=where, type="example")
     return []
 
 

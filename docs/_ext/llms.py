@@ -19,11 +19,18 @@ from .proven import in_reading_order
 class Plain(TextTranslator):
     """Text with the headings, tables and fences of Markdown."""
 
+    def end_state(self, wrap: bool = False, *most: Any, **more: Any) -> None:
+        """Leave a paragraph in one line: to wrap it took longer than all else here."""
+        super().end_state(False, *most, **more)
+
+    def visit_Text(self, node: nodes.Text) -> None:  # noqa: N802 - the name of the node
+        self.add_text(node.astext().replace("\n", " "))
+
     def as_it_is(self, text: str) -> None:
         """Add a block, and leave out what is in the node."""
         self.new_state(0)
         self.add_text(text)
-        self.end_state(wrap=False)
+        self.end_state()
         raise nodes.SkipNode
 
     def visit_title(self, node: nodes.Element) -> None:

@@ -261,13 +261,10 @@ def check_timelines(app: Sphinx, env: BuildEnvironment) -> list[str]:
     on_pages = {name for kept in env.metadata.values() for name in kept.get("timelines", ())}
     for name in spans.names(root):
         if name not in on_pages:
-            logger.warning(
-                "%s: no page shows the timeline '%s'; show it with the 'timeline' directive or "
-                "delete it",
-                spans.timeline_path(root, name).relative_to(root).as_posix(),
-                name,
-                type="timeline",
-            )
+            path = spans.timeline_path(root, name).relative_to(root).as_posix()
+            remedy = "show it with the 'timeline' directive or delete it"
+            message = "%s: no page shows the timeline '%s'; %s"
+            logger.warning(message, path, name, remedy, type="timeline")
     return []
 
 

@@ -26,10 +26,14 @@ if CHOICE in SESSIONS:  # SQLite has no server to ask
             held.close()
         sampler = Sampler()
 
+        def count():
+            User.objects.count()
+            block_until(lambda: sampler.most >= bound)  # so that all come to be connected at once
+
         async def load():
             async def caller():
                 for _ in range(20):
-                    await database_sync_to_async(User.objects.count)()
+                    await database_sync_to_async(count)()
 
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(50):

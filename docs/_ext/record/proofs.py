@@ -36,19 +36,23 @@ class Proof:
         return digest(self.source)
 
 
+_Named = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 @functools.lru_cache(maxsize=256)
-def _parse(path: Path, _changed: int) -> tuple[list[str], ast.Module]:
+def _parse(path: Path, _changed: int) -> tuple[list[str], dict[str, _Named]]:
     text = path.read_text(encoding="utf-8")
-    return text.splitlines(), ast.parse(text)
+    return text.splitlines(), dict(_named_in(ast.parse(text)))
 
 
-def _defined_in(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what *node* holds, also inside an ``if``: a test may need a certain database."""
+def _named_in(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, _Named]]:
+    """Yield what *node* defines, also inside an ``if``: a test may need a certain database."""
     for each in ast.iter_child_nodes(node):
-        if isinstance(each, ast.If):
-            yield from _defined_in(each)
-        else:
-            yield each
+        if isinstance(each, _Named):
+            yield prefix + each.name, each
+            yield from _named_in(each, f"{prefix}{each.name}::")
+        elif isinstance(each, ast.If):
+            yield from _named_in(each, prefix)
 
 
 def find(root: Path, test: str) -> Proof:
@@ -56,9 +60,9 @@ def find(root: Path, test: str) -> Proof:
 
     :raises UnknownTestError: if there is no such test.
     """
-    file, _, rest = test.partition("::")
+    file, _, name = test.partition("::")
     path = root / file
-    if not rest or "[" in rest:
+    if not name or "[" in name:
         raise UnknownTestError(
             f"'{test}' does not name a test; write tests/<file>.py::<test>, without parameters"
         )
@@ -66,21 +70,12 @@ def find(root: Path, test: str) -> Proof:
         raise UnknownTestError(
             f"no test '{test}': {file} does not exist; correct the name or add the test"
         )
-    lines, body = _parse(path, path.stat().st_mtime_ns)
-    node: ast.AST = body
-    for name in rest.split("::"):
-        found = [
-            each
-            for each in _defined_in(node)
-            if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-            and each.name == name
-        ]
-        if not found:
-            raise UnknownTestError(
-                f"no test '{test}': {file} has no '{name}'; correct the name or add the test"
-            )
-        node = found[-1]
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    lines, named = _parse(path, path.stat().st_mtime_ns)
+    if (node := named.get(name)) is None:
+        raise UnknownTestError(
+            f"no test '{test}': {file} has no '{name}'; correct the name or add the test"
+        )
+    if isinstance(node, ast.ClassDef):
         raise UnknownTestError(f"'{test}' is a class; name one test of it")
     start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
     source = textwrap.dedent("\n".join(lines[start - 1 : node.end_lineno])) + "\n"
