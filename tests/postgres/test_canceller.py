@@ -6,15 +6,17 @@ import asyncio
 import functools
 import logging
 import threading
+from contextlib import nullcontext
 
 import pytest
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from channels.generic.websocket import WebsocketConsumer
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.core.asgi import get_asgi_application
 from django.core.signals import request_finished
 from django.db import connection, transaction
-from django.db.models import Model, prefetch_related_objects
+from django.db.models import Model, Prefetch, prefetch_related_objects
+from django.db.models.expressions import RawSQL
 from django.db.utils import OperationalError
 from django.http import HttpResponse
 from django.urls import path
@@ -380,3 +382,31 @@ async def test_what_asgiref_submits_says_what_is_awaited(monkeypatch):
 
         awaited = await Rows(User).acount()
     assert [len(each) for each in awaited] == [0, 1]
+
+
+@postgresql
+@pytest.mark.parametrize("where", ["outside", "request", "socket"])
+async def test_read_ahead_is_stopped_when_its_loop_is_left(outside, one_worker, where):
+    """A loop that is left lets its worker go at once, whatever its next rows wait for."""
+
+    def make():
+        for name in ["first", "second"]:
+            User.objects.create(username=name).groups.create(name=name)
+
+    outside.let_go()
+    await database_sync_to_async(make)()
+    # The groups of the second user wait for who has the lock, and never lets it go. A row that
+    # waits would do so from the beginning: the server makes all of them as the cursor is opened.
+    outside.holder.execute("SELECT pg_advisory_lock(7)")
+    held = RawSQL("CASE name WHEN 'second' THEN pg_advisory_xact_lock(7)::text END", [])
+    groups = Prefetch("groups", Group.objects.annotate(held=held))
+    users = User.objects.order_by("username").prefetch_related(groups)
+    around = {"request": in_context(holds=True), "socket": in_context()}
+    async with around.get(where, nullcontext()):
+        async for user in stream(users, chunk_size=1):
+            assert user.username == "first"
+            await outside.sees(1)
+            break
+        counted = database_sync_to_async(User.objects.count)()
+        assert await asyncio.wait_for(counted, GUARD) == 2
+    assert outside.waiting() == 0
