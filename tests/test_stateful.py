@@ -31,6 +31,7 @@ from django.db.backends.signals import connection_created
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from ormbridge.core import process
 from ormbridge.core.worker import Worker
 from ormbridge.leases.lease import Lease
 from tests.settings import CHOICE
@@ -85,7 +86,7 @@ def machine(monkeypatch, connection_settings):
     yield type("Machine", (Machine,), {"pools": pools, "rest": rest, "abandoned": []})
     connection_created.disconnect(make_table)
     for pool in pools.values():
-        pool.close(refuse=True)
+        process.end(pool)
 
 
 @pytest.mark.django_db(transaction=True, databases=ALIASES)

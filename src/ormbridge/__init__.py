@@ -76,4 +76,4 @@ def _load_wings() -> None:
     from .postgres import canceller as canceller
 
 
-hooks.load.append(_load_wings)
+hooks.load = _load_wings

@@ -409,7 +409,7 @@ async def test_new_settings_leave_no_lease_behind(pool_settings, settings):
 
     socket = await connect(serve(answer))
     await say(socket)
-    (before,) = default_pool()._workers
+    (before,) = default_pool().workers
     pool_settings(WEBSOCKET_LEASE="connection", MAX_THREADS=1)
     await say(socket)
     await disconnect(socket)

@@ -318,8 +318,8 @@ async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
         with mock.patch.object(Lease, "_next", slow_to_rest):
             await atomic().__aenter__()
             pool = process.default_pool()
-            workers = list(pool._workers)
-            pool.close(refuse=True)
+            workers = list(pool.workers)
+            process.end(pool)
     finally:
         logger.removeFilter(note)
     assert pool.stats().discarded == 0

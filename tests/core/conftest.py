@@ -45,7 +45,7 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     process._pool = None
     for pool in process.live_pools():  # new settings may have replaced one
-        pool.close(refuse=True)
+        process.end(pool)
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ from unittest import mock
 
 import pytest
 
+from ormbridge.core import hands as hands_module
 from ormbridge.core import pool as pool_module
 from ormbridge.core.bridge import database_sync_to_async
+from ormbridge.core.hands import FEW, STALL
 from ormbridge.core.mailbox import LOOK, Mailbox
-from ormbridge.core.pool import FEW, STALL, Pool
+from ormbridge.core.pool import Pool
 from ormbridge.core.process import default_pool
 from ormbridge.core.settings import Settings
 from ormbridge.core.worker import Worker
@@ -42,7 +44,7 @@ class Simulation:
 
     def running(self):
         return sorted(
-            (each for each in self.pool._workers if each.lease is not None),
+            (each for each in self.pool.workers if each.lease is not None),
             key=lambda worker: worker.name,
         )
 
@@ -51,7 +53,8 @@ class Simulation:
 def simulation(monkeypatch):
     made = Simulation()
     clock = SimpleNamespace(monotonic=lambda: made.now, process_time=lambda: made.used)
-    monkeypatch.setattr(pool_module, "time", clock)
+    for module in (hands_module, pool_module):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(Worker, "start", lambda worker: worker.wake.acquire(blocking=False))
     return made
 
@@ -205,11 +208,11 @@ async def test_closed_pool_has_all_hands(pool_settings):
     calls = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(5)]
     await gate.entered(2)
     old = default_pool()
-    old._hands = 1
+    old._hands.count = 1
     pool_settings(MAX_THREADS=3)
     gate.open.set()
     await asyncio.wait_for(asyncio.gather(*calls), GUARD)
-    for worker in list(old._workers):
+    for worker in list(old.workers):
         await asyncio.to_thread(worker.join, GUARD)
     assert old.stats().threads == 0
 

@@ -156,8 +156,8 @@ def test_retiring_worker_serves_who_came_meanwhile():
     """A worker that is about to leave stays for a call that came while it closed connections."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     worker, lease = Worker(pool, 1), mock.Mock(calls=1)
-    pool._workers.add(worker)
-    pool._idle.append(worker)
+    pool.workers.add(worker)
+    pool._idle[worker] = None
     assert pool.retire(worker)
     assert pool.take(lease) is False  # the bound still counts the worker
     assert pool.leave(worker) is lease
@@ -171,8 +171,8 @@ def test_worker_does_not_retire_with_a_lease_on_its_way():
     """A worker whose idle time ends as a lease is handed to it does not retire."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     worker = Worker(pool, 1)
-    pool._workers.add(worker)
-    pool._idle.append(worker)
+    pool.workers.add(worker)
+    pool._idle[worker] = None
     with mock.patch.object(Worker, "start"):
         assert pool.take(mock.Mock()) is True
     assert pool.retire(worker) is False
@@ -398,8 +398,8 @@ async def test_retiring_worker_serves_who_got_no_thread(refuse, pool_settings):
     """A call that gets no thread while the only worker retires is served by that worker."""
     pool = Pool(Settings(max_threads=2, timeout=GUARD, max_idle=GUARD, reset=None))
     worker, lease = Worker(pool, 1), mock.Mock(calls=1)
-    pool._workers.add(worker)
-    pool._idle.append(worker)
+    pool.workers.add(worker)
+    pool._idle[worker] = None
     assert pool.retire(worker)
     refuse()
     assert pool.take(lease) is False
@@ -495,8 +495,8 @@ def test_two_threads_are_started_at_one_time(second_starts, monkeypatch, pool_se
 def test_closing_does_not_wait_for_a_thread_that_has_not_started():
     """A pool can be closed while a worker is about to start on another thread."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
-    pool._workers.add(Worker(pool, 1))
-    pool.close(refuse=True)
+    pool.workers.add(Worker(pool, 1))
+    process.end(pool)
 
 
 def test_each_that_is_refused_at_exit_has_an_error_of_its_own():
@@ -504,7 +504,7 @@ def test_each_that_is_refused_at_exit_has_an_error_of_its_own():
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     leases = [mock.Mock(), mock.Mock()]
     pool._waiting.update(dict.fromkeys(leases))
-    pool.close(refuse=True)
+    process.end(pool)
     first, second = [lease.refuse.call_args.args[0] for lease in leases]
     assert type(first) is type(second) is PoolClosed
     assert first is not second

@@ -75,7 +75,7 @@ def late(monkeypatch):
 
 def watch_lock():
     """Watch the lock of the one worker."""
-    (worker,) = default_pool()._workers
+    (worker,) = default_pool().workers
     watched = worker.connections.finishing = Watched()
     return watched
 
@@ -157,7 +157,7 @@ async def test_request_is_not_sent_to_a_worker_with_another_call(outside, one_wo
     call = FinishedCall()
     following = asyncio.create_task(database_sync_to_async(User.objects.count)())
     await outside.sees(1)
-    (worker,) = default_pool()._workers
+    (worker,) = default_pool().workers
     canceller_module._cancel_statements(call, worker.connections, GUARD)
     assert sent == []
     outside.let_go()
@@ -212,7 +212,7 @@ async def test_canceller_looks_who_runs_when_it_has_the_lock(outside, one_worker
         canceller_module, "_cancel_statement", lambda raw, timeout: sent.append(raw)
     )
     await database_sync_to_async(pid)()
-    (worker,) = default_pool()._workers
+    (worker,) = default_pool().workers
     lock = worker.connections.finishing = Slow()
     call = asyncio.create_task(database_sync_to_async(User.objects.count)())
     await outside.sees(1)
@@ -247,7 +247,7 @@ async def test_connection_that_the_next_call_opens(outside, one_worker, monkeypa
     )
     call = asyncio.create_task(database_sync_to_async(gate)())
     await gate.entered()
-    (worker,) = default_pool()._workers
+    (worker,) = default_pool().workers
     opened = worker.connections.opened = Opened()
     await cancelled(call)
     assert await asyncio.to_thread(opened.came.wait, GUARD)

@@ -145,7 +145,7 @@ async def test_transaction_cannot_go_on_where_its_statement_could_not_be_cancell
                 call = asyncio.create_task(User.objects.acount())
                 await outside.sees(1)
                 await cancelled(call)
-                (worker,) = default_pool()._workers
+                (worker,) = default_pool().workers
                 await until(lambda: any(worker.connections.stopped.values()))
                 outside.let_go()
                 with pytest.raises(DatabaseError):

@@ -14,7 +14,7 @@ from ormbridge import (
 )
 from ormbridge.core.call import Call, _expire
 from ormbridge.core.mailbox import mailbox_of
-from ormbridge.core.process import default_pool
+from ormbridge.core.process import default_pool, end
 from ormbridge.core.route import place
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
@@ -238,9 +238,9 @@ def test_loop_ends_before_the_stream(watch, pool_settings):
         return iterator
 
     iterator = asyncio.run(start())
-    (worker,) = default_pool()._workers
+    (worker,) = default_pool().workers
     del iterator
-    default_pool().close(refuse=True)
+    end(default_pool())
     assert not worker.is_alive()
     assert watch.closed == ["ormbridge-worker-1"]
 

@@ -24,8 +24,9 @@ from ormbridge import (
     stream,
 )
 from ormbridge.core import process
+from ormbridge.core.hands import STALL
 from ormbridge.core.mailbox import LOOK
-from ormbridge.core.pool import STALL, Pool
+from ormbridge.core.pool import Pool
 from ormbridge.core.settings import Settings
 from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD
@@ -610,7 +611,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
 
     def _let_workers_rest(self):
         with self.rest.changed:
-            while not self.pool._workers <= self.rest.waiting:
+            while not self.pool.workers <= self.rest.waiting:
                 if not self.rest.changed.wait(PATIENCE):
                     raise AssertionError("a worker does not come to rest")
 
@@ -623,7 +624,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
                 self._end_all()
                 whole = True
                 if self.scarce:
-                    self.pools.pop((self.threads, True)).close(refuse=True)
+                    process.end(self.pools.pop((self.threads, True)))
         finally:
             if not whole:
                 self._abandon()

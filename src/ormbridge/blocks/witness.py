@@ -206,4 +206,4 @@ def package_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-hooks.attend.append(_attend_worker)
+hooks.attend = _attend_worker

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -85,13 +84,5 @@ def without_old_connections() -> Generator[None, None, None]:
 
 def close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
     """Close *connection* as *wrapper*, its class or a base of that, does."""
-    with closing(connection.connection):
+    with hooks.closing(connection.connection):
         wrapper.close(connection)
-
-
-def closing(raw: Any) -> ExitStack:
-    """Return the block in which a driver's connection, *raw*, is to be closed."""
-    stack = ExitStack()
-    for each in hooks.closing:
-        stack.enter_context(each(raw))
-    return stack

@@ -11,7 +11,7 @@ Guarantees:
 * no connection is handed to anybody else while a request to cancel its statement is on its way, or
   may be, and a transaction whose statement was cancelled ends in a rollback.
 
-Assumes that every method but the constructor and ``cut`` runs on the worker's own thread; what the
+Assumes that every method but the constructor runs on the worker's own thread; what the
 canceller touches, it touches under :attr:`ThreadConnections.finishing`. Connections make
 themselves known through Django's ``connection_created`` signal, so a call that opens none costs
 nothing here.
@@ -31,7 +31,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete, closing
+from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete
 from .errors import BridgeError, logger
 from .settings import Reset
 from .state import transaction_open
@@ -86,8 +86,7 @@ class ThreadConnections:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
-        for attend in hooks.attend:
-            attend(connection, self)
+        hooks.attend(connection, self)
         # Weak: in a cycle, SQLite's connection would outlive its thread.
         own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
@@ -119,7 +118,7 @@ class ThreadConnections:
         if failed:
             self._find()
         if self.stopped:
-            self.settle()
+            hooks.settle(self)
         if reset is not None:
             self._reset_closed(reset)
         if self.opened:
@@ -181,8 +180,7 @@ class ThreadConnections:
         connection.queries_log.clear()
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()
-        for attend in hooks.attend:
-            attend(connection, self)
+        hooks.attend(connection, self)
         close_if_unusable_or_obsolete(connection)
 
     def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
@@ -196,7 +194,7 @@ class ThreadConnections:
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
         if self.stopped:
-            self.settle()
+            hooks.settle(self)
         for connection in self.opened:
             if connection.errors_occurred:
                 close_if_dead(connection)
@@ -207,7 +205,7 @@ class ThreadConnections:
         if self.opened:
             self.catch_up()
         if self.stopped:
-            self.settle()
+            hooks.settle(self)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended.
@@ -216,20 +214,6 @@ class ThreadConnections:
         """
         with self.finishing:
             pass
-
-    def settle(self) -> None:
-        """See to the connections with a stopped statement."""
-        for settle in hooks.settle:
-            settle(self)
-
-    def cut(self, call: object = None) -> None:
-        """Break the connections on which the thread waits in vain. Any thread; never waits.
-
-        :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
-            what the thread does after a lease is meant: RESET, or the rollback of what was left.
-        """
-        for cut in hooks.cut:
-            cut(self, call)
 
     def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is not None:
@@ -245,7 +229,7 @@ class ThreadConnections:
         raw = connection.connection
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-            with suppress(Exception), closing(raw):
+            with suppress(Exception), hooks.closing(raw):
                 if step is not None:
                     step()
         connection.connection = None

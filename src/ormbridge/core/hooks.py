@@ -1,26 +1,32 @@
 """What wings do at the core's bidding. Where none is loaded, nothing.
 
-The core knows connections and threads, no servers and no blocks. What knows more adds itself here
-as it is imported, and is imported by the first call (:data:`load`).
+The core knows connections and threads, no servers and no blocks. A wing that knows more puts what
+it does in one of these places as it is imported, and is imported by the first call (:data:`load`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+
+def _do_nothing(*args: object) -> None: ...
+
+
 #: Load the wings. Called as the pool is made, on the thread of the first call.
-load: list[Callable[[], object]] = []
+load: Callable[[], object] = _do_nothing
 #: Look after a connection, Django's object, which was opened or comes back from a lease; the second
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
-attend: list[Callable[[Any, Any], object]] = []
+attend: Callable[[Any, Any], object] = _do_nothing
 #: Stop a call that runs and whose outcome nobody awaits. Any thread; returns at once.
 stop: list[Callable[[Any], object]] = []
-#: See to the connections of a thread on which a statement was stopped. On that thread.
-settle: list[Callable[[Any], object]] = []
-#: Break the connections on which a thread waits: those of a call, or after a lease, where the
-#: second argument is None. Any thread; never waits.
-cut: list[Callable[[Any, Any], object]] = []
+#: See to the connections of a thread, the argument, on which a statement was stopped. On that
+#: thread.
+settle: Callable[[Any], object] = _do_nothing
+#: Break the connections on which a thread, the first argument, waits in vain. Any thread; never
+#: waits. The second one is the call for whose sake; if its worker is done with it, nothing happens.
+#: None is for what the thread does after a lease: RESET, or the rollback of what was left.
+cut: Callable[[Any, Any], object] = _do_nothing
 #: Make a block in which a driver's connection is closed. On its thread.
-closing: list[Callable[[Any], AbstractContextManager[None]]] = []
+closing: Callable[[Any], AbstractContextManager[object]] = nullcontext

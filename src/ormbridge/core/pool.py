@@ -5,9 +5,7 @@ Guarantees:
 * there are never more workers than the bound, and none is started while one is free;
 * a free worker goes to the lease that has waited longest; of several free workers the one used last
   is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
-* few hands come first, because threads that run Python share one lock: while leases wait, FEW
-  workers run to begin with, and more as long as the process leaves a processor idle, or none is
-  done for STALL seconds;
+* while leases wait, no more workers run than :mod:`.hands` says;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
   again;
@@ -25,26 +23,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from functools import partial
+from dataclasses import replace
 
-from .connections import ThreadConnections
+from . import hooks
 from .errors import PoolClosed, PoolTimeout
-from .mailbox import LOOK
+from .hands import FEW, Hands
 from .settings import Settings, import_reset
-from .stats import PoolStats
+from .stats import PoolStats, no_thread
 from .worker import Leaseholder, Worker
-
-#: Workers that begin at one time.
-FEW = 3
-#: Seconds after which all may run where no worker is done with its lease, or a call of that.
-STALL = 0.005
-# Of one processor, what the process uses: below the first, one worker more may run, above the
-# second one fewer.
-SLACK, BUSY = 0.75, 0.9
-# The weight of the last look in what the process uses.
-FRESH = 0.2
-# Seconds between two looks at a worker that is to end, and may wait for a server in vain.
-_GLANCE = 0.1
 
 
 class Pool:
@@ -56,14 +42,12 @@ class Pool:
         self.reset = import_reset(settings.reset)
         self._lock = threading.RLock()
         # All of the following is guarded by _lock.
-        self._workers: set[Worker] = set()
-        self._idle: list[Worker] = []  # the one used last is at the end
+        #: Those that exist. Others look at a copy: to make one takes no lock.
+        self.workers: set[Worker] = set()
+        self._idle: dict[Worker, None] = {}  # the one used last is at the end
         self._waiting: OrderedDict[Leaseholder, None] = OrderedDict()
-        self._hands = FEW  # workers that may run, not counting those that are kept
+        self._hands = Hands()
         self._kept = 0  # workers that leases keep between calls
-        self._looked = self._used = 0.0  # the last look, and the seconds of CPU used by then
-        self._busy = 1.0  # how much of a processor that was lately
-        self._moved = 0.0  # when a worker last was done with a lease, or with a call of one
         self._closed = False
         self._number = 0
         self._calls = self._queued = self._timeouts = self._discarded = 0
@@ -82,108 +66,89 @@ class Pool:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             # Who is in line may only wait for its turn to run.
-            hands = self._hands if wait else self.settings.max_threads
+            hands = self._hands.count if wait else self.settings.max_threads
             worker = None if wait and self._waiting else self._free_or_new(hands)
-            if worker is not None:
-                worker.lease, worker.since = lease, now
-            elif wait:
-                if not self._waiting:
-                    self._looked, self._used, self._moved = now, time.process_time(), now
-                self._waiting[lease] = None
-                self._queued += 1
-        if worker is None:
-            return False
-        if self._wake(worker):
-            return True
-        return not wait and not self.forget(lease)  # unless another worker has it by now
+            if worker is None:
+                if wait:
+                    if not self._waiting:
+                        self._hands.begin(now)
+                    self._waiting[lease] = None
+                    self._queued += 1
+                return False
+            worker.lease, worker.since = lease, now
+        # Where it is in line after all, another worker may have it by now.
+        return self._wake(worker, lease) or (not wait and not self.forget(lease))
 
     def _free_or_new(self, hands: int) -> Worker | None:
         """Return a worker that is free, or new, if one more of *hands* may run."""
         if self._running() >= hands:
             return None
         if self._idle:
-            return self._idle.pop()
-        if len(self._workers) >= self.settings.max_threads:
+            return self._idle.popitem()[0]
+        if len(self.workers) >= self.settings.max_threads:
             return None
         self._number += 1
         worker = Worker(self, self._number)
-        self._workers.add(worker)
+        self.workers.add(worker)
         return worker
 
     def has_long_line(self) -> bool:
         """Say whether at least as many leases wait as workers may run."""
-        return len(self._waiting) >= self._hands
+        return len(self._waiting) >= self._hands.count
 
     def _running(self) -> int:
-        return len(self._workers) - len(self._idle) - self._kept
+        return len(self.workers) - len(self._idle) - self._kept
 
     def look(self) -> bool:
-        """Let more workers run where the interpreter is idle, and fewer where it is not.
+        """See how many workers may run now, and have so many begin.
 
         Called by each loop every LOOK seconds, from the moment that one of its calls waits.
 
         :returns: whether to look again: somebody waits, or more than FEW run.
         """
-        now, used, most = time.monotonic(), time.process_time(), self.settings.max_threads
         with self._lock:
-            passed = now - self._looked
-            if passed > LOOK / 2:  # other loops look, too
-                busy = (used - self._used) / passed
-                self._busy += FRESH * (busy - self._busy)
-                stands = self._moved <= self._looked  # nobody was done since
-                if now - self._moved > STALL or (stands and busy < SLACK):
-                    self._hands = most
-                elif self._busy < SLACK:
-                    self._hands = min(self._hands + 1, most)
-                elif self._busy > BUSY and self._hands > FEW:
-                    self._hands -= 1
-                self._looked, self._used = now, used
+            self._hands.look(self.settings.max_threads)
             again = bool(self._waiting) or self._running() > FEW
             if not again:
-                self._hands, self._busy = FEW, 1.0
-        while (worker := self._next()) is not None and self._wake(worker):
+                self._hands = Hands()
+        while self._begin_next():
             pass
         return again
 
-    def _next(self) -> Worker | None:
+    def _begin_next(self) -> bool:
+        """Have one more worker begin, for who waits longest. False if none may, or can."""
         with self._lock:
-            worker = self._free_or_new(self._hands) if self._waiting else None
-            if worker is not None:
-                self._serve_first(worker, time.monotonic())
-            return worker
+            worker = self._free_or_new(self._hands.count) if self._waiting else None
+            if worker is None:
+                return False
+            lease = self._serve_first(worker, time.monotonic())
+        return self._wake(worker, lease)
 
-    def _wake(self, worker: Worker) -> bool:
-        """Set *worker* to work. False if the system refuses its thread, and its lease waits."""
+    def _wake(self, worker: Worker, lease: Leaseholder) -> bool:
+        """Set *worker* to work for *lease*. False if the system has no thread, and that waits."""
         worker.wake.release()
         if worker.ident is None:
             try:
                 worker.start()
             except Exception as error:  # no thread, or no memory, is left
-                return self._do_without(worker, error.with_traceback(None))
+                return self._do_without(worker, lease, error.with_traceback(None))
         return True
 
-    def _do_without(self, worker: Worker, reason: Exception) -> bool:
-        """Make do with the other workers; where there is none, refuse who is in line.
+    def _do_without(self, worker: Worker, lease: Leaseholder, reason: Exception) -> bool:
+        """Make do with other workers for *lease*; where there is none, refuse who is in line.
 
         :returns: whether there is none.
         """
         with self._lock:
-            self._workers.discard(worker)
-            if worker.lease is not None:
-                self._waiting[worker.lease] = None
-                self._waiting.move_to_end(worker.lease, last=False)
-            if self._workers:  # the next look finds one that became free, or asks the system again
+            self.workers.discard(worker)
+            self._waiting[lease] = None
+            self._waiting.move_to_end(lease, last=False)
+            if self.workers:  # the next look finds one that became free, or asks the system again
                 return False
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
         for lease in waiting:
-            error = PoolTimeout(
-                f"no thread could be started ({reason}), and the pool has none: 0 of "
-                f"{self.settings.max_threads} workers exist. The limit of this user or container "
-                "on threads and processes is reached: raise it (ulimit -u, the pids of the "
-                "container), or lower ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS'] "
-                "[no-thread]"
-            )
+            error = PoolTimeout(no_thread(reason, self.settings.max_threads))
             error.__cause__ = reason
             lease.refuse(error)
         return True
@@ -194,26 +159,25 @@ class Pool:
             with self._lock:
                 worker.kept = True
                 self._kept += 1
-                self._moved = time.monotonic()
-            if (other := self._next()) is not None:
-                self._wake(other)
+                self._hands.moved = time.monotonic()
+            self._begin_next()
 
     def give_back(self, worker: Worker) -> Leaseholder | None:
         """Take *worker* back from its lease. Returns the next lease, or None: wait."""
         with self._lock:
-            self._moved = now = time.monotonic()
+            self._hands.moved = now = time.monotonic()
             if worker.lease is not None:
                 self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
             self._kept -= worker.kept
             worker.kept = False
-            if self._waiting and self._running() <= self._hands:
+            if self._waiting and self._running() <= self._hands.count:
                 return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:
                 worker.wake.release()
             else:
-                self._idle.append(worker)
+                self._idle[worker] = None
             return None
 
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
@@ -225,10 +189,7 @@ class Pool:
     def retire(self, worker: Worker) -> bool:
         """Let *worker* go, idle for ``MAX_IDLE`` seconds. False if a lease is on its way to it."""
         with self._lock:
-            if worker not in self._idle:
-                return False
-            self._idle.remove(worker)
-            return True
+            return self._idle.pop(worker, self) is None  # as all that are in it
 
     def leave(self, worker: Worker) -> Leaseholder | None:
         """Forget *worker*, whose connections are closed; or keep it for the lease it returns.
@@ -238,14 +199,14 @@ class Pool:
         with self._lock:
             if self._waiting:
                 return self._serve_first(worker, time.monotonic())
-            self._workers.discard(worker)
+            self.workers.discard(worker)
             self._discarded += worker.connections.discarded
             return None
 
     def forget(self, lease: Leaseholder) -> bool:
         """Take *lease*, which gave up, out of the line. Returns whether it was there."""
         with self._lock:
-            return self._waiting.pop(lease, self) is None  # as for all that are in it
+            return self._waiting.pop(lease, self) is None  # as all that are in it
 
     def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Count *call*, which has waited for a worker for too long. Returns its error.
@@ -254,81 +215,53 @@ class Pool:
         """
         with self._lock:
             self._timeouts += 1
-            workers = [] if self in seen else list(self._workers)
-        for worker in workers:
-            worker.connections.cut()
-        snapshot = seen.get(self) or seen.setdefault(self, self.stats())
-        return PoolTimeout(snapshot.shortage(time.monotonic() - call.asked))
+        if self not in seen:
+            for worker in list(self.workers):
+                hooks.cut(worker.connections, None)
+            seen[self] = self.stats()
+        return PoolTimeout(seen[self].shortage(time.monotonic() - call.asked))
 
     def stats(self) -> PoolStats:
         """Return a snapshot. May be called from any thread."""
         with self._lock:
             now = time.monotonic()
-            busy = [(worker.name, worker.lease, now - worker.since) for worker in self._workers]
-            snapshot = partial(
-                PoolStats,
+            busy = [(each, each.lease, now - each.since) for each in self.workers if each.lease]
+            discarded = [each.connections.discarded for each in self.workers]
+            snapshot = PoolStats(
                 max_threads=self.settings.max_threads,
-                threads=len(self._workers),
+                threads=len(self.workers),
                 idle=len(self._idle),
                 waiting=len(self._waiting),
-                calls=self._calls + sum(lease.calls for _, lease, _ in busy if lease),
+                calls=self._calls + sum(lease.calls for _, lease, _ in busy),
                 queued=self._queued,
                 wait_seconds=self._wait_seconds,
                 run_seconds=self._run_seconds,
                 timeouts=self._timeouts,
-                discarded=self._discarded
-                + sum(each.connections.discarded for each in self._workers),
+                discarded=self._discarded + sum(discarded),
             )
         # Naming a lease calls the user's code, which may come back here: outside the lock.
-        holders = tuple(
-            (name, str(lease), since) for name, lease, since in busy if lease is not None
-        )
-        return snapshot(holders=holders)
+        holders = tuple((worker.name, str(lease), since) for worker, lease, since in busy)
+        return replace(snapshot, holders=holders)
 
-    def leases(self) -> list[tuple[Worker, Leaseholder]]:
-        """Return the leases that have a worker, with it. May be called from any thread."""
-        with self._lock:
-            workers = sorted(self._workers, key=lambda worker: worker.since)
-            return [(worker, worker.lease) for worker in workers if worker.lease is not None]
-
-    def close(self, *, refuse: bool, patience: float | None = None) -> None:
+    def close(self, *, refuse: bool) -> list[Worker]:
         """Take no new leases, and let every worker end as it becomes free.
 
-        :param refuse: fail the leases that wait, and return when every worker has ended. Otherwise
-            waiting leases are still served, and close returns at once.
-        :param patience: seconds to wait for a worker to end, at the most.
+        :param refuse: fail the leases that wait; otherwise they are still served.
+        :returns: the workers, which may still run.
         """
         with self._lock:
             self._closed = True
             waiting: list[Leaseholder] = []
             if refuse:
                 waiting, self._waiting = list(self._waiting), OrderedDict()
-            idle, self._idle = self._idle, []
-            workers = list(self._workers)
-            leases = [worker.lease for worker in workers if worker.lease is not None]
+            idle, self._idle = self._idle, {}
+            workers = list(self.workers)
         exiting = "the interpreter exits; the call waited for a worker and did not run [exiting]"
         for lease in waiting:
             lease.refuse(PoolClosed(exiting))
         for worker in idle:
             worker.wake.release()
-        if refuse:
-            for lease in leases:
-                lease.dismiss(PoolClosed(exiting))
-            deadline = time.monotonic() + ThreadConnections.BOUND
-            for worker in filter(Worker.is_alive, workers):  # others may be about to start
-                while patience is None and worker.is_alive():
-                    worker.join(max(deadline - time.monotonic(), _GLANCE))
-                    worker.connections.cut()
-                worker.join(patience)
-
-    def disown(self) -> None:
-        """Forget everything after a fork: the threads and the connections are the parent's."""
-        import ctypes  # dear, and seldom needed
-
-        for worker in self._workers:
-            # Freeing a connection would say goodbye to the server in the parent's name (mysqlclient
-            # does), so these live until the process ends, its finalization included.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker.connections.opened))
-            worker.connections.opened = []
-            # The child may go on in the middle of a call, while the parent's canceller had this.
-            worker.connections.finishing = threading.RLock()
+        for worker in workers if refuse else ():
+            if (running := worker.lease) is not None:
+                running.dismiss(PoolClosed(exiting))
+        return workers

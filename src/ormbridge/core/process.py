@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from . import hooks
+from .connections import ThreadConnections
 from .pool import Pool
 from .settings import load_settings
 from .stats import PoolStats
+from .worker import Worker
+
+# Seconds between two looks at a worker that is to end, and may wait for a server in vain.
+_GLANCE = 0.1
 
 _pool: Pool | None = None
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -37,8 +43,7 @@ def default_pool() -> Pool:
     if _pool is None:
         with _pool_lock:
             if _pool is None:
-                for load in hooks.load:
-                    load()
+                hooks.load()
                 pool = Pool(load_settings())
                 if _exiting:
                     # A worker started now would be cut off in the middle of its call, if the
@@ -59,31 +64,50 @@ def live_pools() -> list[Pool]:
     return list(_pools)
 
 
-def end_pools(patience: float) -> None:
-    """Refuse the calls that wait, and end every worker; the next call makes a new pool.
+def end(pool: Pool, patience: float | None = None) -> None:
+    """Refuse the calls that wait in *pool*, and wait until every worker has ended.
 
     :param patience: seconds to wait for each worker, at the most.
     """
+    workers = pool.close(refuse=True)
+    deadline = time.monotonic() + ThreadConnections.BOUND
+    for worker in filter(Worker.is_alive, workers):  # others may be about to start
+        while patience is None and worker.is_alive():
+            worker.join(max(deadline - time.monotonic(), _GLANCE))
+            hooks.cut(worker.connections, None)
+        worker.join(patience)
+
+
+def end_pools(patience: float) -> None:
+    """End every pool, see :func:`end`; the next call makes a new one."""
     global _pool
     with _pool_lock:
         _pool = None
     for pool in live_pools():
-        pool.close(refuse=True, patience=patience)
+        end(pool, patience)
 
 
 def _close_at_exit() -> None:
     global _exiting
     with _pool_lock:
         _exiting = True
-    for pool in list(_pools):  # new settings may have replaced one that is still in use
-        pool.close(refuse=True)
+    for pool in live_pools():
+        end(pool)
 
 
 def _reset_after_fork() -> None:
+    import ctypes  # dear, and seldom needed
+
     global _pool, _pool_lock
     _pool_lock = threading.RLock()
-    for pool in list(_pools):
-        pool.disown()
+    # The threads and the connections are the parent's.
+    for worker in [worker for pool in _pools for worker in pool.workers]:
+        # Freeing a connection would say goodbye to the server in the parent's name (mysqlclient
+        # does), so these live until the process ends, its finalization included.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker.connections.opened))
+        worker.connections.opened = []
+        # The child may go on in the middle of a call, while the parent's canceller had this.
+        worker.connections.finishing = threading.RLock()
     _pools.clear()
     _pool = None
 

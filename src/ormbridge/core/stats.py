@@ -36,7 +36,7 @@ class PoolStats:
     #: Connections thrown away because a call left a transaction open or cleaning failed.
     discarded: int
     #: For each leased worker: its thread's name, what it runs, and for how many seconds.
-    holders: tuple[tuple[str, str, float], ...]
+    holders: tuple[tuple[str, str, float], ...] = ()
 
     def shortage(self, waited: float) -> str:
         """Say why a call has no worker after it *waited*, in seconds, and what to do about it."""
@@ -50,3 +50,13 @@ class PoolStats:
             "settings.ORMBRIDGE['MAX_THREADS'] (mind the database's max_connections) or "
             "['TIMEOUT'] [pool-full]"
         )
+
+
+def no_thread(reason: Exception, max_threads: int) -> str:
+    """Say why a call has no worker where the system starts no thread, and what to do about it."""
+    return (
+        f"no thread could be started ({reason}), and the pool has none: 0 of {max_threads} "
+        "workers exist. The limit of this user or container on threads and processes is reached: "
+        "raise it (ulimit -u, the pids of the container), or lower ASGI_THREADS or "
+        "settings.ORMBRIDGE['MAX_THREADS'] [no-thread]"
+    )

@@ -55,7 +55,7 @@ from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
 from ..core.worker import Worker
-from .connections import is_active, socket_of
+from .connections import cut, is_active, socket_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
@@ -106,7 +106,7 @@ def _cut(call: Call) -> None:
     if own is None and call.stopping and isinstance(thread, Worker):
         own = thread.connections
     if own is not None:
-        own.cut(call)
+        cut(own, call)
     if not call.closes and call.future is not None and not call.future.done():
         call.future.set_result(None)  # a beginning: it may be that it has no connection yet
 
@@ -163,7 +163,7 @@ def _stop(call: Call) -> None:
         if call.connections is not None and left > 0:
             _cancel_statements(call, call.connections, left)
         elif call.connections is not None and not call.awaits:
-            call.connections.cut(call)
+            cut(call.connections, call)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 

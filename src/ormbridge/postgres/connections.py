@@ -119,6 +119,6 @@ def seen_by_server(raw: Any) -> Generator[None, None, None]:
                 pass
 
 
-hooks.closing.append(seen_by_server)
-hooks.cut.append(cut)
-hooks.settle.append(settle)
+hooks.closing = seen_by_server
+hooks.cut = cut
+hooks.settle = settle

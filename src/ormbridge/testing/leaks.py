@@ -90,8 +90,8 @@ def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
         left = [
             (worker, lease)
             for pool in live_pools()
-            for worker, lease in pool.leases()
-            if not getattr(lease, "is_of_test", False)
+            for worker in sorted(pool.workers, key=lambda worker: worker.since)
+            if (lease := worker.lease) and not getattr(lease, "is_of_test", False)
         ]
         # A lease that runs no call does not end by itself.
         running = any(getattr(lease, "running", lease) is not None for _, lease in left)
