@@ -30,7 +30,7 @@ from ormbridge import (
 from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
 from ormbridge.core.mailbox import mailbox_of
-from ormbridge.core.process import default_pool
+from ormbridge.core.process import default_pool, end
 from ormbridge.postgres import canceller
 from ormbridge.postgres import connections as stopped
 from ormbridge.streaming.source import Source
@@ -673,6 +673,6 @@ async def test_worker_that_cleans_up_as_the_process_ends(network, stalled_reset)
         await database_sync_to_async(pid)()
     assert await asyncio.to_thread(stalled_reset.wait, GUARD)
     pool = default_pool()
-    closing = asyncio.create_task(asyncio.to_thread(pool.close, refuse=True))
+    closing = asyncio.create_task(asyncio.to_thread(end, pool))
     await ended(closing)
     assert pool.stats().threads == 0

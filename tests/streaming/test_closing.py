@@ -253,7 +253,7 @@ def test_process_ends_before_the_stream(watch, pool_settings):
         iterator = aiter(stream(watch.rows(), 2))
         await anext(iterator)
         await until(lambda: len(watch.fetched) == 4)
-        await asyncio.to_thread(default_pool().close, refuse=True)
+        await asyncio.to_thread(end, default_pool())
         assert watch.closed == ["ormbridge-worker-1"]
         assert (await anext(iterator)).username == NAMES[1]  # in hand
         names = [(await anext(iterator)).username for _ in range(2)]  # read ahead

@@ -647,7 +647,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
                 actor.order.set_result("break")
             self._turn()
             threading.Event().wait(0.001)
-        ending = threading.Thread(target=self.pool.close, kwargs={"refuse": True}, daemon=True)
+        ending = threading.Thread(target=process.end, args=(self.pool,), daemon=True)
         ending.start()
         ending.join(5)
 

@@ -31,7 +31,6 @@ from django.db import transaction
 
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
-from ..core.cleaning import keep_open
 from ..core.errors import BridgeError, TransactionAborted
 from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
@@ -51,9 +50,7 @@ class AtomicBlock(OpenBlock):
         super().__init__(name, exclusive=True)
         self._using = using
         self._atomic = transaction.Atomic(using, savepoint, durable)
-        # While the transaction is open.
-        self._witness: Witness | None = None
-        self._restore: Callable[[], object] | None = None
+        self._witness: Witness | None = None  # while the transaction is open
         self._decided = threading.Lock()  # taken once: by the beginning, or by who gives it up
         self._callbacks: list[Callback] = []
 
@@ -119,10 +116,8 @@ class AtomicBlock(OpenBlock):
             cancelled = failure = None  # their tracebacks hold this frame
 
     def _make_call(self, function: Callable[[], None], what: str) -> Call:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # the coroutine is being freed
-            loop = self.loop
+        # It is exported. None runs where the coroutine is being freed.
+        loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         job = DatabaseSyncToAsync(function).job(loop, [], contextvars.copy_context(), function)
         return Call(job, f"the {what} of {self}", mailbox_of(loop))
 
@@ -135,7 +130,6 @@ class AtomicBlock(OpenBlock):
             self.give_back(end=False)
             return
         connection = transaction.get_connection(self._using)
-        self._restore = keep_open(connection)
         self._witness = attend(connection)
         self.lease = call.line
         self.lease.line.open(self)
@@ -179,8 +173,6 @@ class AtomicBlock(OpenBlock):
                 self._atomic.__exit__(exc_type, None, None)
             finally:
                 witness.leave()
-                if self._restore is not None:
-                    self._restore()
 
 
 @overload

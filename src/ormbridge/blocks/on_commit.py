@@ -30,7 +30,7 @@ def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
     if len(connection.atomic_blocks) == 1:
         take: Callable[[Callback], object] = callbacks.append
     elif block.frame and not any(each.exclusive for each in outwards(block.parent)):
-        take = _await_here  # a synchronous atomic() around this one will commit
+        take = async_to_sync(_await_here)  # a synchronous atomic() around this one will commit
     else:
         return
     connection.run_on_commit = [
@@ -85,9 +85,5 @@ def _handing(
     return call
 
 
-def _await_here(callback: Callback) -> None:
-    async_to_sync(_wait_for)(callback[0])
-
-
-async def _wait_for(outcome: Awaitable[Any]) -> None:
-    await outcome
+async def _await_here(callback: Callback) -> None:
+    await callback[0]

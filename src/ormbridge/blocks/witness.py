@@ -30,6 +30,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
 from ..core import hooks
+from ..core.cleaning import keep_open
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.state import transaction_status
@@ -60,6 +61,8 @@ class Witness:
         connection.ormbridge_witness = self
         connection.execute_wrappers.insert(0, self)
         connection.set_rollback = self.set_rollback
+        # A worker sees to that by itself.
+        self._restore = keep_open(connection) if who is None else None
         for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
             setattr(connection, how, partial(self.end, how))
 
@@ -144,28 +147,23 @@ class Witness:
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
         self.blocks -= 1
-        if self._who is None and not self.blocks:
+        if self._restore is not None and not self.blocks:
             connection: Any = self._own()
             connection.execute_wrappers.remove(self)
             del connection.set_rollback, connection.ormbridge_witness
+            self._restore()
 
 
 def attend(connection: BaseDatabaseWrapper) -> Witness:
     """Have a witness see what *connection* does in a block of ``atomic()``, until it leaves."""
-    witness = witness_of(connection) or Witness(connection)
+    witness: Witness = getattr(connection, "ormbridge_witness", None) or Witness(connection)
     witness.blocks += 1
-    return witness
-
-
-def witness_of(connection: BaseDatabaseWrapper) -> Witness | None:
-    """Return the witness of *connection*."""
-    witness: Witness | None = vars(connection).get("ormbridge_witness")
     return witness
 
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     """Have a witness on a worker's connection, which remembers nothing of the last lease."""
-    witness = witness_of(connection)
+    witness: Witness | None = getattr(connection, "ormbridge_witness", None)
     if witness is None:
         Witness(connection, lambda: own.running)
     elif witness not in connection.execute_wrappers:

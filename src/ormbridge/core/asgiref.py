@@ -57,7 +57,6 @@ class Ground(CurrentThreadExecutor):
 
     def __init__(self) -> None:
         """Make a ground; it takes what is sent to it by :meth:`submit`, a subclass's."""
-        self._work_thread = threading.current_thread()
 
     def is_next(self) -> bool:
         """Say whether asgiref sends the calls of the running code here: no frame is in between."""
@@ -71,12 +70,7 @@ class Ground(CurrentThreadExecutor):
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.fn)
         run.add_done_callback(functools.partial(_pass_on, item.future))
-        item.future.add_done_callback(functools.partial(_pass_cancellation, run))
-
-
-def _pass_cancellation(run: asyncio.Future[Any], outcome: Future[Any]) -> None:
-    if outcome.cancelled():
-        run.cancel()
+        item.future.add_done_callback(lambda outcome: run.cancel())  # if that has not ended
 
 
 def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
@@ -143,7 +137,9 @@ class Guest:
     """A work item that has a frame's thread for as long as it likes, in the frame's place."""
 
     def __init__(self, frame: CurrentThreadExecutor, serve: Callable[[], object]) -> None:
-        self._frame, self._serve = frame, serve
+        self._frame = frame
+        #: What asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C.
+        self.run = serve
 
     def submit(self) -> bool:
         """Get in line for the thread. Returns False if the frame has ended."""
@@ -153,10 +149,6 @@ class Guest:
             self._frame._work_items.append(self)  # type: ignore[arg-type] # it is run, no more
             self._frame._work_ready.notify()
         return True
-
-    def run(self) -> None:
-        """Do what asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C."""
-        self._serve()
 
     def wake(self) -> None:
         """Have :meth:`wait` look again. Any thread."""

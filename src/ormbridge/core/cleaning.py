@@ -28,16 +28,16 @@ def refresh_own_thread() -> None:
         close_if_dead(connection)
 
 
-def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], object] | None:
+def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
     """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
 
     Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
 
-    :returns: what takes that back, or None if they are kept from it already.
+    :returns: what takes that back; nothing if they are kept from it already.
     """
     name = "close_if_unusable_or_obsolete"
     if name in vars(connection):
-        return None
+        return lambda: None
     setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
     return partial(delattr, connection, name)
 

@@ -45,11 +45,6 @@ _thread = threading.local()
 class ThreadConnections:
     """The open connections of one worker."""
 
-    __slots__ = (
-        *("discarded", "due", "finishing", "leased"),
-        *("opened", "running", "stopped", "wrappers"),
-    )
-
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
 
@@ -167,16 +162,15 @@ class ThreadConnections:
             self.opened = [each for each in self.opened if each.connection is not None]
 
     def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
+        who = "the call"
+        if reset is not None and not transaction_open(connection):
+            reset(connection)
+            who = "RESET"
         if transaction_open(connection):
-            self.discard(connection, "the call left a transaction open; it was rolled back")
+            self.discard(connection, f"{who} left a transaction open; it was rolled back")
             if reset is not None:
                 self._reset_closed(reset)  # the thread
             return
-        if reset is not None:
-            reset(connection)
-            if transaction_open(connection):
-                self.discard(connection, "RESET left a transaction open; it was rolled back")
-                return
         connection.queries_log.clear()
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()

@@ -97,7 +97,7 @@ class Stream(Generic[_Row]):
     def __init__(self, queryset: Any, chunk_size: int) -> None:
         self._source = Source(queryset, chunk_size)
         self._begun = False
-        self._rows: Rows[_Row] | None = None
+        self._rows: Rows[_Row]
 
     def __aiter__(self) -> Rows[_Row]:
         """Return the rows. Nothing is fetched before the first one is asked for.
@@ -119,9 +119,7 @@ class Stream(Generic[_Row]):
 
     async def __aexit__(self, *exc: object) -> None:
         """Close the cursor, and wait until it is closed."""
-        rows, self._rows = self._rows, None
-        if rows is not None:
-            await rows.aclose()
+        await self._rows.aclose()
 
 
 class Rows(AsyncIterator[_Row]):
@@ -137,10 +135,6 @@ class Rows(AsyncIterator[_Row]):
         self._waits = False
         # Makes what the next step raises, once there are no more rows.
         self._over: Callable[[], Exception] | None = None
-
-    def __aiter__(self) -> Rows[_Row]:
-        """Return the same iterator."""
-        return self
 
     async def __anext__(self) -> _Row:
         """Return the next row. Waits only where the next chunk is not there yet."""

@@ -55,9 +55,8 @@ async def assert_num_queries(
     alias = using if connection is None else connection.alias
     queries: list[dict[str, str]] = []
     if not _counting:
-        wrapper = BaseDatabaseWrapper
-        _patches.enter_context(mock.patch.object(wrapper, "queries_logged", True))
-        _patches.enter_context(mock.patch.object(wrapper, "connect", _connect_quietly))
+        logs: Any = {"queries_logged": True, "connect": _connect_quietly}
+        _patches.enter_context(mock.patch.multiple(BaseDatabaseWrapper, **logs))
         _patches.enter_context(mock.patch.object(_logger, "debug", _note))
     _counting[id(queries)] = alias, queries
     try:

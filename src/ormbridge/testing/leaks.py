@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_stack
 from typing import Any
 from unittest import mock
@@ -111,11 +111,10 @@ def close_for_good(connection: BaseDatabaseWrapper) -> None:
         BaseDatabaseWrapper.close(connection)
 
 
-@contextmanager
 def _noted(
     opened: list[tuple[BaseDatabaseWrapper, threading.Thread, str]], taken: dict[int, str]
-) -> Generator[None, None, None]:
-    """Note what connections are *opened* in the block, and where leases ask for a worker."""
+) -> ExitStack:
+    """Return a block in which it is noted what is *opened*, and where leases ask for a worker."""
     # Where the function that runs on a thread of an executor was sent there.
     sent = threading.local()
     take, submit = Pool.take, ThreadPoolExecutor.submit
@@ -135,13 +134,12 @@ def _noted(
         sent.place = where
         return function(*args, **kwargs)
 
-    patch = mock.patch.object
-    with patch(Pool, "take", noted_take), patch(ThreadPoolExecutor, "submit", noted_submit):
-        connection_created.connect(note_connection, weak=False)
-        try:
-            yield
-        finally:
-            connection_created.disconnect(note_connection)
+    block = ExitStack()
+    block.enter_context(mock.patch.object(Pool, "take", noted_take))
+    block.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", noted_submit))
+    connection_created.connect(note_connection, weak=False)
+    block.callback(connection_created.disconnect, note_connection)
+    return block
 
 
 def _look() -> tuple[threading.Thread, list[str]]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -96,12 +96,11 @@ class TestContext(LeaseContext):
     def _make_lease(self, pool: Pool, held: bool) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
-    @contextmanager
-    def lend(self) -> Generator[None, None, None]:
-        """Have the calling thread use the test's connections instead of its own."""
+    def lend(self, run: Callable[[], bool]) -> bool:
+        """Have the calling thread use the test's connections instead of its own, and *run*."""
         self._users.append(threading.current_thread())
         try:
-            yield
+            return run()
         finally:
             with self._returned:
                 self._users.remove(threading.current_thread())
@@ -126,7 +125,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
+                (SyncToAsync, "thread_sensitive_context", lambda *default: everywhere),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -135,7 +134,7 @@ class TestContext(LeaseContext):
             stack.enter_context(patch(type(connections), "__getitem__", self._connection))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
-                stack.callback(keep_open(connection) or (lambda: None))
+                stack.callback(keep_open(connection))
                 ensure = partial(_ensure_connection, connection)
                 stack.enter_context(patch(connection, "ensure_connection", ensure))
                 connection.inc_thread_sharing()
@@ -148,10 +147,9 @@ class TestContext(LeaseContext):
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
-        if lent is None or lent is connection or not lent.in_atomic_block:
+        by_hand = connection not in connections.all(initialized_only=True)  # connection.copy()
+        if by_hand or lent is None or lent is connection or not lent.in_atomic_block:
             return
-        if connection not in connections.all(initialized_only=True):
-            return  # made by hand, such as connection.copy()
         close_for_good(connection)
         raise BridgeError(
             f"{threading.current_thread().name} opened a connection to {connection.alias!r}, which "
@@ -177,8 +175,7 @@ class TestContext(LeaseContext):
             patience = default_pool().settings.timeout
             if not self._returned.wait_for(lambda: not self._users, patience):
                 running = [each for each in leases if each.thread in self._users]
-                name = "{0} on {0.thread.name} still runs".format
-                left += map(name, running)
+                left += map("{0} on {0.thread.name} still runs".format, running)
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
@@ -195,12 +192,7 @@ class _TestLease(Lease):
     is_of_test = True
 
     def run(self, connections: ThreadConnections) -> bool:
-        with cast(TestContext, self.context).lend():
-            return super().run(connections)
-
-
-def _always(value: object, default: object = None) -> object:
-    return value
+        return cast(TestContext, self.context).lend(partial(super().run, connections))
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
