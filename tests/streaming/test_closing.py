@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from ormbridge import (
+    LeaseClosed,
     PoolClosed,
     database_sync_to_async,
     stats,
@@ -262,6 +263,23 @@ def test_process_ends_before_the_stream(watch, pool_settings):
         return names
 
     assert asyncio.run(start()) == NAMES[2:4]
+
+
+async def test_block_ends_in_the_moment_that_rows_arrive(watch, gate):
+    """Rows that are there as the block ends, and not with who waits for them, are not given."""
+    watch.gates[2] = gate
+    iterator = aiter(stream(watch.rows(), 2))
+    for _ in range(2):
+        await anext(iterator)
+    # The task that waits asked later, and so is told later.
+    iterator._future.add_done_callback(lambda rows: iterator.end_with("the block"))
+    waiting = asyncio.create_task(anext(iterator))
+    await gate.entered(1)
+    gate.open.set()
+    with pytest.raises(LeaseClosed, match="opened in the block, which has ended"):
+        await waiting
+    await iterator.aclose()
+    assert watch.closed == ["ormbridge-worker-1"]
 
 
 async def test_closed_as_its_fetch_is_refused(watch, gate, pool_settings):
