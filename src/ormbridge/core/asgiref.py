@@ -69,8 +69,9 @@ class Ground(CurrentThreadExecutor):
     def append(self, item: Any) -> None:
         """Take the work item of a dead frame."""
         run: Any = self.submit(item.fn)
-        run.add_done_callback(functools.partial(_pass_on, item.future))
-        item.future.add_done_callback(lambda outcome: run.cancel())  # if that has not ended
+        outcome: Future[Any] = item.future
+        run.add_done_callback(functools.partial(_pass_on, outcome))
+        outcome.add_done_callback(lambda outcome: run.cancel())  # if that has not ended
 
 
 def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:

@@ -125,7 +125,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", lambda *default: everywhere),
+                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -193,6 +193,10 @@ class _TestLease(Lease):
 
     def run(self, connections: ThreadConnections) -> bool:
         return cast(TestContext, self.context).lend(partial(super().run, connections))
+
+
+def _always(value: object, default: object = None) -> object:
+    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
