@@ -6,6 +6,8 @@
 import asyncio
 import contextvars
 import functools
+import types
+from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -22,6 +24,7 @@ from ormbridge import (
     pinned,
     stats,
 )
+from ormbridge.core.asgiref import Guest
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, thread_name
 from tests.support.blocks import (
@@ -518,3 +521,35 @@ def test_calls_of_a_block_that_outlives_its_frame():
     tasks, ended = [], asyncio.Event()
     asyncio.run(main())
     assert User.objects.count() == 0
+
+
+def test_block_whose_coroutine_is_freed_under_a_frame():
+    """Its end goes to the frame a moment later: the thread that frees it may have the frame's lock.
+
+    What comes after it finds the block rolled back.
+    """
+    inside = []
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+            inside.append(True)
+            await asyncio.Event().wait()
+
+    @types.coroutine
+    def until_inside(coroutine):
+        for step in coroutine.__await__():
+            if inside:
+                return
+            yield step
+
+    async def main():
+        coroutines = [work()]
+        await until_inside(coroutines[0])
+        with mock.patch.object(Guest, "wake") as wake:
+            coroutines.clear()
+        assert not wake.called
+        return await User.objects.acount(), await database_sync_to_async(in_atomic_block)()
+
+    assert async_to_sync(main)() == (0, False)
+    assert not connection.in_atomic_block
