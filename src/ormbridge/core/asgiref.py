@@ -183,16 +183,13 @@ class Guest:
 
 
 def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
-    while executor is not None and not _is_live(executor):
+    # The caller's own thread runs this loop, so it can't be waiting to run anything else.
+    own = threading.current_thread()
+    while executor is not None and (
+        isinstance(executor, Ground) or executor._broken or executor._work_thread is own
+    ):
         executor = executor._old_executor
     return executor
-
-
-def _is_live(executor: CurrentThreadExecutor) -> bool:
-    if isinstance(executor, Ground):
-        return False
-    # The caller's own thread runs this loop, so it can't be waiting to run anything else.
-    return not executor._broken and executor._work_thread is not threading.current_thread()
 
 
 def child_of(job: object) -> functools.partial[Any] | None:

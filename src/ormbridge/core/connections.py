@@ -39,8 +39,6 @@ from .state import transaction_open
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0
 
-_thread = threading.local()
-
 
 class ThreadConnections:
     """The open connections of one worker."""
@@ -70,8 +68,7 @@ class ThreadConnections:
         self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
 
     def adopt_thread(self) -> None:
-        """Collect the connections that the calling thread opens from now on."""
-        _thread.connections = self
+        """Find where Django keeps those of the calling thread."""
         # That of asgiref's Local, which has no way to ask whether anything is there.
         held: Any = connections
         storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
@@ -257,7 +254,8 @@ def _refuse_to_connect(alias: str) -> None:
 
 def connections_of_thread() -> ThreadConnections | None:
     """Return the connections of the calling thread, or None if it is no worker."""
-    return getattr(_thread, "connections", None)
+    own = getattr(threading.current_thread(), "connections", None)  # a worker has them
+    return own if isinstance(own, ThreadConnections) else None
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
