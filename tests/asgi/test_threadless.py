@@ -27,6 +27,7 @@ from django.utils.decorators import async_only_middleware
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
 from ormbridge.asgi.ground import GROUND, call_of_asgiref, on_ground
+from tests.bench.contestant import MIDDLEWARE
 from tests.core.gate import GUARD
 from tests.core.support import thread_name, until
 from tests.support.http import SERVER, get
@@ -723,6 +724,22 @@ async def test_headers_and_cookies_take_no_worker(serve):
     with mock.patch("django.contrib.auth.middleware.get_user", lazily):
         assert await get(serve(view, *OF_HEADERS)) == "200 True True"
     assert stats().threads == 0
+
+
+async def test_middleware_that_startproject_writes_down(serve, monkeypatch):
+    """Of its thirteen calls those of sessions and messages take a worker."""
+    placed = []
+    place = LeaseContext.place
+    monkeypatch.setattr(
+        LeaseContext, "place", lambda self, call: (placed.append(str(call)), place(self, call))
+    )
+    assert (await get(serve(pong, *MIDDLEWARE))).startswith("200 ")
+    sessions = "django.contrib.sessions.middleware.SessionMiddleware.process_"
+    messages = "django.contrib.messages.middleware.MessageMiddleware.process_"
+    assert placed == [
+        *(f"{sessions}request", f"{messages}request"),
+        *(f"{messages}response", f"{sessions}response"),
+    ]
 
 
 async def test_error_of_a_middleware_without_a_worker(serve, settings):
