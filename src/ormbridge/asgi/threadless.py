@@ -123,10 +123,10 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
 
 def _is_quiet(function: Any, owner: Any, args: tuple[Any, ...]) -> bool:
     """Say whether *owner*, Django's middleware and no subclass, asks nobody in *function*."""
-    kind, name = name_of(type(owner)), getattr(function, "__name__", None)
-    own = name_of(function) == f"{kind}.{name}" and not settings.CSRF_USE_SESSIONS
+    cls, name = name_of(type(owner)), getattr(function, "__name__", None)
+    own = cls in _QUIET and name_of(function) == f"{cls}.{name}" and not settings.CSRF_USE_SESSIONS
     # process_view() may read the body of other requests.
-    return own and kind in _QUIET and (name != "process_view" or args[0].method in ("GET", "HEAD"))
+    return own and (name != "process_view" or args[0].method in ("GET", "HEAD"))
 
 
 def _takes_notes(module: str) -> bool:
