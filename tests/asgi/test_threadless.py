@@ -9,21 +9,28 @@ from unittest import mock
 
 import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from channels import consumer
 from channels.db import aclose_old_connections
 from channels.generic.http import AsyncHttpConsumer
+from django.contrib.auth.models import AnonymousUser
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connection, reset_queries
 from django.dispatch import Signal, dispatcher
 from django.http import HttpResponse
+from django.middleware.csrf import get_token
+from django.middleware.security import SecurityMiddleware
+from django.utils.decorators import async_only_middleware
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
 from ormbridge.asgi.ground import GROUND, call_of_asgiref, on_ground
+from tests.bench.contestant import MIDDLEWARE
+from tests.core.gate import GUARD
 from tests.core.support import thread_name, until
-from tests.support.http import get
+from tests.support.http import SERVER, get
 
 
 @pytest.fixture
@@ -681,3 +688,104 @@ async def test_cancelled_while_its_receivers_wait(serve, pool_settings, gate):
         request_started.disconnect(receiver)
     gate.open.set()
     await holding
+
+
+@async_only_middleware
+def session_of_ones_own(get_response):
+    async def middleware(request):
+        request.session = {}
+        return await get_response(request)
+
+    return middleware
+
+
+class Subclass(SecurityMiddleware):
+    """May do anything in what Django's own method asks it."""
+
+
+OF_HEADERS = [
+    f"{__name__}.session_of_ones_own",
+    *("django.middleware.security.SecurityMiddleware", "django.middleware.csrf.CsrfViewMiddleware"),
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+
+
+async def test_headers_and_cookies_take_no_worker(serve):
+    """Django's middleware that asks neither the database nor the body takes no worker."""
+
+    async def view(request):
+        return HttpResponse(f"{get_token(request) != ''} {request.user.is_anonymous}")
+
+    def lazily(request):
+        return AnonymousUser()
+
+    with mock.patch("django.contrib.auth.middleware.get_user", lazily):
+        assert await get(serve(view, *OF_HEADERS)) == "200 True True"
+    assert stats().threads == 0
+
+
+async def test_middleware_that_startproject_writes_down(serve, monkeypatch):
+    """Of its thirteen calls those of sessions and messages take a worker."""
+    placed = []
+    place = LeaseContext.place
+    monkeypatch.setattr(
+        LeaseContext, "place", lambda self, call: (placed.append(str(call)), place(self, call))
+    )
+    assert (await get(serve(pong, *MIDDLEWARE))).startswith("200 ")
+    sessions = "django.contrib.sessions.middleware.SessionMiddleware.process_"
+    messages = "django.contrib.messages.middleware.MessageMiddleware.process_"
+    assert placed == [
+        *(f"{sessions}request", f"{messages}request"),
+        *(f"{messages}response", f"{sessions}response"),
+    ]
+
+
+async def test_error_of_a_middleware_without_a_worker(serve, settings):
+    """What such a middleware raises comes to Django as it does from a thread."""
+    application = serve(pong, "django.middleware.common.CommonMiddleware")
+    settings.ALLOWED_HOSTS = ["elsewhere.example"]
+    assert (await get(application)).startswith("400 ")
+    assert stats().threads == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "in_sessions"), [([f"{__name__}.Subclass"], False), (OF_HEADERS, True)]
+)
+async def test_middleware_that_may_ask_takes_a_worker(serve, settings, names, in_sessions):
+    """A subclass runs on a worker, and so does what may ask for a session."""
+    settings.CSRF_USE_SESSIONS = in_sessions
+    assert (await get(serve(pong, *names))).startswith("200 ")
+    assert stats().threads == 1
+
+
+async def test_method_of_django_that_was_replaced_takes_a_worker(serve, monkeypatch):
+    """A method that a project puts in the place of Django's is a call like any other."""
+    seen = []
+    monkeypatch.setattr(
+        SecurityMiddleware, "process_request", lambda self, request: seen.append(thread_name())
+    )
+    assert (await get(serve(pong, OF_HEADERS[1]))).startswith("200 ")
+    assert seen == ["ormbridge-worker-1"]
+
+
+async def test_body_is_read_on_a_worker(serve):
+    """Where the check against forgery may read the body, it runs on a worker."""
+    seen = []
+
+    class Body(dict):
+        def get(self, *key):
+            seen.append(thread_name())
+            return ""
+
+    application = serve(pong, "django.middleware.csrf.CsrfViewMiddleware")
+    with mock.patch("django.core.handlers.asgi.ASGIRequest.POST", Body()):
+        scope = {"type": "http", "method": "POST", "path": "/", **SERVER}
+        cookie = b"csrftoken=" + b"a" * 32
+        scope["headers"] = [(b"cookie", cookie)]
+        client = ApplicationCommunicator(application, scope)
+        await client.send_input({"type": "http.request"})
+        assert (await client.receive_output(GUARD))["status"] == 403
+        await client.wait(GUARD)
+    assert seen == ["ormbridge-worker-1"]

@@ -309,9 +309,9 @@ async def test_calls_of_a_request_run_one_at_a_time(site, gate):
 
 
 async def test_middleware_of_django_takes_a_worker(site, settings):
-    """Django's own middleware runs on a worker, also around a view that does not."""
+    """Django's sessions run on a worker, also around a view that does not."""
     site(as_view(get_event_loop_thread))
-    settings.MIDDLEWARE = ["django.middleware.security.SecurityMiddleware"]
+    settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     application = BridgeMiddleware(ASGIHandler())
     assert await get(application) == f"200 {threading.current_thread().name}"
     assert stats().threads == 1

@@ -21,6 +21,7 @@ from ormbridge import (
     stream,
 )
 from ormbridge.asgi.context import LeaseContext
+from ormbridge.core.call import Call
 from ormbridge.core.mailbox import BATCH
 from ormbridge.core.process import default_pool, end_pools
 from ormbridge.core.worker import Worker
@@ -404,3 +405,16 @@ async def test_withdrawn_calls_are_placed_again_in_batches(gate, pool_settings):
         await BridgeMiddleware(application)({"type": "websocket", "path": "/"}, None, None)
     assert len(placed) == 3 * BATCH + 1
     assert 0 < most <= BATCH
+
+
+async def test_worker_is_kept_before_its_caller_goes_on(monkeypatch):
+    """Before a call's outcome is handed over, another worker may run in place of its own."""
+    kept = []
+    finish = Call.finish
+    monkeypatch.setattr(
+        Call,
+        "finish",
+        lambda call, *args: (kept.append(threading.current_thread().kept), finish(call, *args)),
+    )
+    assert await get(answering(sync_to_async(thread_name))) == "200 ormbridge-worker-1"
+    assert kept == [True]

@@ -74,8 +74,7 @@ class LeaseContext(Route):
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
         """
-        pool, owner = default_pool(), owner_of(call)
-        own = threading.current_thread()
+        pool, owner, own = default_pool(), owner_of(call), threading.current_thread()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
             # The newest first. A fork, or new settings, may have left leases of another pool.

@@ -117,7 +117,6 @@ class on_ground(GroundBelow):  # noqa: N801 # it reads as what it does
     def __init__(self, route: Route) -> None:
         super().__init__(GROUND)
         self._route = route
-        self._token: contextvars.Token[Route | None]
 
     async def __aenter__(self) -> None:
         self._token = routes.current_route.set(self._route)

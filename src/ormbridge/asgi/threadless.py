@@ -2,8 +2,9 @@
 
 Workers clean their own connections, so a job that asks for nothing else is done where it is, on the
 event loop's thread, which has no connections: Channels' ``aclose_old_connections`` before each
-message, Django's handlers of ``request_started`` and ``request_finished``, and middleware that only
-takes notes. A request or message that does not use the database takes no worker.
+message, Django's handlers of ``request_started`` and ``request_finished``, middleware that only
+takes notes, and what Django's own does with headers and cookies. A request or message that does not
+use the database takes no worker, unless Django's sessions or messages are around it.
 
 Tools that trace calls wrap all of these, also from one call to the next. What counts is what they
 say that they wrap (``__wrapped__``, as :func:`functools.wraps` and wrapt's proxies have it); what
@@ -22,6 +23,7 @@ import sys
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import settings
 from django.core.cache import close_caches
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import reset_urlconf
@@ -30,12 +32,21 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
 from django.http.response import HttpResponseBase
 
+from ..core.call import name_of
+
 # Middleware that only takes notes. Most tools do more in theirs: Elastic's and Scout's look at
 # request.user, which may query; SqlCommenter's is about the connections of its thread.
 _OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware.otel_middleware"
 _TAKES_NOTES = (_OPENTELEMETRY, "django_prometheus.middleware")
 # The functions that Signal.asend() and asend_robust() send to a thread.
 _SENDS = ("Signal.asend.<locals>.sync_send", "Signal.asend_robust.<locals>.sync_send")
+# Django's middleware that only has to do with headers and cookies.
+_QUIET = (
+    *("django.middleware.security.SecurityMiddleware", "django.middleware.csrf.CsrfViewMiddleware"),
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+)
 # Wrappers around a function, at the most: a mock has no end of them.
 _LAYERS = 50
 
@@ -63,7 +74,8 @@ def answer(
     future = loop.create_future()
     if not _takes_notes(type(middleware).__module__):
         parts = _parts_of(function, owner)
-        if function not in _THREADLESS if parts is None else any(map(needs_thread, parts)):
+        known = function in _THREADLESS or _is_quiet(function, owner, child.args)
+        if not known if parts is None else any(map(needs_thread, parts)):
             return parts
         calls = [getattr(each, "__func__", each) for each in parts or [child.func]]
         bare = getattr(child.func, "__func__", child.func) is function and not child.keywords
@@ -73,7 +85,7 @@ def answer(
         # close_old_connections may be among them, and this thread is the event loop's.
         if any(each.connection for each in connections.all(initialized_only=True)):
             return parts
-        if bare and all(each in _THREADLESS for each in calls):
+        if bare and (parts is None or all(each in _THREADLESS for each in calls)):
             job = child  # asgiref's way there, on which tools count, is long
     elif middleware is function:  # it takes synchronous requests only
         if not isinstance(middleware.get_response, AsyncToSync):
@@ -97,7 +109,8 @@ async def _pass_through(middleware: Any, request: Any) -> Any:
 def _parts_of(function: Any, owner: Any) -> list[Any] | None:
     """Return what *function* calls, if it sends a request's signal or closes a response."""
     if getattr(function, "__qualname__", None) in _SENDS:
-        variables = _variables(function)
+        cells = (cell.cell_contents for cell in function.__closure__)
+        variables = dict(zip(function.__code__.co_freevars, cells, strict=True))
         of_request = variables["self"] in (request_started, request_finished)
         return variables["sync_receivers"] if of_request else None
     if getattr(function, "__name__", None) != "close" or not isinstance(owner, HttpResponseBase):
@@ -108,18 +121,19 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
     return [function, *response._resource_closers, *receivers, *asynchronous]
 
 
-def _variables(function: Any) -> dict[str, Any]:
-    """Return the variables that *function* has of the functions around it."""
-    cells = (cell.cell_contents for cell in function.__closure__)
-    return dict(zip(function.__code__.co_freevars, cells, strict=True))
+def _is_quiet(function: Any, owner: Any, args: tuple[Any, ...]) -> bool:
+    """Say whether *owner*, Django's middleware and no subclass, asks nobody in *function*."""
+    cls, name = name_of(type(owner)), getattr(function, "__name__", None)
+    own = cls in _QUIET and name_of(function) == f"{cls}.{name}" and not settings.CSRF_USE_SESSIONS
+    # process_view() may read the body of other requests.
+    return own and (name != "process_view" or args[0].method in ("GET", "HEAD"))
 
 
 def _takes_notes(module: str) -> bool:
     """Say whether the middleware in *module* only takes notes, and has no hook of the user's."""
-    if module not in _TAKES_NOTES:
-        return False
-    hooked = getattr(sys.modules[module], "_DjangoMiddleware", None)
-    return not any(getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
+    hooked = getattr(sys.modules.get(module), "_DjangoMiddleware", None)
+    hooks = (getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
+    return module in _TAKES_NOTES and not any(hooks)
 
 
 def _inside(func: Any) -> tuple[Any, Any]:

@@ -92,8 +92,7 @@ class SuspendedGenerators:
 
     def _forget(self, suspended: _Suspended) -> None:
         suspended.unused = True
-        lease = self._lease()
-        if lease is not None:
+        if (lease := self._lease()) is not None:
             lease.look()
 
     def abandon(self, all_of_them: bool = False) -> None:
@@ -156,8 +155,7 @@ def owner_of(call: Call) -> Any:
 
     :returns: the lease on whose thread it goes on, or None.
     """
-    child = child_of(call.function)
-    if child is not None:
+    if (child := child_of(call.function)) is not None:
         arguments = (*child.args, *child.keywords.values())
         call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
         if call.generator is not None:

@@ -114,9 +114,8 @@ class Lease:
 
     def _is_kept(self) -> bool:
         line = self.line
-        if self._held or line.calls or (self.transaction and not self.ended):
-            return True
-        return bool(line.blocks or line.pins or self._generators)
+        kept = self._held or line.calls or (self.transaction and not self.ended)
+        return bool(kept or line.blocks or line.pins or self._generators)
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
@@ -153,9 +152,7 @@ class Lease:
     def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Return the error of *call*, which has waited for too long, maybe with the lease."""
         self.context.timed_out = True
-        if self.thread is None:
-            return self.pool.time_out(call, seen)
-        return self.no_turn(call, call.asked)
+        return self.no_turn(call, call.asked) if self.thread else self.pool.time_out(call, seen)
 
     def no_turn(self, call: object, asked: float) -> PoolTimeout:
         """Return the error of *call*, which waits for its turn since *asked*."""
@@ -177,11 +174,9 @@ class Lease:
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        blocks = self.line.open_blocks()
-        calls = self._abandon()
-        for block in blocks:
+        for block in self.line.open_blocks():
             logger.warning("%s was not left: its worker is given back", block)
-        self._refuse(calls, error)
+        self._refuse(self._abandon(), error)
 
     def _abandon(self) -> list[Call]:
         # In one step: the worker must not find the lease over and its blocks still open.
@@ -255,17 +250,17 @@ class Lease:
                 call = self.running = self.line.take()
                 if call is not None:
                     return call
-                self.over = self.over or not self._is_kept()
-                if self.over or not wait:
-                    return None
-                self._resting = True
+                over = self.over = self.over or not self._is_kept()
+                self._resting = wait and not over
+            # Before the outcome is handed over: once the loop is awake, it has the interpreter.
+            if not over and own is not None and isinstance(self.thread, Worker):
+                self.pool.keep(self.thread)
+            if over or not wait:
+                return None
             self._rest()
 
     def _rest(self) -> None:
         """Wait until there may be something to do."""
-        worker = self.thread
-        if isinstance(worker, Worker):
-            self.pool.keep(worker)
         self._wake.acquire()
 
     def finish(self, may_wait: bool = False) -> None:
