@@ -9,7 +9,6 @@ from playwright.sync_api import Browser, Page, expect
 from tests.docs.conftest import ROOT
 
 
-
 def pages(folder: str) -> list[str]:
     """Return the names of the pages in a folder of the documentation."""
     return sorted(f"{folder}/{path.stem}" for path in (ROOT / "docs" / folder).glob("*.md"))
