@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, expect
 
 from tests.docs.conftest import ROOT
 
@@ -57,3 +58,13 @@ def test_indexes_have_their_pages_below(whole_site: Path):
     assert below == {"howto", "reference"}
     written = {each.stem for each in (ROOT / "docs/howto").glob("*.md")} - {"index"}
     assert {f"howto/{each}" for each in written} <= {name for level, name in names if level == 2}
+
+
+@pytest.mark.parametrize("page", ["install", "howto/celery", "changelog"])
+def test_open_page_is_in_sight(browser: Browser, address: str, page: str):
+    """Wherever in the list the open page stands, it is to be seen as the page opens."""
+    window = browser.new_page(viewport={"width": 1280, "height": 800})
+    window.goto(f"{address}/{page}.html")
+    expect(window.locator(".sidebar-tree .current-page")).to_be_in_viewport(ratio=1)
+    assert window.evaluate("() => scrollY") == 0
+    window.close()
