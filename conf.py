@@ -111,6 +111,7 @@ html_theme = "furo"
 html_title = "ormbridge"
 html_static_path = ["docs/_static"]
 html_css_files = ["site.css"]
+html_js_files = [("here.js", {"defer": "defer"})]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False

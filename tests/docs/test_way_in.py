@@ -223,14 +223,6 @@ def test_icon(today: Site):
     assert (today.output / "_static/favicon.svg").is_file()
 
 
-def test_print_leaves_marks_out():
-    """On paper there are no marks, and nothing to click."""
-    css = (ROOT / "docs/_static/way_in.css").read_text(encoding="utf-8")
-    printed = css.partition("@media print")[2]
-    assert "a.claim" in printed
-    assert "display: none" in printed
-
-
 def test_build_that_is_served_is_as_strict():
     """``docs-live`` takes a warning for an error, as ``docs`` does."""
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,44 @@ def test_compose_has_the_ports_of_the_session(services):
     assert {name: int(port) for name, port in said.items()} == ports.PORTS
     for name, part in (("nginx.conf", "app"), ("pgbouncer.ini", "postgresql")):
         assert f"{ports.PORTS[part]}" in file(name)
+
+
+def test_compose_has_the_variables_of_the_session(services):
+    """The project in a container is told what the session tells it, and what it reads is there."""
+    session = parts.environment(ports.PORTS, ASGI_THREADS="10").items() - os.environ.items()
+    told = services["app"]["environment"]
+    # The image has the path, asgi.py and the command of migrate the settings.
+    elsewhere = {"PYTHONPATH", "DJANGO_SETTINGS_MODULE"}
+    assert {*told, *elsewhere} == {name for name, _ in session} | {"DATABASE_HOST"}
+    assert re.search(r"^ENV PYTHONPATH=\S+/examples/deployment ", file("Dockerfile"), re.MULTILINE)
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)", file("mysite/settings.py")))
+    assert read - {"ALLOWED_HOSTS"} == {*told} - {"ASGI_THREADS"}
+    assert told["REDIS_URL"] == f"redis://redis:{ports.PORTS['redis']}"
+    assert told["DATABASE_HOST"] == "pgbouncer"
+    # Migrations go to PostgreSQL itself.
+    itself = {"DATABASE_HOST": "postgresql", "DATABASE_PORT": str(ports.PORTS["postgresql"])}
+    assert services["migrate"]["environment"] == {**told, **itself}
+
+
+def test_compose_starts_what_the_session_starts(services, tmp_path):
+    """Each container has the command of the session, the image what the session installs."""
+    commands = {name: shlex.split(each.get("command", "")) for name, each in services.items()}
+    host, *redis = parts.redis(tmp_path, ports.PORTS)[2:]
+    assert host == ports.HOST
+    assert commands["redis"] == ["redis-server", *map(str, redis)]
+    assert commands["postgresql"][0] == "postgres"
+    assert commands["migrate"][:4] == ["python", "-m", "django", "migrate"]
+    inline = services["pgbouncer"]["build"]["dockerfile_inline"]
+    bouncer = json.loads(re.search(r"^CMD (.*)", inline, re.MULTILINE)[1])
+    assert bouncer == ["pgbouncer", *parts.pgbouncer(tmp_path, ports.PORTS)[1:]]
+    session = (ROOT / "noxfile.py").read_text(encoding="utf-8").partition("def deployment(")[2]
+    group, extras = re.search(r'install\(session, "(\w+)", extras="(\S+)"\)', session).groups()
+    assert f'".[{extras}]" --group {group}\n' in file("Dockerfile")
+    # Whatever it names is there.
+    for each in services.values():
+        assert {*each.get("depends_on", ())} <= {*services}
+        for volume in each.get("volumes", ()):
+            assert (HERE / volume.partition(":")[0]).is_file()
 
 
 def test_compose_has_the_versions_that_were_measured(services):

@@ -119,6 +119,18 @@ async def test_what_one_says_all_hear(stack):
     assert heard == ["hello"] * len(sockets)
 
 
+async def test_request_goes_through_pgbouncer(stack):
+    """PgBouncer counts the query that a request makes."""
+
+    def counted():
+        rows = stack.ask("pgbouncer", "SHOW STATS", part="pgbouncer")
+        return sum(row["total_query_count"] for row in rows if row["database"] == "mysite")
+
+    before = counted()
+    assert (await get(stack.ports["nginx"], "/")).status == 200
+    await until(lambda: counted() > before)
+
+
 async def test_connections(stack):
     """PgBouncer has a connection for each thread, PostgreSQL no more than the pool is large."""
     port = stack.ports["nginx"]

@@ -429,3 +429,86 @@ def test_workers_under_djangos_runner(tmp_path, runner):
         assert result.returncode == 0
     # It closes them; nobody has to be disconnected.
     assert "was still in use" not in result.stdout + result.stderr
+
+
+ISOLATED = Template(
+    """
+from unittest import IsolatedAsyncioTestCase
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import TestCase
+
+from ormbridge import database_sync_to_async
+
+
+$mark
+class Isolated($bases):
+    async def asyncSetUp(self):
+        await User.objects.acreate(username="ada")
+
+    async def test_one(self):
+        await database_sync_to_async(User.objects.create)(username="bob")
+        assert [each.username async for each in User.objects.order_by("pk")] == ["ada", "bob"]
+
+    async def test_two(self):
+        await self.test_one()
+"""
+)
+
+
+def isolated(path, database=CHOICES[-1], mark="", bases="IsolatedAsyncioTestCase"):
+    """Return a project with a test case of unittest that writes in two tests."""
+    project = Project(path, database)
+    project.write(test_it=ISOLATED.substitute(mark=mark, bases=bases))
+    return project
+
+
+@pytest.mark.parametrize("database", CHOICES)
+def test_isolated_test_case_with_async_db(tmp_path, database):
+    """With ``async_db`` a test case of unittest is rolled back, and what asyncSetUp wrote, too."""
+    project = isolated(tmp_path, database, "@pytest.mark.usefixtures('async_db')")
+    assert passed(project.pytest()) == 2
+
+
+@pytest.mark.parametrize("database", CHOICES)
+def test_isolated_test_case_is_not_rolled_back(tmp_path, database):
+    """With pytest-django's mark alone, what the first test writes is there in the second."""
+    project = isolated(tmp_path, database, "@pytest.mark.django_db")
+    result = project.pytest("--tb=short")
+    assert "1 failed, 1 passed" in result.stdout
+    assert "IntegrityError" in result.stdout
+
+
+def test_isolated_test_case_is_refused(tmp_path):
+    """Without a mark, pytest-django lets it to no database."""
+    result = isolated(tmp_path).pytest("--tb=short")
+    assert "2 failed" in result.stdout
+    assert "Database access not allowed" in result.stdout
+
+
+def test_isolated_test_case_under_djangos_runner(tmp_path):
+    """Django's runner makes no test database for it: it writes into that of the settings."""
+    project = isolated(tmp_path, "sqlite, on disk")
+    assert project.manage("migrate", "-v", "0").returncode == 0
+    project.manage("test")
+    counted = project.manage(
+        "shell",
+        "-v",
+        "0",
+        "-c",
+        "from django.contrib.auth.models import User as U; "
+        "print(*U.objects.values_list('username', flat=True))",
+    )
+    assert counted.stdout.split() == ["ada", "bob"]
+
+
+@pytest.mark.parametrize("database", CHOICES)
+def test_isolated_test_case_mixed_in(tmp_path, database):
+    """As a base beside TestCase, what asyncSetUp writes goes through another connection."""
+    project = isolated(tmp_path, database, bases="TestCase, IsolatedAsyncioTestCase")
+    result = project.pytest("--tb=short")
+    assert "1 failed, 1 passed" in result.stdout
+    # It is there already; SQLite does not even let it in beside the transaction of the class.
+    _, _, shown = result.stdout.partition(": in asyncSetUp\n")
+    assert re.search("IntegrityError|is locked", shown)
