@@ -123,7 +123,8 @@ class Worker(threading.Thread):
         if self.since >= connections.due:
             connections.lease_starts(self.since)
         succeeded = lease.run(connections)
-        if connections.opened or connections.wrappers or not succeeded or self.pool.reset:
+        used = connections.opened or connections.wrappers or self.pool.reset is not None
+        if used or not succeeded:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
         following = self.pool.give_back(self)
         lease.finish(self.pool.has_long_line())
