@@ -72,12 +72,12 @@ def program(*arguments, **environment):
         process.wait()
 
 
-def ready(process):
+def answer(process):
     """Wait until *process* has printed a line; returns that."""
-    first = process.stdout.readline()
-    if not first:
-        raise SystemExit(f"{' '.join(process.args[2:])} ended before it was ready: see its error")
-    return first.strip()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(process.args[2:])} ended: see its error above")
+    return line.strip()
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def take_turn(process, row, options):
     """Let *process* take a turn."""
     seconds = options.seconds * row.get("longer", 1)
     print(seconds, row["callers"], file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
+    return json.loads(answer(process))
 
 
 def rounds_of(rows, options, environment):
@@ -144,7 +144,7 @@ def rounds_of(rows, options, environment):
                     if name not in processes and "fresh" not in row:
                         processes[name] = start(stack, row, name, options, environment)
             for process in processes.values():
-                ready(process)
+                answer(process)
             for row in rows:
                 took[row] += (time.perf_counter() - begin) / len(rows)
             for number in range(options.rounds):
@@ -157,7 +157,7 @@ def rounds_of(rows, options, environment):
                             process = processes.get(name)
                             if process is None:
                                 process = start(alone, row, name, options, environment)
-                                ready(process)
+                                answer(process)
                             turns[name] = take_turn(process, row, options)
                     found[each].append({name: turns[name] for name in row["contestants"]})
                     took[each] += time.perf_counter() - begin
@@ -216,7 +216,9 @@ def machine():
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "load": os.getloadavg()[0],  # what else ran in the minute before
         "packages": {
-            name: metadata.version(name) for name in packages if find_spec(name.replace("-", "_"))
+            name: metadata.version(name)
+            for name in packages
+            if find_spec(name.replace("-", "_").lower())
         },
     }
 
@@ -298,7 +300,7 @@ def measure(options):
                 if delay:
                     server = DATABASE["HOST"], DATABASE["PORT"], str(delay)
                     proxy = latency.enter_context(program("tests.bench.proxy", *server))
-                    through = {**environment, "PGHOST": "127.0.0.1", "PGPORT": ready(proxy)}
+                    through = {**environment, "PGHOST": "127.0.0.1", "PGPORT": answer(proxy)}
                 found, took = rounds_of(rows, options, through)
             for name, rounds in found.items():
                 measured[name] = summary(rows[name], rounds, took[name])

@@ -13,6 +13,7 @@ from tests.bench.rows import (
     CALLERS,
     CHANNELS,
     CONNECTIONS,
+    DJANGO,
     IDLE,
     KEPT,
     LATENCIES,
@@ -31,6 +32,8 @@ SAME = 0.97, 1.03
 #: Why a mark was missed: (row, what it is held against), the reason.
 CAUSES: dict[tuple[str, str], str] = {}
 UNKNOWN = "not known yet"
+#: From here on it is 'times as many', and below it 'per cent more'.
+TIMES = 1.5
 #: Rounds of a run that is published.
 ROUNDS = 20
 FOLDED = "The figures as a table"
@@ -68,29 +71,27 @@ def enumerated(parts):
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def versus(ratio, unit, other):
+def versus(ratio, other, unit=""):
     """Say how *ratio* compares: '2.2 times as many requests as plain ASGI'."""
     low, high = SAME
+    unit = f" {unit}" if unit else ""
     if low <= ratio <= high:
-        return f"about as many {unit} as {other}"
+        return f"about as many{unit} as {other}"
     if ratio < 1:
-        return f"{1 - ratio:.0%} fewer {unit} than {other}".replace("%", " %")
-    if ratio < 1.5:
-        return f"{ratio - 1:.0%} more {unit} than {other}".replace("%", " %")
-    return f"{ratio:.1f} times as many {unit} as {other}"
+        return f"{100 * (1 - ratio):.0f} % fewer{unit} than {other}"
+    return f"{more(ratio)}{unit} {'as' if ratio >= TIMES else 'than'} {other}"
 
 
 def more(ratio):
-    """Say by how much somebody else is ahead, where ormbridge makes *ratio* of it."""
-    ahead = 1 / ratio
-    return f"{ahead:.1f} times as many" if ahead >= 1.5 else f"{ahead - 1:.0%}".replace("%", " %")
+    """Say how much more a ratio of more than 1 is."""
+    return f"{ratio:.1f} times as many" if ratio >= TIMES else f"{100 * (ratio - 1):.0f} % more"
 
 
-def circumstances(name, row):
-    """Return in short what a row is about."""
+def family(name, row):
+    """Return what a row is about, and where it is one of several, which of them it is."""
     said = {
-        "noop": "a call that does nothing, 50 callers",
-        "one": "a call that does nothing, one caller",
+        "noop": "a call by 50 callers",
+        "one": "a call by one caller",
         "http": "a request",
         "startproject": "a request through the middleware of startproject",
         "websocket": "a message on one socket",
@@ -99,12 +100,20 @@ def circumstances(name, row):
         "busy": "100,000 rows for a caller that is busy, too",
     }
     if name in said:
-        return said[name]
+        return said[name], None
     if "connections" in row:
-        return f"{count(row['connections'], 'connection')} with {row['latency']} ms of latency"
+        return "a query with 5 ms of latency; connections:", row["connections"]
     if row.get("latency"):
-        return f"{row['latency']} ms of latency"
-    return count(row["callers"], "caller")
+        return "a query by 50 callers; ms of latency:", row["latency"]
+    return "a query; callers:", row["callers"]
+
+
+def ahead_by(cases):
+    """Return one phrase for each of *cases*: {what: {which: how many times as much}}."""
+    for what, found in cases.items():
+        least, most = more(min(found.values())), more(max(found.values()))
+        which = "" if None in found else f" {enumerated([f'{each:,}' for each in sorted(found)])}"
+        yield f"{what}{which}: {least}" + f" to {most}" * (least != most)
 
 
 def count(number, noun):
@@ -122,64 +131,56 @@ def differs(found):
 
 def request(found):
     """Say what a request gains."""
-    others = [
-        versus(found.ratio("http", each), "requests a second", each) for each in (POOL, PLAIN)
-    ]
-    return f"A request that makes one query: {enumerated(others)}."
+    pool = versus(found.ratio("http", POOL), f"with {POOL}", "requests a second")
+    plain = versus(found.ratio("http", PLAIN), f"with {PLAIN}")
+    return f"A request that makes one query: {pool}, and {plain}."
 
 
 def query(found):
     """Say what a query gains."""
-    fifty = versus(found.ratio("orm", CHANNELS), "queries a second", CHANNELS)
-    one = versus(found.ratio("orm-1", CHANNELS), "queries", CHANNELS)
-    return f"A query: {fifty} with 50 callers, and {one} with one."
+    fifty = versus(found.ratio("orm", CHANNELS), f"with {CHANNELS}", "queries a second")
+    one = versus(found.ratio("orm-1", CHANNELS), f"with {CHANNELS}")
+    return f"A query: {fifty} where there are 50 callers, and {one} where there is one."
 
 
 def call(found):
     """Say what a call gains."""
-    others = [
-        versus(found.ratio("noop", each), "calls a second", each) for each in (CHANNELS, TO_THREAD)
-    ]
+    channels = versus(found.ratio("noop", CHANNELS), f"with {CHANNELS}", "calls a second")
+    thread = versus(found.ratio("noop", TO_THREAD), f"with {TO_THREAD}")
     cpu = [found.figure("noop", each, "cpu_us_per_call") for each in (OURS, CHANNELS)]
     return (
-        f"A call that does nothing, 50 callers: {enumerated(others)}. It takes "
-        f"{cpu[0]:.0f} µs of the processor; with {CHANNELS} it takes {cpu[1]:.0f} µs."
+        f"A call that does nothing, 50 callers: {channels}, and {thread}. It keeps the processor "
+        f"busy for {cpu[0]:.0f} µs, and with {CHANNELS} for {cpu[1]:.0f} µs."
     )
 
 
 def growth(found):
     """Say how the query goes with more callers."""
-    names = found.measured(*(f"orm-{callers}" for callers in CALLERS), "orm")
+    names = found.measured(*(f"orm-{callers}" for callers in CALLERS)) + found.measured("orm")
     ratios = {found.rows[name]["callers"]: found.ratio(name, CHANNELS) for name in names}
-    least, most = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    ends = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    least, most = (f"{versus(ratios[each], CHANNELS)} ({count(each, 'caller')})" for each in ends)
     return (
-        f"From {min(ratios)} to {max(ratios):,} callers, the least that ormbridge makes is "
-        f"{versus(ratios[least], 'queries', CHANNELS)} ({count(least, 'caller')}), and the most is "
-        f"{versus(ratios[most], 'queries', CHANNELS)} ({count(most, 'caller')})."
+        f"From {min(ratios)} to {max(ratios):,} callers ormbridge makes, where that is least, "
+        f"{least}, and where it is most, {most}."
     )
 
 
 def bound_of(found):
     """Say how far the query is from plain threads."""
-    return (
-        f"With 50 callers ormbridge makes {versus(found.ratio('orm', BOUND), 'queries', BOUND)} "
-        "that loop over the query with no event loop around them."
-    )
+    made = versus(found.ratio("orm", BOUND), f"ten {BOUND}", "queries")
+    return f"With 50 callers ormbridge makes {made} that loop over the query with no event loop."
 
 
 def latency(found):
     """Say that latency is what bounds the query."""
     said = []
-    for name in found.measured(*(f"latency-{each}" for each in LATENCIES)):
+    for name in found.measured(*(f"latency-{each}" for each in LATENCIES if each > 1)):
         delay = found.rows[name]["latency"]
-        most = 1000 * THREADS / delay
-        names = [each for each in (OURS, BOUND, NATIVE) if each in found.rows[name]["contestants"]]
-        made = [f"{each} {found.figure(name, each):,.0f}" for each in names]
-        said.append(
-            f"With {delay} ms of latency {THREADS} connections answer at most {most:,.0f} queries "
-            f"a second ({THREADS} / {delay} ms). Made were: {enumerated(made)}."
-        )
-    return " ".join(said)
+        made = [f"{each} makes {found.figure(name, each):,.0f}" for each in (OURS, BOUND)]
+        most = f"{1000 * THREADS / delay:,.0f} queries a second with {delay} ms"
+        said.append(f"{most}, of which {enumerated(made)}")
+    return f"{THREADS} connections answer at most {THREADS} / latency: {'; '.join(said)}."
 
 
 def connections(found):
@@ -233,23 +234,22 @@ def idle(found):
 def message(found):
     """Say what a message gains."""
     bare = "a consumer that closes no connections at all"
-    said = [
-        f"{versus(found.ratio(name, SOCKETS), 'messages', SOCKETS)}, and "
-        f"{versus(found.ratio(name, BARE), 'messages', bare)}"
-        for name in ("websocket", "websockets")
-    ]
+    said = []
+    for name in ("websocket", "websockets"):
+        plain, nothing = found.ratio(name, SOCKETS), found.ratio(name, BARE)
+        said.append(f"{versus(plain, SOCKETS)}, and {versus(nothing, bare)}")
     return f"A message that needs no database: on one socket {said[0]}; on 50, {said[1]}."
 
 
 def rows(found):
     """Say what a large result gains."""
-    ours, django = (found.rows["rows"]["contestants"][each] for each in (OURS, "aiterator()"))
-    peaks = [f"{each['peak_mib']['high']:,.0f} MiB" for each in (ours, django)]
+    table = found.rows["rows"]["contestants"]
+    ours, django = (f"{table[each]['peak_mib']['high']:,.0f} MiB" for each in (OURS, DJANGO))
+    free, busy = (versus(found.ratio(each, DJANGO), f"with {DJANGO}") for each in ("rows", "busy"))
     return (
-        f"A loop over a million rows with stream() gets "
-        f"{versus(found.ratio('rows', 'aiterator()'), 'rows a second', 'with aiterator()')}, in "
-        f"{peaks[0]} and {peaks[1]} of memory. Where the caller is busy between rows, it gets "
-        f"{versus(found.ratio('busy', 'aiterator()'), 'rows', 'with aiterator()')}."
+        f"A loop over a million rows with stream() gets {free} in a second. The process has {ours} "
+        f"of memory at the most, and {django} with {DJANGO}. Where the caller is busy between "
+        f"rows, it gets {busy}."
     )
 
 
@@ -263,11 +263,13 @@ def ahead(found):
     """Say where others are ahead: all that are, in all rows."""
     by_name = {}
     for name, row in found.rows.items():
+        what, which = family(name, row)
         for other, figures in row["contestants"].items():
-            if "kib" not in figures and figures.get("ratio", {"median": 1})["median"] < SAME[0]:
-                what = f"{more(figures['ratio']['median'])} ({circumstances(name, row)})"
-                by_name.setdefault(other, []).append(what)
-    table = [[name, f"makes more: {enumerated(cases)}"] for name, cases in by_name.items()]
+            ratio = 1 if "kib" in figures else figures.get("ratio", {"median": 1})["median"]
+            if ratio < SAME[0]:
+                cases = by_name.setdefault(other, {}).setdefault(what, {})
+                cases[which] = 1 / ratio
+    table = [[name, ". ".join(ahead_by(cases))] for name, cases in by_name.items()]
     for row, key, what in (
         ("delay", "p99_ms", "its loop is late by less at the 99th percentile"),
         ("waiting", "kib", "a call that waits takes less memory"),
@@ -368,7 +370,11 @@ def goals(found):
         for name, result in found.rows.items()
         for other, mark, seen, well in marks(result)
     ]
-    return {"head": ["row", "to reach", "seen", "verdict"], "rows": table, "fold": "Row by row"}
+    return {
+        "head": ["row", "to reach", "seen", "verdict"],
+        "rows": table,
+        "fold": "What was to be reached, row by row",
+    }
 
 
 def titled(result):
@@ -608,6 +614,7 @@ def with_words(report):
                 made[name] = make(found)
             except KeyError:  # a row was not measured: a page that needs it says so
                 continue
+    words = {name: said.replace(" %", "\N{NO-BREAK SPACE}%") for name, said in words.items()}
     report = {key: value for key, value in report.items() if key != "seal"}
     report |= {"sentences": words, "shown": tables}
     return {**report, "seal": seal(report)}
