@@ -177,9 +177,9 @@ def latency(found):
     said = []
     for name in found.measured(*(f"latency-{each}" for each in LATENCIES if each > 1)):
         delay = found.rows[name]["latency"]
-        made = [f"{each} makes {found.figure(name, each):,.0f}" for each in (OURS, BOUND)]
+        ours, bound = (f"{found.figure(name, each):,.0f}" for each in (OURS, BOUND))
         most = f"{1000 * THREADS / delay:,.0f} queries a second with {delay} ms"
-        said.append(f"{most}, of which {enumerated(made)}")
+        said.append(f"{most}, of which {OURS} makes {ours}, and {BOUND} make {bound}")
     return f"{THREADS} connections answer at most {THREADS} / latency: {'; '.join(said)}."
 
 
