@@ -13,6 +13,8 @@ from tests.bench.rows import BEFORE, BOUND, CHANNELS, NATIVE, OURS
 
 # Pixels.
 BAR, GAP, HEADING, LINE, PLOT = 22, 4, 22, 18, 220
+# How much of the width the longest bar takes: the figures stand beside it.
+LONGEST = 80
 COLOURS = {OURS: 0, CHANNELS: 1, NATIVE: 2, BOUND: 3, BEFORE: 5}
 OTHER = 4
 MARKS = {
@@ -59,7 +61,7 @@ def bars(title, words, groups):
             body.append(
                 f'<svg class="chart-bar {kind}" y="{y}" width="100%" height="{BAR}">'
                 '<rect class="chart-lane" width="100%" height="100%"/>'
-                f'<rect width="{100 * value / longest:.2f}%" height="100%"/>'
+                f'<rect width="{LONGEST * value / longest:.2f}%" height="100%"/>'
                 f'<text x="6" y="15">{escape(name)}</text>'
                 f'<text class="chart-end" x="99%" y="15">{label(value, unit)}</text></svg>'
             )
