@@ -13,12 +13,17 @@ proxy in its own process (`proxy.py`) that holds each answer back; every contest
 included, goes through it. The wrapped function is made once, as a decorator does.
 
 A request or a message goes to the application as a server would hand it over (`asgi.py`). A call
-that fails counts as none; the share of those that did is shown.
+that fails counts as none; the share of those that did is shown. Memory is what Python allocates
+(tracemalloc) for 10,000 calls or sockets.
 
-    python -m tests.bench                     all rows; about 15 minutes
+What is measured is in `rows.py`; `report.py` and `charts.py` say it in tables, charts and
+sentences, which go into the file with the figures.
+
+    python -m tests.bench                     all rows; the page shows them
     python -m tests.bench --only noop         one row (--help names them); may be repeated
     python -m tests.bench --against DIR       also measure the ormbridge package in another folder
     python -m tests.bench --json docs/_recorded/bench.json
+    python -m tests.bench --again docs/_recorded/bench.json     say anew what it says
 """
 
 import argparse
@@ -31,113 +36,27 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from docs._ext.record.seals import seal
-from tests.bench.contestant import DATABASE, KEPT, NATIVE, PLAIN, POOL, THREADS, configure
+from tests.bench.contestant import DATABASE, configure
+from tests.bench.report import shown, told, with_words
+from tests.bench.rows import BEFORE, OURS, ROWS, asks_database
 
 ROOT = Path(__file__).absolute().parents[2]
-DELAY = 5  # milliseconds that the proxy adds
-QUERY = "User.objects.all()[0].username"
-OTHERS = ["channels.db", "asgiref"]
-# It needs Python 3.12; without it, its rows are shorter.
-NATIVES = [NATIVE] if find_spec("django_async_backend") else []
-# What is called, by how many callers, by whom, the ratios that ormbridge is to reach (None: any),
-# and how much longer a turn is where calls are slow. What is counted, if it is not calls.
-ROWS = {
-    "noop": {
-        "title": "no-op call, 50 callers",
-        "function": "noop",
-        "callers": 50,
-        "contestants": ["ormbridge", *OTHERS, "asgiref, not thread-sensitive"],
-        "reach": {"channels.db": 2.5},
-    },
-    "one": {
-        "title": "no-op call, one caller",
-        "function": "noop",
-        "callers": 1,
-        "contestants": ["ormbridge", *OTHERS, "asgiref, not thread-sensitive"],
-        "reach": {"channels.db": 1.0},
-    },
-    "orm": {
-        "title": f"{QUERY}, 50 callers, {THREADS} threads",
-        "function": "username",
-        "callers": 50,
-        "contestants": ["ormbridge", "bound", *OTHERS, *NATIVES],
-        "reach": {"bound": 0.92, "channels.db": 1.5, **dict.fromkeys(NATIVES, 1.0)},
-    },
-    "latency": {
-        "title": f"the same with {DELAY} ms of latency added",
-        "function": "username",
-        "callers": 50,
-        "contestants": ["ormbridge", "bound", *OTHERS, *NATIVES],
-        "reach": {"bound": 0.90, "channels.db": 5.2, **dict.fromkeys(NATIVES, 1.0)},
-    },
-    "http": {
-        "title": "HTTP request that makes one query, 50 clients",
-        "function": "get",
-        "callers": 50,
-        "contestants": ["ormbridge", PLAIN, POOL],
-        "reach": {PLAIN: 2.5, POOL: 1.8},
-        "longer": 3,
-    },
-    "startproject": {
-        "title": "the same with the middleware that startproject writes down",
-        "function": "get startproject",
-        "callers": 50,
-        "contestants": ["ormbridge", PLAIN, POOL],
-        "reach": {PLAIN: None, POOL: None},
-        "longer": 3,
-    },
-    "persistent": {
-        "title": "HTTP request, connections kept without the bridge",
-        "function": "get",
-        "callers": 50,
-        # Alone: it leaves no connection to the others.
-        "contestants": [KEPT],
-        "reach": {},
-        "longer": 3,
-    },
-    "websocket": {
-        "title": "WebSocket message that needs no database, one socket",
-        "function": "echo",
-        "callers": 1,
-        "contestants": ["ormbridge", "bare await", "plain Channels"],
-        "reach": {"bare await": 0.83, "plain Channels": None},
-    },
-    "websockets": {
-        "title": "the same, 50 sockets",
-        "function": "echo",
-        "callers": 50,
-        "contestants": ["ormbridge", "bare await", "plain Channels"],
-        "reach": {"bare await": 0.83, "plain Channels": None},
-    },
-    "rows": {
-        "title": "a million rows, one after the other",
-        "function": "rows 1000000 0",
-        "callers": 1,
-        "contestants": ["ormbridge", "aiterator()"],
-        "reach": {"aiterator()": 1.0},
-        # A turn is as long as the table, however many seconds it was to take.
-        "rounds": 3,
-        "unit": "row",
-    },
-    "busy": {
-        "title": "100,000 rows, of which each 2,000 keep the caller busy for 5 ms",
-        "function": "rows 100000 0.005",
-        "callers": 1,
-        "contestants": ["ormbridge", "aiterator()"],
-        "reach": {"aiterator()": None},
-        "unit": "row",
-    },
-}
+RESULTS = ROOT / "docs/_recorded/bench.json"
+FREE_CONNECTIONS = """
+    SELECT current_setting('max_connections')::int - count(*) - CASE current_setting('is_superuser')
+        WHEN 'on' THEN 0 ELSE current_setting('superuser_reserved_connections')::int END
+    FROM pg_stat_activity WHERE backend_type = 'client backend'
+"""
 
 
 @contextlib.contextmanager
 def program(*arguments, **environment):
-    """Run a module of this package until the block ends; yields it once it has printed a line."""
+    """Run a module of this package until the block ends; yields its process."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -147,15 +66,18 @@ def program(*arguments, **environment):
         stdout=subprocess.PIPE,
     )
     try:
-        first = process.stdout.readline()
-        if not first:
-            raise SystemExit(
-                f"{' '.join(arguments)} ended before it was ready: see its error above"
-            )
-        yield process, first.strip()
+        yield process
     finally:
         process.stdin.close()
         process.wait()
+
+
+def answer(process):
+    """Wait until *process* has printed a line; returns that."""
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(process.args[2:])} ended: see its error above")
+    return line.strip()
 
 
 @contextlib.contextmanager
@@ -187,91 +109,101 @@ def database(rows):
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def rounds_of(row, options, environment):
-    """Measure one row; returns a list of rounds, each the turns of all contestants by name."""
-    names = row["contestants"] + [f"ormbridge of {tree}" for tree in options.against]
-    result = []
-    chance = random.Random(len(names))
+def start(stack, row, name, options, environment):
+    """Start contestant *name* of *row*, and return its process."""
+    tree = options.against if name == BEFORE else ROOT / "src"
+    if "connections" in row:
+        wait_for_connections(row["connections"])
+        environment = {**environment, "BENCH_CONNECTIONS": str(row["connections"])}
+    arguments = OURS if name == BEFORE else name, row["function"], options.loop
+    environment = {**environment, "PYTHONPATH": str(tree.resolve())}
+    return stack.enter_context(program("tests.bench.contestant", *arguments, **environment))
+
+
+def take_turn(process, row, options):
+    """Let *process* take a turn."""
+    seconds = options.seconds * row.get("longer", 1)
+    print(seconds, row["callers"], file=process.stdin, flush=True)
+    return json.loads(answer(process))
+
+
+def rounds_of(rows, options, environment):
+    """Measure rows that share their processes; returns the rounds of each, and how long it took.
+
+    A round has the turns of all contestants by name.
+    """
+    found = {name: [] for name in rows}
+    took = dict.fromkeys(rows, 0.0)
+    chance = random.Random(len(rows))
     for _ in range(options.processes):
         with contextlib.ExitStack() as stack:
             processes = {}
-            for name in names:
-                tree = Path(name.partition(" of ")[2] or ROOT / "src").resolve()
-                arguments = name, row["function"], str(row["callers"]), options.loop
-                started = program(
-                    "tests.bench.contestant", *arguments, **environment, PYTHONPATH=str(tree)
-                )
-                processes[name], _ = stack.enter_context(started)
-            for _ in range(min(options.rounds, row.get("rounds", options.rounds))):
-                turns = {}
-                for name in chance.sample(names, len(names)):
-                    seconds = options.seconds * row.get("longer", 1)
-                    print(seconds, file=processes[name].stdin, flush=True)
-                    turns[name] = json.loads(processes[name].stdout.readline())
-                result.append({name: turns[name] for name in names})
-    return result
+            begin = time.perf_counter()
+            for row in rows.values():
+                for name in row["contestants"]:
+                    if name not in processes and "fresh" not in row:
+                        processes[name] = start(stack, row, name, options, environment)
+            for process in processes.values():
+                answer(process)
+            for row in rows:
+                took[row] += (time.perf_counter() - begin) / len(rows)
+            for number in range(options.rounds):
+                for each in chance.sample(list(rows), len(rows)):
+                    row, turns, begin = rows[each], {}, time.perf_counter()
+                    if number >= row.get("rounds", options.rounds):
+                        continue
+                    for name in chance.sample(row["contestants"], len(row["contestants"])):
+                        with contextlib.ExitStack() as alone:
+                            process = processes.get(name)
+                            if process is None:
+                                process = start(alone, row, name, options, environment)
+                                answer(process)
+                            turns[name] = take_turn(process, row, options)
+                    found[each].append({name: turns[name] for name in row["contestants"]})
+                    took[each] += time.perf_counter() - begin
+    return found, took
 
 
 def spread(values):
     """Return the median and the range of the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
     return {"median": middle, "low": low, "high": high}
 
 
-def summary(row, rounds):
-    """Return what the rounds say: rates, and the ratios to those that ormbridge is held against."""
-
-    def rate(turn):
-        return turn["calls"] / turn["seconds"]
-
-    def percent_failed(turn):
-        return 100 * turn["failed"] / (turn["calls"] + turn["failed"])
-
-    contestants = {}
-    for name in rounds[0]:
-        contestants[name] = {
-            "calls_per_second": spread([rate(turns[name]) for turns in rounds]),
-            "cpu_us_per_call": spread(
-                [1e6 * turns[name]["cpu"] / turns[name]["calls"] for turns in rounds]
-            ),
-            "peak_mib": spread([turns[name]["peak_mib"] for turns in rounds]),
-            "failed_percent": spread([percent_failed(turns[name]) for turns in rounds]),
-            "ratio_to": {
-                other: spread([rate(turns[name]) / rate(turns[other]) for turns in rounds])
-                for other in row["reach"]
-            },
-        }
-    return {**row, "rounds": len(rounds), "contestants": contestants}
+def figures(turn):
+    """Return what a turn says of the contestant that took it."""
+    return {
+        "calls_per_second": turn["calls"] / turn["seconds"],
+        "cpu_us_per_call": 1e6 * turn["cpu"] / max(turn["calls"], 1),
+        "peak_mib": turn["peak_mib"],
+        "failed_percent": 100 * turn["failed"] / max(turn["calls"] + turn["failed"], 1),
+        **{key: turn[key] for key in ("p50_ms", "p99_ms", "kib") if key in turn},
+    }
 
 
-def show(result):
-    """Print one row as a table."""
-    print(f"\n{result['title']} ({result['rounds']} rounds)")
-    unit = result.get("unit", "call")
-    columns = [f"{unit}s/s", "CPU us", *(f"to {other}" for other in result["reach"])]
-    print(" " * 34 + "".join(f"{column:>{24 if ' ' in column[:3] else 9}}" for column in columns))
-    for name, one in result["contestants"].items():
-        line = f"  {name[-31:]:32}{one['calls_per_second']['median']:9.0f}"
-        line += f"{one['cpu_us_per_call']['median']:9.1f}"
-        for ratio in one["ratio_to"].values():
-            middle = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
-            line += f"{ratio['median']:8.3f}{middle:>16}"
-        if "unit" in result:
-            line += f"  at most {one['peak_mib']['high']:.0f} MiB"
-        if one["failed_percent"]["high"]:
-            line += f"  failed: {one['failed_percent']['median']:.0f} %"
-        print(line)
-    for other, wanted in result["reach"].items():
-        if wanted is None:
-            continue
-        seen = result["contestants"]["ormbridge"]["ratio_to"][other]["median"]
-        verdict = "reached" if seen >= wanted else "short"
-        print(f"  {verdict}: {seen:.2f} of {other}, wanted {wanted:.2f}")
+def summary(row, rounds, took):
+    """Return what the rounds say: the figures of each, and how many times ormbridge makes those."""
+    found = [{name: figures(turn) for name, turn in turns.items()} for turns in rounds]
+    rates = [{name: one["calls_per_second"] for name, one in each.items()} for each in found]
+    reach = {other: wanted for other, wanted in row["reach"].items() if other in rounds[0]}
+    contestants = {
+        name: {key: spread([each[name][key] for each in found]) for key in found[0][name]}
+        for name in rounds[0]
+    }
+    for name, one in contestants.items():
+        if OURS in contestants and name != OURS and all(rate[name] for rate in rates):
+            one["ratio"] = spread([rate[OURS] / rate[name] for rate in rates])
+    return {**row, "reach": reach, "rounds": len(rounds), "took": took, "contestants": contestants}
 
 
 def machine():
     """Return what the figures depend on."""
-    packages = ["Django", "asgiref", "channels", "psycopg", "psycopg-pool", *NATIVES]
+    packages = [
+        *("Django", "asgiref", "channels", "anyio", "psycopg", "psycopg-pool"),
+        *("django-async-backend", "uvloop"),
+    ]
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -281,24 +213,130 @@ def machine():
         "system": f"{platform.system()} {platform.machine()}",
         "processor": models[0] if models else platform.processor(),
         "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "load": os.getloadavg()[0],  # what else ran in the minute before
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {
+            name: metadata.version(name)
+            for name in packages
+            if find_spec(name.replace("-", "_").lower())
+        },
     }
+
+
+def revision(folder):
+    """Return the commit of the checkout that *folder* is in, or nothing."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def durations():
+    """Return how long each row took in the recorded run, for --help."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
+    took = {name: found[name].get("took", 0) for name in ROWS if name in found}
+    rows = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+    return f"In the recorded run, all took {sum(took.values()) / 60:.0f} minutes: {rows}."
+
+
+def groups(names):
+    """Return the rows called *names*, by what those have in common that share their processes."""
+    found = {}
+    for name in names:
+        row = ROWS[name]
+        alone = name if "apart" in row or "fresh" in row else None
+        key = row["function"], row.get("latency"), alone
+        found.setdefault(key, {})[name] = dict(row)
+    return found
+
+
+def with_before(row):
+    """Return *row* with the build before among the contestants."""
+    return {**row, "contestants": [*row["contestants"], BEFORE]}
+
+
+def free_connections():
+    """Return how many connections the server has left for this user."""
+    import psycopg
+
+    server = {key: DATABASE[key.upper()] for key in ("host", "port", "user", "password")}
+    with psycopg.connect(**server, dbname="postgres") as admin:
+        return admin.execute(FREE_CONNECTIONS).fetchone()[0]
+
+
+def wait_for_connections(count):
+    """Wait until the server has *count* connections left: it may not be done with the last turn."""
+    end = time.monotonic() + 10
+    while (free := free_connections()) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    if free < count:
+        raise SystemExit(f"the server has {free} connections left of {count}: who else uses it?")
+
+
+def measure(options):
+    """Measure the rows that the options name, and print each; returns all."""
+    report = {**machine(), "loop": options.loop, "seconds": options.seconds}
+    if options.against:
+        report["before"] = revision(options.against)
+    measured = {}
+    os.environ.pop("ASGI_THREADS", None)  # it would win over the bound that the settings give
+    with contextlib.ExitStack() as stack:
+        environment = {}
+        if any(asks_database(ROWS[name]) for name in options.only):
+            counts = any(ROWS[name]["function"].startswith("rows") for name in options.only)
+            environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(
+                database(1_000_000 if counts else 0)
+            )
+        for (_, delay, _), rows in groups(options.only).items():
+            for row in rows.values():
+                if "connections" in row:  # as many as there are
+                    row["connections"] = min(row["connections"], free_connections())
+            rows = {
+                name: with_before(row)
+                if options.against and "connections" not in row and OURS in row["contestants"]
+                else row
+                for name, row in rows.items()
+            }
+            with contextlib.ExitStack() as latency:
+                through = environment
+                if delay:
+                    server = DATABASE["HOST"], DATABASE["PORT"], str(delay)
+                    proxy = latency.enter_context(program("tests.bench.proxy", *server))
+                    through = {**environment, "PGHOST": "127.0.0.1", "PGPORT": answer(proxy)}
+                found, took = rounds_of(rows, options, through)
+            for name, rounds in found.items():
+                measured[name] = summary(rows[name], rounds, took[name])
+                show(measured[name])
+    report["load_after"] = os.getloadavg()[0]
+    return {**report, "rows": {name: measured[name] for name in ROWS if name in measured}}
+
+
+def show(result):
+    """Print one row as a table."""
+    print(f"\n{result['title']} ({result['rounds']} rounds)")
+    table = shown(result)
+    widths = [max(map(len, column)) for column in zip(table["head"], *table["rows"], strict=True)]
+    for cells in (table["head"], *table["rows"]):
+        first, *others = zip(cells, widths, strict=True)
+        print(f"  {first[0]:{first[1]}}", *(f"{cell:>{width}}" for cell, width in others), sep="  ")
+    for line in told(result):
+        print(f"  {line}")
 
 
 def main():
     """Measure what the command line asks for, print it, and write it down where asked."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description=__doc__.splitlines()[0]
+        prog="python -m tests.bench", description=__doc__.splitlines()[0], epilog=durations()
     )
     parser.add_argument(
         "--only", action="append", choices=ROWS, help="measure this row; may be repeated"
     )
     parser.add_argument(
-        "--rounds", type=int, default=10, help="rounds for each set of processes (default 10)"
+        "--rounds", type=int, default=5, help="rounds for each set of processes (default 5)"
     )
     parser.add_argument(
-        "--processes", type=int, default=4, help="sets of fresh processes (default 4)"
+        "--processes",
+        type=int,
+        default=4,
+        help="sets of fresh processes (default 4); with the rounds of each, that is 20 rounds",
     )
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="length of one turn (default 0.3)"
@@ -306,38 +344,29 @@ def main():
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument(
         "--against",
-        action="append",
-        default=[],
-        metavar="SRC",
-        help="also measure the ormbridge in this directory",
+        type=Path,
+        metavar="DIR",
+        help="also measure the ormbridge in this directory, as 'the build before'",
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing; write the charts and sentences of this file anew",
+    )
     options = parser.parse_args()
-    rows = {name: ROWS[name] for name in options.only or ROWS}
-    report = {**machine(), "loop": options.loop, "seconds": options.seconds, "rows": {}}
-    os.environ.pop("ASGI_THREADS", None)  # it would win over the bound that the settings give
-    with contextlib.ExitStack() as stack:
-        environment = {}
-        if any(row["function"] not in ("noop", "echo") for row in rows.values()):
-            environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(
-                database(1_000_000 if any("unit" in row for row in rows.values()) else 0)
-            )
-        for name, row in rows.items():
-            with contextlib.ExitStack() as latency:
-                if name == "latency":
-                    server = DATABASE["HOST"], DATABASE["PORT"], str(DELAY)
-                    _, port = latency.enter_context(program("tests.bench.proxy", *server))
-                    rounds = rounds_of(
-                        row, options, {**environment, "PGHOST": "127.0.0.1", "PGPORT": port}
-                    )
-                else:
-                    rounds = rounds_of(row, options, environment)
-            report["rows"][name] = summary(row, rounds)
-            show(report["rows"][name])
-    report["seal"] = seal(report)
+    options.only = options.only or list(ROWS)
+    if options.against and not (options.against / "ormbridge").is_dir():
+        parser.error(f"--against: there is no package 'ormbridge' in {options.against}")
+    if options.again:
+        report, options.json = json.loads(options.again.read_text()), options.again
+    else:
+        report = measure(options)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(with_words(report), indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 from tests.bench import Failed
+from tests.bench.rows import BARE, OURS
 
 GET = {
     "type": "http",
@@ -49,7 +50,7 @@ class Echo(AsyncWebsocketConsumer):
 
 def bridged(name, application):
     """Put the middleware around the application, if contestant `name` has it."""
-    if name.startswith("ormbridge"):
+    if name == OURS:
         from ormbridge import BridgeMiddleware
 
         return BridgeMiddleware(application)
@@ -81,18 +82,20 @@ def get(name):
     return call
 
 
-def echo(name):
-    """Return what sends one message on a WebSocket that is free, and waits for the echo."""
+def connector(name):
+    """Return what opens a WebSocket: the task that serves it, what the client says, what it hears.
+
+    It is the consumer inside the middleware, if contestant `name` has it.
+    """
     from channels import consumer
 
-    if name == "bare await":
+    if name == BARE:
 
         async def nothing():
             pass
 
         consumer.aclose_old_connections = nothing
     application = bridged(name, Echo.as_asgi())
-    sockets = []  # a task that serves the socket, what the client says, what it hears
 
     async def connect():
         said, heard = asyncio.Queue(), asyncio.Queue()
@@ -103,6 +106,13 @@ def echo(name):
         if (await heard.get())["type"] != "websocket.accept":
             raise RuntimeError("the application did not accept the socket")
         return serving, said, heard
+
+    return connect
+
+
+def echo(name):
+    """Return what sends one message on a WebSocket that is free, and waits for the echo."""
+    connect, sockets = connector(name), []
 
     async def call():
         serving, said, heard = sockets.pop() if sockets else await connect()
