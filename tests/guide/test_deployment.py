@@ -57,7 +57,7 @@ async def test_health_has_no_host(load_example, settings):
 
 @pytest.mark.django_db(transaction=True, available_apps=[])
 async def test_view_under_middleware_waits_for_a_worker(settings, gate, pool_settings):
-    """A view as health check stands in line for a worker, as Django's middleware takes one."""
+    """A view as health check stands in line for a worker: the middleware of sessions takes one."""
     pool_settings(MAX_THREADS=1)
 
     async def alive(request):
@@ -67,7 +67,8 @@ async def test_view_under_middleware_waits_for_a_worker(settings, gate, pool_set
         path("report/", lambda request: HttpResponse(gate())),
         path("alive/", alive),
     )
-    settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+    settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     settings.ALLOWED_HOSTS = ["*"]
     application = BridgeMiddleware(ASGIHandler())
     report = asyncio.create_task(get(application, "/report/"))
