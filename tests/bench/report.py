@@ -44,6 +44,9 @@ CAUSES: dict[tuple[str, str], str] = {
     ("orm-10000", CHANNELS): _SPREAD,
     ("latency-5", BOUND): _FULL,
     ("latency-5", BEFORE): _FULL,
+    ("delay", "p99_ms"): (
+        "a thread may keep the interpreter for its switch interval, 5 ms, before the loop has it"
+    ),
     ("http", POOL): (
         "the interpreter is full, and most of what a request takes there is work of Django's"
     ),
