@@ -32,7 +32,7 @@ from .record import proofs, runs
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
 # What Pygments marks most, and a reader does not miss.
-_PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o|mi|mf|bp)">([^<]*)</span>')
+_PLAIN = re.compile(r'<span class="(?:n|nn|nb|p|w|o|ow|mi|mf|bp|sa|si)">([^<]*)</span>')
 
 
 _LEXER, _FORMATTER = PythonLexer(stripnl=False), HtmlFormatter()
