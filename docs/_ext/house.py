@@ -36,7 +36,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from . import SAFE
-from .proven import enumerated
+from .record.words import enumerated
 
 PACKAGE = "src/ormbridge"
 # Units of the picture: its width, that of a box, and the room for lines of text and for arrows.

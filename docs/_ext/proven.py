@@ -28,6 +28,7 @@ from sphinx.util.typing import ExtensionMetadata
 from . import SAFE
 from .claims import PAGE, Claim, claims, entry_anchor
 from .record import proofs, runs
+from .record.words import enumerated
 
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
@@ -221,11 +222,6 @@ def passed(outcome: runs.Outcome) -> str:
     for database, versions in databases.items():
         pythons.setdefault(enumerated(list(versions)), []).append(database)
     return "; ".join(f"{enumerated(on)}, with Python {with_}" for with_, on in pythons.items())
-
-
-def enumerated(words: list[str]) -> str:
-    """Return *words* as in a sentence: ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

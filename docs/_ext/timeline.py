@@ -34,10 +34,11 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from . import SAFE
-from .proven import enumerated, plural, table
+from .proven import plural, table
 from .record import spans
 from .record.recordings import RecordingError, example_path, load, recording_path
 from .record.spans import Span
+from .record.words import enumerated
 
 logger = logging.getLogger(__name__)
 

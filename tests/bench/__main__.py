@@ -41,7 +41,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.bench.contestant import DATABASE, configure
+from tests.bench.contestant import DATABASE, SERVER, configure
 from tests.bench.report import shown, told, with_words
 from tests.bench.rows import BEFORE, OURS, ROWS, asks_database
 
@@ -86,8 +86,7 @@ def database(rows):
     import psycopg
 
     name = f"ormbridge_bench_{os.getpid()}"
-    server = {key: DATABASE[key.upper()] for key in ("host", "port", "user", "password")}
-    with psycopg.connect(**server, dbname="postgres", autocommit=True) as admin:
+    with psycopg.connect(**SERVER, dbname="postgres", autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
         try:
             configure(NAME=name)
@@ -257,8 +256,7 @@ def free_connections():
     """Return how many connections the server has left for this user."""
     import psycopg
 
-    server = {key: DATABASE[key.upper()] for key in ("host", "port", "user", "password")}
-    with psycopg.connect(**server, dbname="postgres") as admin:
+    with psycopg.connect(**SERVER, dbname="postgres") as admin:
         return admin.execute(FREE_CONNECTIONS).fetchone()[0]
 
 

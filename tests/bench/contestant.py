@@ -55,6 +55,8 @@ DATABASE = {
     "CONN_MAX_AGE": None,
     "OPTIONS": {"sslmode": "disable", "gssencmode": "disable"},
 }
+# The same server, as psycopg is told of it.
+SERVER = {key: DATABASE[key.upper()] for key in ("host", "port", "user", "password")}
 # What they have in place of the database's settings above.
 OWN = {
     PLAIN: {"CONN_MAX_AGE": 0},
@@ -153,10 +155,9 @@ def raw():
     from psycopg_pool import AsyncConnectionPool
 
     query = User.objects.all()[:1].query.sql_with_params()
-    options = {key: DATABASE[key.upper()] for key in ("host", "port", "user", "password")}
-    options |= {"dbname": DATABASE["NAME"], "autocommit": True, "prepare_threshold": None}
+    options = {"dbname": DATABASE["NAME"], "autocommit": True, "prepare_threshold": None}
     pool = AsyncConnectionPool(
-        kwargs={**options, **DATABASE["OPTIONS"]},
+        kwargs={**SERVER, **options, **DATABASE["OPTIONS"]},
         min_size=THREADS,
         max_size=THREADS,
         timeout=600,
@@ -335,10 +336,8 @@ def taker(name, function, extra):
 
 async def run(name, function):
     """Warm up, then take a turn for each line of standard input, which it blocks on."""
-    if name in (
-        TO_THREAD,
-        FREE,
-    ):  # by default, it would have as many as there are CPUs, and four more
+    if name in (TO_THREAD, FREE):
+        # By default, it would have as many as there are CPUs, and four more.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     function, _, extra = function.partition(" ")
     take = taker(name, function, extra)

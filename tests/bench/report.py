@@ -5,6 +5,7 @@ the figure that is in it: no sentence says who is ahead that would have to chang
 """
 
 from docs._ext.record.seals import seal
+from docs._ext.record.words import enumerated
 from tests.bench import charts
 from tests.bench.rows import (
     BARE,
@@ -56,6 +57,9 @@ CAUSES: dict[tuple[str, str], str] = {
     ),
 }
 UNKNOWN = "not known yet"
+# The rows that show a growth.
+BY_CALLERS = ["orm" if each == 50 else f"orm-{each}" for each in CALLERS]
+BY_CONNECTIONS = [f"connections-{each}" for each in CONNECTIONS]
 #: From here on it is 'times as many', and below it 'per cent more'.
 TIMES = 1.5
 #: Rounds of a run that is published.
@@ -87,12 +91,6 @@ class Results:
         if not found:
             raise KeyError(names)
         return found
-
-
-def enumerated(parts):
-    """Return *parts* as a sentence has them."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def versus(ratio, other, unit=""):
@@ -180,7 +178,7 @@ def call(found):
 
 def growth(found):
     """Say how the query goes with more callers."""
-    names = found.measured(*(f"orm-{callers}" for callers in CALLERS)) + found.measured("orm")
+    names = found.measured(*BY_CALLERS)
     ratios = {found.rows[name]["callers"]: found.ratio(name, CHANNELS) for name in names}
     ends = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     least, most = (f"{versus(ratios[each], CHANNELS)} ({count(each, 'caller')})" for each in ends)
@@ -209,7 +207,7 @@ def latency(found):
 
 def connections(found):
     """Say how many connections help."""
-    names = found.measured(*(f"connections-{each}" for each in CONNECTIONS))
+    names = found.measured(*BY_CONNECTIONS)
     rows = [found.rows[name] for name in names]
     made = {
         row["connections"]: row["contestants"][OURS]["calls_per_second"]["median"] for row in rows
@@ -560,7 +558,7 @@ def ways(found):
 
 def callers(found):
     """Draw the query by callers."""
-    names = found.measured(*("orm" if each == 50 else f"orm-{each}" for each in CALLERS))
+    names = found.measured(*BY_CALLERS)
     return lines(found, names, "Queries a second, by callers", "callers", "callers", growth(found))
 
 
@@ -584,7 +582,7 @@ def by_latency(found):
 
 def by_connections(found):
     """Draw the query by connections."""
-    names = found.measured(*(f"connections-{each}" for each in CONNECTIONS))
+    names = found.measured(*BY_CONNECTIONS)
     title = "Queries a second, by connections; 200 callers, 5 ms of latency"
     return lines(found, names, title, "connections", "connections", connections(found))
 

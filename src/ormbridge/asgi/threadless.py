@@ -74,8 +74,9 @@ def answer(
     future = loop.create_future()
     if not _takes_notes(type(middleware).__module__):
         parts = _parts_of(function, owner)
-        known = function in _THREADLESS or _is_quiet(function, owner, child.args)
-        if not known if parts is None else any(map(needs_thread, parts)):
+        if parts is None and not (function in _THREADLESS or _is_quiet(function, owner, child)):
+            return None
+        if any(map(needs_thread, parts or ())):
             return parts
         calls = [getattr(each, "__func__", each) for each in parts or [child.func]]
         bare = getattr(child.func, "__func__", child.func) is function and not child.keywords
@@ -121,19 +122,20 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
     return [function, *response._resource_closers, *receivers, *asynchronous]
 
 
-def _is_quiet(function: Any, owner: Any, args: tuple[Any, ...]) -> bool:
-    """Say whether *owner*, Django's middleware and no subclass, asks nobody in *function*."""
+def _is_quiet(function: Any, owner: Any, child: functools.partial[Any]) -> bool:
+    """Say whether *owner*, Django's middleware and no subclass, asks nobody in *child*."""
     cls, name = name_of(type(owner)), getattr(function, "__name__", None)
     own = cls in _QUIET and name_of(function) == f"{cls}.{name}" and not settings.CSRF_USE_SESSIONS
     # process_view() may read the body of other requests.
-    return own and (name != "process_view" or args[0].method in ("GET", "HEAD"))
+    return own and (name != "process_view" or child.args[0].method in ("GET", "HEAD"))
 
 
 def _takes_notes(module: str) -> bool:
     """Say whether the middleware in *module* only takes notes, and has no hook of the user's."""
-    hooked = getattr(sys.modules.get(module), "_DjangoMiddleware", None)
-    hooks = (getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
-    return module in _TAKES_NOTES and not any(hooks)
+    if module not in _TAKES_NOTES:
+        return False
+    hooked = getattr(sys.modules[module], "_DjangoMiddleware", None)
+    return not any(getattr(hooked, f"_otel_{each}_hook", None) for each in ("request", "response"))
 
 
 def _inside(func: Any) -> tuple[Any, Any]:

@@ -173,8 +173,7 @@ class Call:
 
         For whoever was cancelled, where :meth:`cancel` came too late.
         """
-        for stop in hooks.stop:
-            stop(self)
+        hooks.stop(self)
 
     def await_again(self) -> asyncio.Future[Any] | None:
         """Return a new future for the cancelled one; None if the outcome came meanwhile."""

@@ -20,7 +20,7 @@ load: Callable[[], object] = _do_nothing
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
 attend: Callable[[Any, Any], object] = _do_nothing
 #: Stop a call that runs and whose outcome nobody awaits. Any thread; returns at once.
-stop: list[Callable[[Any], object]] = []
+stop: Callable[[Any], object] = _do_nothing
 #: See to the connections of a thread, the argument, on which a statement was stopped. On that
 #: thread.
 settle: Callable[[Any], object] = _do_nothing

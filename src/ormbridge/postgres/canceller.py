@@ -224,4 +224,4 @@ def may_be_stopped(func: Any) -> bool:
     return name == "_fetch_all" or (is_djangos and hasattr(owner, twin))
 
 
-hooks.stop.append(stop)
+hooks.stop = stop

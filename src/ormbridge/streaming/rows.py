@@ -97,7 +97,6 @@ class Stream(Generic[_Row]):
     def __init__(self, queryset: Any, chunk_size: int) -> None:
         self._source = Source(queryset, chunk_size)
         self._begun = False
-        self._rows: Rows[_Row]
 
     def __aiter__(self) -> Rows[_Row]:
         """Return the rows. Nothing is fetched before the first one is asked for.
