@@ -11,6 +11,7 @@ from django.core.checks import CheckMessage, register
 
 from .core import hooks
 from .core.errors import BridgeError, LeaseClosed, PoolClosed, PoolTimeout, TransactionAborted
+from .core.settings import Settings
 
 if TYPE_CHECKING:
     from .asgi.middleware import BridgeMiddleware, release
@@ -70,10 +71,15 @@ def _check(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return check_settings(app_configs, **kwargs)
 
 
-def _load_wings() -> None:
+def _load_wings(settings: Settings) -> None:
     """Import what looks after the connections of plain calls, too."""
     from .blocks import witness as witness
     from .postgres import canceller as canceller
+
+    if settings.green or "green" in globals():
+        from .green import switch
+
+        switch.switch(settings)
 
 
 hooks.load = _load_wings

@@ -22,7 +22,7 @@ from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
 from ..core.route import Route
-from ..core.worker import Worker
+from ..core.worker import Worker, current
 from ..leases.generators import owner_of
 from ..leases.lease import Lease
 from ..leases.turns import outwards
@@ -32,6 +32,8 @@ from .threadless import needs_thread
 class LeaseContext(Route):
     """Where the calls of one context go."""
 
+    #: What its leases are; a wing may have others.
+    lease_type = Lease
     # Whether blocks go on with what any task has left open here, and not the running one alone.
     _is_of_all_tasks = False
 
@@ -74,7 +76,7 @@ class LeaseContext(Route):
         :raises PoolTimeout: if there is no worker, and waiting for one would deadlock or was in
             vain before.
         """
-        pool, owner, own = default_pool(), owner_of(call), threading.current_thread()
+        pool, owner, own = default_pool(), owner_of(call), current()
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
             # The newest first. A fork, or new settings, may have left leases of another pool.
@@ -96,7 +98,7 @@ class LeaseContext(Route):
                 if lease is bound and not call.stays_out:
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
-            lease = self._make_lease(pool, hold)
+            lease = self._make_lease(pool, hold, call)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
             in_vain = self.timed_out and self._waits_once and not self.ended
@@ -125,7 +127,7 @@ class LeaseContext(Route):
 
         :raises PoolTimeout: on an event loop that was started on the worker of a block around it.
         """
-        own = threading.current_thread()
+        own = current()
         with self._lock:
             leases = [lease for lease in self._leases if not lease.over]
             below = own in [lease.thread for lease in leases]
@@ -139,8 +141,9 @@ class LeaseContext(Route):
                 context._leases = leases if self._is_of_all_tasks else [*filter(mine, leases)]
             return context
 
-    def _make_lease(self, pool: Pool, held: bool) -> Lease:
-        return Lease(self, pool, held)
+    def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
+        kind = self.lease_type if held or call.loop is not None else Lease
+        return kind(self, pool, held)
 
     def keep(self, lease: Lease) -> None:
         """Send all calls to *lease*, which goes on after a call. Runs on its worker."""
@@ -190,7 +193,7 @@ def refuse_inside(route: object, caller: object) -> None:
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.
     """
     lease = _lease_of(route)
-    own = threading.current_thread()
+    own = current()
     if lease is not None and lease.thread is own:
         raise PoolTimeout(
             f"{caller} is called from an event loop started on {own.name}, which has "

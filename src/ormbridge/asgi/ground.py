@@ -19,6 +19,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync
 
+from ..core import hooks
 from ..core import route as routes
 from ..core.asgiref import Ground, GroundBelow, child_of, take_over
 from ..core.bridge import DatabaseSyncToAsync, go_on
@@ -90,6 +91,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = answer(job, child, loop, variables)
         if isinstance(outcome, asyncio.Future):
             return await outcome
+        hooks.mark(call, self.func, None)
         call.route = route
         route.check(call)
         if outcome is not None and isinstance(route, LeaseContext):

@@ -29,6 +29,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from django.db import transaction
 
+from ..core import hooks
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import BridgeError, TransactionAborted
@@ -119,7 +120,9 @@ class AtomicBlock(OpenBlock):
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         job = DatabaseSyncToAsync(function).job(loop, [], contextvars.copy_context(), function)
-        return Call(job, f"the {what} of {self}", mailbox_of(loop))
+        call = Call(job, f"the {what} of {self}", mailbox_of(loop))
+        hooks.mark(call, function, True)
+        return call
 
     # On the thread of its calls
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from asgiref.sync import SyncToAsync, sync_to_async
 
+from . import hooks
 from . import route as routes
 from .asgiref import has_locals, move_locals, take_over
 from .call import Call
@@ -70,6 +71,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         thread_sensitive: bool | None = None,
         executor: ThreadPoolExecutor | None = None,
         context: contextvars.Context | None = None,
+        green: bool | None = None,
     ) -> None:
         # asgiref's default is True, and refuses an executor.
         sensitive = True if thread_sensitive is None else thread_sensitive
@@ -78,6 +80,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         if self._placed_by_asgiref:
             self.func = without_old_connections()(func)
         self._anywhere = thread_sensitive is False
+        self._green = green
         self._static = isinstance(func, staticmethod)
 
     async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -93,6 +96,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         job = self.job(loop, task_context, variables, child, sys.exc_info())
         call = Call(job, self.func, mailbox_of(loop))
         call.awaits = task_context
+        hooks.mark(call, self.func, self._green)
         future = call.future
         try:
             place(call, self._anywhere)

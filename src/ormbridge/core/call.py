@@ -29,13 +29,13 @@ from django.db import connections
 
 from . import hooks
 from .cleaning import refresh_own_thread
-from .connections import ThreadConnections, in_transaction
+from .connections import ThreadConnections, here, in_transaction
 from .errors import PoolTimeout, logger
 from .mailbox import Expire, Mailbox
 from .pool import Pool
 from .settings import Settings
 from .stats import PoolStats
-from .worker import Worker
+from .worker import Worker, current
 
 #: What a thread runs.
 Job = Callable[[], Any]
@@ -65,7 +65,7 @@ class Call:
     __slots__ = (
         *("_claim", "_error", "_result", "asked", "awaits", "calls", "closes"),
         *("connections", "ended", "function", "future", "generator", "glances", "iteration"),
-        *("line", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
+        *("line", "loop", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
@@ -84,6 +84,8 @@ class Call:
         self.calls = 0
         #: The route of the code that makes it.
         self.route: object = None
+        #: The event loop on whose thread it may run; None for a thread of its own.
+        self.loop: asyncio.AbstractEventLoop | None = None
         # For the wings
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
@@ -133,10 +135,10 @@ class Call:
                 return
         # Who has a worker never waits for a second one. A fork, or new settings, may have left it
         # a worker of another pool.
-        own = threading.current_thread()
-        wait = not (isinstance(own, Worker) and own.pool is pool)
+        own: Worker | None = here.worker
+        wait = own is None or own.pool is not pool
         if not pool.take(self, wait):
-            if not wait:
+            if own is not None and not wait:
                 raise self.second_worker(own)
             self.line = pool
             self.watch(pool.settings)
@@ -235,7 +237,7 @@ class Call:
         if in_transaction(connections.all(initialized_only=True)):
             raise PoolTimeout(
                 f"{self} is called with thread_sensitive=False in a transaction on "
-                f"{threading.current_thread().name}, which it must not join, and no other worker "
+                f"{current().name}, which it must not join, and no other worker "
                 "is free. Leave thread_sensitive out to join the transaction, or make the call "
                 "after it [not-in-transaction]"
             )
@@ -245,7 +247,8 @@ class Call:
         self.ended = True
         if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
-        self.mailbox.post(self, may_wait)
+        if self.loop is None or not hooks.deliver(self):
+            self.mailbox.post(self, may_wait)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:
         """Fail the call with *error*. Returns False if others than the caller *claimed* it."""

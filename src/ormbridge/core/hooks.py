@@ -14,8 +14,13 @@ from typing import Any
 def _do_nothing(*args: object) -> None: ...
 
 
-#: Load the wings. Called as the pool is made, on the thread of the first call.
-load: Callable[[], object] = _do_nothing
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+#: Load the wings that the argument, the settings, asks for. Called as the pool is made, on the thread
+#: of the first call.
+load: Callable[[Any], object] = _do_nothing
 #: Look after a connection, Django's object, which was opened or comes back from a lease; the second
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
 attend: Callable[[Any, Any], object] = _do_nothing
@@ -30,3 +35,15 @@ settle: Callable[[Any], object] = _do_nothing
 cut: Callable[[Any, Any], object] = _do_nothing
 #: Make a block in which a driver's connection is closed. On its thread.
 closing: Callable[[Any], AbstractContextManager[object]] = nullcontext
+#: Say how a call, the first argument, is to run: sets :attr:`.Call.loop` where *function*, the second
+#: one, may run on the event loop's thread. The third is what the user said: True, False or None.
+mark: Callable[[Any, Any, bool | None], object] = _do_nothing
+#: Have a lease, the second argument, run on behalf of a worker, the first one, elsewhere than on the
+#: worker's thread. Returns whether it does. Any thread.
+begin: Callable[[Any, Any], object] = _do_nothing
+#: Hand the outcome of a call to its caller at once, where that is safe. Returns whether it did.
+deliver: Callable[[Any], object] = _do_nothing
+#: Call the first argument, which may block, with the others, where that holds nobody up.
+apart: Callable[..., Any] = _call
+#: Look after a wrapper, Django's object, that a worker has from now on. On its thread.
+adopt: Callable[[Any], object] = _do_nothing

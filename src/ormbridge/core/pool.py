@@ -66,8 +66,10 @@ class Pool:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             # Who is in line may only wait for its turn to run.
-            hands = self._hands.count if wait else self.settings.max_threads
-            worker = None if wait and self._waiting else self._free_or_new(hands)
+            elsewhere = lease.loop is not None
+            hands = self.settings.max_threads if elsewhere or not wait else self._hands.count
+            at_once = elsewhere or not (wait and self._waiting)
+            worker = self._free_or_new(hands) if at_once else None
             if worker is None:
                 if wait:
                     if not self._waiting:
@@ -75,7 +77,7 @@ class Pool:
                     self._waiting[lease] = None
                     self._queued += 1
                 return False
-            worker.lease, worker.since = lease, now
+            self._lease(worker, lease, now)
         # Where it is in line after all, another worker may have it by now.
         return self._wake(worker, lease) or (not wait and not self.forget(lease))
 
@@ -126,6 +128,8 @@ class Pool:
 
     def _wake(self, worker: Worker, lease: Leaseholder) -> bool:
         """Set *worker* to work for *lease*. False if the system has no thread, and that waits."""
+        if hooks.begin(worker, lease):
+            return True
         worker.wake.release()
         if worker.ident is None:
             try:
@@ -171,7 +175,8 @@ class Pool:
                 self._run_seconds += now - worker.since
             self._kept -= worker.kept
             worker.kept = False
-            if self._waiting and self._running() <= self._hands.count:
+            first = next(iter(self._waiting), None)
+            if first and (first.loop is not None or self._running() <= self._hands.count):
                 return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:
@@ -183,8 +188,14 @@ class Pool:
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)
         self._wait_seconds += now - lease.asked
-        worker.lease, worker.since = lease, now
+        self._lease(worker, lease, now)
         return lease
+
+    def _lease(self, worker: Worker, lease: Leaseholder, now: float) -> None:
+        worker.lease, worker.since = lease, now
+        # One that runs elsewhere takes no hand.
+        worker.kept = lease.loop is not None
+        self._kept += worker.kept
 
     def retire(self, worker: Worker) -> bool:
         """Let *worker* go, idle for ``MAX_IDLE`` seconds. False if a lease is on its way to it."""

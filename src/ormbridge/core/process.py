@@ -43,8 +43,9 @@ def default_pool() -> Pool:
     if _pool is None:
         with _pool_lock:
             if _pool is None:
-                hooks.load()
-                pool = Pool(load_settings())
+                settings = load_settings()
+                hooks.load(settings)
+                pool = Pool(settings)
                 if _exiting:
                     # A worker started now would be cut off in the middle of its call, if the
                     # interpreter lets it start at all.

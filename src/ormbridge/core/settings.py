@@ -45,6 +45,10 @@ class Settings:
     http_lease: str = "request"
     #: How long a WebSocket does: for a ``"call"`` or a ``"connection"``.
     websocket_lease: str = "call"
+    #: What runs on the event loop's thread (``green/``): nothing, what says so, or ``"all"``.
+    green: bool | str = False
+    #: Seconds after which a function that blocks the event loop there is named in the log.
+    green_slow: float = 0.1
 
 
 def load_settings() -> Settings:
@@ -88,10 +92,10 @@ def _seconds(key: str, value: Any) -> float:
     return float(min(value, threading.TIMEOUT_MAX))  # about 292 years; no lock waits longer
 
 
-def _choice(accepted: tuple[str, ...], key: str, value: Any) -> str:
-    if not isinstance(value, str) or value not in accepted:
+def _choice(accepted: tuple[Any, ...], key: str, value: Any) -> Any:
+    if type(value) not in (str, bool) or value not in accepted:
         raise _refused(_setting(key), value, " or ".join(map(repr, accepted)))
-    return str(value)
+    return value
 
 
 def _reset(key: str, value: Any) -> str | None:
@@ -108,6 +112,8 @@ KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "HTTP_LEASE": ("request", partial(_choice, ("request", "call"))),
     "WEBSOCKET_LEASE": ("call", partial(_choice, ("call", "connection"))),
     "RESET": (None, _reset),
+    "GREEN": (False, partial(_choice, (False, True, "all"))),
+    "GREEN_SLOW": (0.1, _seconds),
 }
 
 

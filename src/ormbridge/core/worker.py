@@ -11,10 +11,13 @@ It assumes of a lease only the methods of :class:`Leaseholder`, none of which ma
 from __future__ import annotations
 
 import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
-from .connections import ThreadConnections
+from . import hooks
+from .connections import ThreadConnections, here
 from .errors import BridgeError
 from .settings import Reset, Settings
 
@@ -26,6 +29,8 @@ class Leaseholder(Protocol):
     asked: float
     #: How many of its calls have run.
     calls: int
+    #: The event loop on whose thread it runs, by a wing (:data:`.hooks.begin`); None for a worker's.
+    loop: AbstractEventLoop | None
 
     def claim(self) -> bool:
         """Decide that the lease starts. Returns False where it was cancelled or refused before."""
@@ -73,6 +78,12 @@ class Employer(Protocol):
         """Forget *worker*, or keep it for the lease that is returned."""
 
 
+def current() -> threading.Thread:
+    """Return the worker whose lease runs here, or else the calling thread."""
+    worker: Worker | None = here.worker
+    return threading.current_thread() if worker is None else worker
+
+
 class Worker(threading.Thread):
     """A thread of the pool, named ``ormbridge-worker-<n>``."""
 
@@ -87,7 +98,10 @@ class Worker(threading.Thread):
         self.since = 0.0
         #: Whether that lease keeps it between calls. Set on its own thread.
         self.kept = False
-        # Released once for each lease handed to the idle worker, and once where the pool closes.
+        #: What the thread does for a lease that runs elsewhere.
+        self.errand: Callable[[], object] | None = None
+        # Released once for each lease handed to the idle worker and for each errand, and once where
+        # the pool closes.
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -97,25 +111,34 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Serve leases until the pool lets the worker go. Runs on the worker's thread."""
-        self.connections.adopt_thread()
+        here.worker = self
         lease = self._wait()
         while lease is not None:
-            lease = self._serve(lease)
-            if lease is None:  # and so an idle worker keeps nothing of the last call
+            lease = self.serve(lease)
+            if lease is None or hooks.begin(self, lease):
+                lease = None  # an idle worker keeps nothing of the last call
                 lease = self._wait()
 
     def _wait(self) -> Leaseholder | None:
         """Wait for the next lease. Returns None once the worker has left the pool."""
         max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
-        # If the time is up while a lease is on its way here, its wake-up follows at once.
-        if not self.wake.acquire(timeout=max_idle) and not self.pool.retire(self):
-            self.wake.acquire()
+        # If the time is up while a lease is on its way here, its wake-up follows.
+        while True:
+            if not self.wake.acquire(timeout=max_idle):
+                if self.pool.retire(self):
+                    break
+            elif self.errand is None:
+                break
+            else:
+                errand, self.errand = self.errand, None
+                errand()
+                del errand
         if self.lease is None:
             self.connections.close()
             return self.pool.leave(self)
         return self.lease
 
-    def _serve(self, lease: Leaseholder) -> Leaseholder | None:
+    def serve(self, lease: Leaseholder) -> Leaseholder | None:
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
         if not lease.claim():
             return self.pool.give_back(self)

@@ -19,6 +19,7 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 from __future__ import annotations
 
 import threading
+from asyncio import AbstractEventLoop
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, in_transaction
@@ -26,7 +27,7 @@ from ..core.errors import BridgeError, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.route import Route
 from ..core.stats import PoolStats
-from ..core.worker import Worker
+from ..core.worker import Worker, current
 from .generators import SuspendedGenerators, current_task
 from .turns import Block, Line, hurry, undo
 
@@ -44,6 +45,7 @@ class Lease:
         :param held: whether it goes on between calls until :meth:`release`.
         """
         self.context, self.pool = context, pool
+        self.loop: AbstractEventLoop | None = None
         self._task = current_task()
         #: Calls that have run.
         self.calls = 0
@@ -82,7 +84,7 @@ class Lease:
         """
         with self.line.lock:
             # A fork leaves the child without the worker.
-            if self.over or (self.thread is not None and not self.thread.is_alive()):
+            if self.over or not self._has_worker():
                 return False
             self._held = self._held or hold
             roused = self.line.append(call, self) and self._rouse()
@@ -90,6 +92,9 @@ class Lease:
             if not roused and (self.thread or len(self.line.calls) > 1):
                 self.watch(call)
         return True
+
+    def _has_worker(self) -> bool:
+        return self.thread is None or self.thread.is_alive()
 
     def watch(self, call: Call) -> None:
         """See to it that *call* waits no longer than it may."""
@@ -205,7 +210,7 @@ class Lease:
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.thread = threading.current_thread()
+        self.thread = current()
         self._connections = connections
         connections.leased = True
         succeeded = self._serve()

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..asgi.context import LeaseContext
+from ..core import hooks
 from ..core import route as routes
 from ..core.asgiref import frame_thread, live_frame
 from ..core.bridge import DatabaseSyncToAsync
@@ -25,6 +26,7 @@ from ..core.errors import LeaseClosed
 from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.route import Route
+from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
 from ..leases.generators import later
 from .chunks import read_chunks
@@ -97,6 +99,7 @@ class Source:
         job = _bridge.job(loop, awaits, contextvars.copy_context(), child)
         call = Call(job, self.name, mailbox_of(loop))
         call.awaits = awaits
+        hooks.mark(call, self.name, True)
         call.iteration = anchor, self.close
         self.call = call
         future: Any = call.future
@@ -174,7 +177,7 @@ class Source:
 
         :raises LeaseClosed: if the cursor was closed before.
         """
-        thread = threading.current_thread()
+        thread = current()
         if self.thread not in (None, thread):
             raise LeaseClosed(self._lost())
         self.thread = thread

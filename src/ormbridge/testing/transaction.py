@@ -93,7 +93,7 @@ class TestContext(LeaseContext):
             cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
         super(TestContext, self._here()).place(call)
 
-    def _make_lease(self, pool: Pool, held: bool) -> Lease:
+    def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
     def lend(self, run: Callable[[], bool]) -> bool:

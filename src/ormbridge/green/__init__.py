@@ -1,0 +1,1 @@
+"""Synchronous ORM code on the event loop's own thread, in greenlets: no threads, no hops."""

@@ -1,0 +1,56 @@
+"""The lease of a context on its event loop's thread (step 2 of a call)."""
+
+from __future__ import annotations
+
+from ..core.call import Call
+from ..core.connections import ThreadConnections
+from ..core.pool import Pool
+from ..core.route import Route
+from ..leases.lease import Lease
+from .runner import LoopClosedError, Runner, apart, green
+
+
+class GreenLease(Lease):
+    """A lease whose calls run in one greenlet; those that may block, on its worker's thread.
+
+    Where its loop was closed before it began, it is a lease like any other.
+    """
+
+    def __init__(self, context: Route, pool: Pool, held: bool) -> None:
+        super().__init__(context, pool, held)
+        self.loop = green.loop
+        self._runner: Runner | None = None
+
+    def _has_worker(self) -> bool:
+        return super()._has_worker() if self._runner is None else not self._runner.is_over()
+
+    def _rouse(self) -> bool:
+        if self._runner is None:
+            return super()._rouse()
+        rested, self._resting = self._resting, False
+        if rested:
+            self._runner.wake()
+        return rested
+
+    # In the greenlet
+
+    def run(self, connections: ThreadConnections) -> bool:
+        """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
+        self._runner = green.runner
+        return super().run(connections)
+
+    def _run(self, call: Call) -> bool:
+        opened = self._connections.opened if self._connections is not None else ()
+        # What was given to on_commit() is anybody's.
+        if call.loop is None or (call.closes and any(each.run_on_commit for each in opened)):
+            return bool(apart(super()._run, call))
+        return super()._run(call)
+
+    def _rest(self) -> None:
+        if self._runner is None:
+            super()._rest()
+            return
+        try:
+            self._runner.suspend()
+        except LoopClosedError as error:
+            self.dismiss(error)

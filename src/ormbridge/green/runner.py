@@ -1,0 +1,236 @@
+"""A greenlet that runs leases on the thread of an event loop (in place of step 5 of a call).
+
+While it waits, for its server or for a thread, the loop goes on: :meth:`Runner.suspend` switches
+back to it, and a callback of the loop switches here again. A runner acts for a worker: it has the
+worker's lease and its connections. The worker's own thread sleeps meanwhile, and does what may
+block (:func:`apart`): connecting, closing, ``RESET``, functions that are not said to be green.
+
+Guarantees:
+
+* code in a greenlet sees no running event loop, and the connections of its worker, like code on a
+  thread;
+* nothing that may block runs on the loop's thread but functions that are said to be green;
+* where the loop ends, what its greenlets run comes to its end first. Where it was closed under
+  them, they are ended with an error, and their workers go back to the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import SyncToAsync
+from greenlet import GreenletExit, greenlet
+
+from ..core.asgiref import take_over
+from ..core.connections import ThreadConnections, here
+from ..core.errors import BridgeError, PoolTimeout
+from ..core.stats import no_thread
+from ..core.worker import Leaseholder, Worker
+
+
+class LoopClosedError(BridgeError):
+    """The event loop was closed while a greenlet on it waited."""
+
+
+class _Green(threading.local):
+    """What runs on the calling thread."""
+
+    #: The greenlet that has it; None if the loop has.
+    runner: Runner | None = None
+    #: The loop that made the last call.
+    loop: AbstractEventLoop | None = None
+
+
+green = _Green()
+_asgiref = SyncToAsync.threadlocal
+# Those of each loop, and what has them end with it.
+_runners: WeakKeyDictionary[AbstractEventLoop, set[Runner]] = WeakKeyDictionary()
+_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
+
+
+class Runner:
+    """A greenlet, and the worker whose leases it runs."""
+
+    def __init__(self, worker: Worker, loop: AbstractEventLoop) -> None:
+        """Make one. Runs on the loop's thread."""
+        self.worker, self.loop = worker, loop
+        self.thread = threading.get_ident()
+        self._greenlet = greenlet(self._run)
+        self._ended = False
+        #: How often it was switched to.
+        self.turns = 0
+
+    # On the loop's thread, outside of greenlets
+
+    def resume(self, *value: Any) -> None:
+        """Go on in the greenlet, until it waits again or ends.
+
+        :param value: what :meth:`suspend` returns there; at first, the lease.
+        """
+        self._switch(self._greenlet.switch, value)
+
+    def _switch(self, switch: Callable[..., object], value: Any) -> None:
+        outside, worker, loop = green.runner, here.worker, _get_running_loop()
+        green.runner, here.worker = self, self.worker
+        self.turns += 1
+        _set_running_loop(None)
+        try:
+            switch(*value)
+        finally:
+            # A function of asgiref's may have left it: it says that the loop waits for this thread.
+            _asgiref.main_event_loop_pid = None
+            _set_running_loop(loop)
+            green.runner, here.worker = outside, worker
+
+    def end(self) -> None:
+        """End it, because its loop does not go on: what it does then waits in the thread."""
+        self._ended = True
+        self._switch(self._greenlet.throw, (GreenletExit,))
+
+    # In the greenlet
+
+    def _run(self, lease: Leaseholder | None) -> None:
+        worker, runners = self.worker, _runners[self.loop]
+        runners.add(self)
+        try:
+            while lease is not None:
+                lease = worker.serve(lease)
+                if lease is not None:
+                    if lease.loop is not self.loop or self.is_over():
+                        start(worker, lease)
+                        break
+                    self.wake()  # what came of the last one goes first
+                    self.suspend()
+        finally:
+            runners.discard(self)
+
+    def suspend(self) -> Any:
+        """Let the loop go on until somebody resumes. Returns what that one gives.
+
+        :raises LoopClosedError: if the loop is closed.
+        """
+        if not self.is_over():
+            with suppress(GreenletExit):
+                return self._greenlet.parent.switch()  # type: ignore[union-attr]
+        raise LoopClosedError("the event loop was closed, and a call on it was ended [loop-closed]")
+
+    # Any thread
+
+    def is_over(self) -> bool:
+        """Say whether its loop does not go on."""
+        return self._ended or self.loop.is_closed()
+
+    def wake(self) -> None:
+        """Have it resumed soon."""
+        own = threading.get_ident() == self.thread
+        with suppress(RuntimeError):  # the loop is closed: see end()
+            (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume)
+
+
+def enter(loop: AbstractEventLoop) -> None:
+    """Note that code on *loop* makes a call. On its thread."""
+    green.loop = loop
+    if loop not in _ends:
+        rescue()
+        _runners[loop] = set()
+        watch = _ends[loop] = _end_with(loop)
+        with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
+            watch.__anext__().send(None)
+
+
+async def _end_with(loop: AbstractEventLoop) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:  # it shuts down: wait for what runs
+        deadline = loop.time() + ThreadConnections.BOUND + 1
+        while _runners[loop] and loop.time() < deadline:
+            await asyncio.sleep(0.001)
+
+
+def rescue(exiting: bool = False) -> None:
+    """End what waits on the calling thread in loops that were closed under it.
+
+    :param exiting: also in those that do not run.
+    """
+    own = threading.get_ident()
+    for loop, runners in list(_runners.items()):
+        if loop.is_closed() or (exiting and not loop.is_running()):
+            for runner in [runner for runner in runners if runner.thread == own]:
+                runner.end()
+
+
+def begin(worker: Worker, lease: Leaseholder) -> bool:
+    """Run *lease* on its loop's thread, for *worker*. False if it has no loop, or a closed one."""
+    loop = lease.loop
+    if loop is None or loop.is_closed():
+        return False
+    if _get_running_loop() is loop:
+        Runner(worker, loop).resume(lease)
+        return True
+    try:
+        loop.call_soon_threadsafe(lambda: Runner(worker, loop).resume(lease))
+    except RuntimeError:  # it was closed this very moment
+        return False
+    return True
+
+
+def start(worker: Worker, lease: Leaseholder) -> None:
+    """Have *lease* run for *worker*, on a loop's thread or its own."""
+    if not begin(worker, lease):
+        worker.wake.release()
+        if worker.ident is None:
+            worker.start()
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call *function*, which may block, on the worker's thread; wait for it in the greenlet.
+
+    Elsewhere than in a greenlet, here. It runs in the context of the caller.
+
+    :raises PoolTimeout: if the system starts no thread.
+    """
+    runner = green.runner
+    if runner is None:
+        return function(*args)
+    worker, variables, done = runner.worker, contextvars.copy_context(), threading.Lock()
+    outcome: list[Any] = [None, None]
+    done.acquire()
+
+    def errand() -> None:
+        try:
+            outcome[0] = variables.run(_moved, variables, function, args)
+        except BaseException as error:
+            outcome[1] = error
+        done.release()
+        runner.wake()
+
+    worker.errand = errand
+    worker.wake.release()
+    if worker.ident is None:
+        try:
+            worker.start()
+        except Exception as error:
+            worker.errand = None
+            worker.wake.acquire()
+            raise PoolTimeout(no_thread(error, worker.pool.settings.max_threads)) from error
+    try:
+        runner.suspend()
+    except LoopClosedError:
+        done.acquire()
+    take_over(variables)
+    if (error := outcome[1]) is not None:
+        outcome.clear()  # its traceback holds this frame
+        raise error
+    return outcome[0]
+
+
+def _moved(variables: contextvars.Context, function: Callable[..., Any], args: Any) -> Any:
+    take_over(variables)
+    return function(*args)

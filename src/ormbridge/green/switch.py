@@ -1,0 +1,111 @@
+"""Switch it on: what runs green, and what of Django and asgiref behaves so there."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from functools import partial
+from typing import Any
+
+from asgiref.sync import AsyncToSync, SyncToAsync
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
+from django.db.utils import load_backend
+
+from ..asgi.context import LeaseContext
+from ..core import hooks
+from ..core.call import Call
+from ..core.settings import Settings
+from ..leases.lease import Lease
+from ..postgres.canceller import may_be_stopped
+from . import psycopg as psycopg
+from .lease import GreenLease
+from .runner import apart, begin, enter, green, rescue
+
+_await_on_thread = AsyncToSync.__call__
+# Whether all functions are green, and whether all databases are PostgreSQL.
+_all = _only = False
+
+
+def switch(settings: Settings) -> None:
+    """Switch it on or off, as *settings* say, for calls that are made from now on."""
+    global _all, _only
+    _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
+    hooks.mark = _mark if settings.green else _mark_nothing
+    LeaseContext.lease_type = GreenLease if settings.green else Lease
+
+
+def _mark_nothing(*args: object) -> None: ...
+
+
+def _is_postgresql(alias: str) -> bool:
+    backend: Any = load_backend(connections.settings[alias]["ENGINE"])
+    return backend.DatabaseWrapper.vendor == "postgresql"
+
+
+def _mark(call: Call, func: Any, said: bool | None) -> None:
+    """Have *call*, of *func*, run on its loop's thread if that may be."""
+    loop = call.mailbox.loop
+    if green.loop is not loop:
+        enter(loop)
+    if _is_green(func) if said is None else said:
+        call.loop = loop
+
+
+def _is_green(func: Any) -> bool:
+    """Say whether *func* is Django's own behind an ``a``-method, on PostgreSQL."""
+    if _all:
+        return True
+    function = getattr(func, "__func__", func)
+    if not (may_be_stopped(func) and function.__module__.startswith("django.")):
+        return False
+    owner = getattr(func, "__self__", None)
+    alias = owner._state.db if isinstance(owner, Model) else getattr(owner, "db", None)
+    return _only or (alias is not None and _is_postgresql(alias))
+
+
+def _adopt(wrapper: BaseDatabaseWrapper) -> None:
+    """Let *wrapper*, a worker's, be used on whichever thread acts for the worker."""
+    own: Any = wrapper
+    own.validate_thread_sharing = _may_be_used_here
+    own.connect = partial(_connect, weakref.ref(wrapper))
+
+
+def _may_be_used_here() -> None: ...
+
+
+def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    if (wrapper := own()) is not None:
+        apart(type(wrapper).connect, wrapper)
+
+
+def _deliver(call: Call) -> bool:
+    """Hand over the outcome of *call*, if the greenlet is on the thread of its loop."""
+    runner = green.runner
+    if runner is None or runner.loop is not call.mailbox.loop or runner.is_over():
+        return False
+    call.deliver()
+    return True
+
+
+def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Do what a function of ``async_to_sync`` does; in a greenlet, on the worker's thread."""
+    runner = green.runner
+    if runner is None:
+        return _await_on_thread(self, *args, **kwargs)
+    awaits = getattr(runner.worker.connections.running, "awaits", None)
+    return apart(_await_apart, runner.loop, awaits, partial(_await_on_thread, self), args, kwargs)
+
+
+def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> Any:
+    local = SyncToAsync.threadlocal
+    local.main_event_loop, local.main_event_loop_pid = loop, os.getpid()
+    local.task_context = awaits
+    return run(*args, **kwargs)
+
+
+hooks.begin, hooks.apart, hooks.adopt, hooks.deliver = begin, apart, _adopt, _deliver
+AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]
+threading._register_atexit(rescue, True)  # type: ignore[attr-defined]
