@@ -50,17 +50,20 @@ class _Green(threading.local):
 
 green = _Green()
 _asgiref = SyncToAsync.threadlocal
-# Those of each loop, and what has them end with it.
-_runners: WeakKeyDictionary[AbstractEventLoop, set[Runner]] = WeakKeyDictionary()
+# Those of each loop that run, those that are idle, and what has them end with it.
+_runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
+_runners = WeakKeyDictionary()
 _ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
 
 
 class Runner:
     """A greenlet, and the worker whose leases it runs."""
 
-    def __init__(self, worker: Worker, loop: AbstractEventLoop) -> None:
-        """Make one. Runs on the loop's thread."""
-        self.worker, self.loop = worker, loop
+    def __init__(self, loop: AbstractEventLoop, own: set[Runner], idle: list[Runner]) -> None:
+        """Make one that is idle. Runs on the thread of *loop*, which has *own* and *idle* ones."""
+        self.loop = loop
+        self._own, self._idle = own, idle
+        self.worker: Worker
         self.thread = threading.get_ident()
         self._greenlet = greenlet(self._run)
         self._ended = False
@@ -72,7 +75,7 @@ class Runner:
     def resume(self, *value: Any) -> None:
         """Go on in the greenlet, until it waits again or ends.
 
-        :param value: what :meth:`suspend` returns there; at first, the lease.
+        :param value: what :meth:`suspend` returns there.
         """
         self._switch(self._greenlet.switch, value)
 
@@ -97,19 +100,21 @@ class Runner:
     # In the greenlet
 
     def _run(self, lease: Leaseholder | None) -> None:
-        worker, runners = self.worker, _runners[self.loop]
-        runners.add(self)
-        try:
+        while lease is not None:
+            self._own.add(self)
             while lease is not None:
-                lease = worker.serve(lease)
+                lease = self.worker.serve(lease)
                 if lease is not None:
                     if lease.loop is not self.loop or self.is_over():
-                        start(worker, lease)
+                        start(self.worker, lease)
                         break
                     self.wake()  # what came of the last one goes first
                     self.suspend()
-        finally:
-            runners.discard(self)
+            self._own.discard(self)
+            if self.is_over():
+                return
+            self._idle.append(self)
+            lease = self._greenlet.parent.switch()  # type: ignore[union-attr]
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -139,19 +144,22 @@ def enter(loop: AbstractEventLoop) -> None:
     green.loop = loop
     if loop not in _ends:
         rescue()
-        _runners[loop] = set()
+        _runners[loop] = set(), []
         watch = _ends[loop] = _end_with(loop)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
             watch.__anext__().send(None)
 
 
 async def _end_with(loop: AbstractEventLoop) -> AsyncGenerator[None]:
+    runners, idle = _runners[loop]
     try:
         yield
     finally:  # it shuts down: wait for what runs
         deadline = loop.time() + ThreadConnections.BOUND + 1
-        while _runners[loop] and loop.time() < deadline:
+        while runners and loop.time() < deadline:
             await asyncio.sleep(0.001)
+        for runner in idle:
+            runner.end()
 
 
 def rescue(exiting: bool = False) -> None:
@@ -160,9 +168,9 @@ def rescue(exiting: bool = False) -> None:
     :param exiting: also in those that do not run.
     """
     own = threading.get_ident()
-    for loop, runners in list(_runners.items()):
+    for loop, (runners, idle) in list(_runners.items()):
         if loop.is_closed() or (exiting and not loop.is_running()):
-            for runner in [runner for runner in runners if runner.thread == own]:
+            for runner in [each for each in (*runners, *idle) if each.thread == own]:
                 runner.end()
 
 
@@ -172,13 +180,20 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
     if loop is None or loop.is_closed():
         return False
     if _get_running_loop() is loop:
-        Runner(worker, loop).resume(lease)
+        _begin(worker, lease, loop)
         return True
     try:
-        loop.call_soon_threadsafe(lambda: Runner(worker, loop).resume(lease))
+        loop.call_soon_threadsafe(_begin, worker, lease, loop)
     except RuntimeError:  # it was closed this very moment
         return False
     return True
+
+
+def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
+    runners, idle = _runners[loop]
+    runner = idle.pop() if idle else Runner(loop, runners, idle)
+    runner.worker = worker
+    runner.resume(lease)
 
 
 def start(worker: Worker, lease: Leaseholder) -> None:
