@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from asgiref.sync import SyncToAsync
 
-from ..core import hooks
 from ..core import route as routes
 from ..core.asgiref import Ground, GroundBelow, child_of, take_over
 from ..core.bridge import DatabaseSyncToAsync, go_on
@@ -83,15 +81,13 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
     variables = contextvars.copy_context() if self.context is None else self.context
     awaited: list[asyncio.Task[Any]] = []
     child = functools.partial(self.func, *args, **kwargs)
-    job = DatabaseSyncToAsync.job(self, loop, awaited, variables, child, sys.exc_info())
-    call = Call(job, self.func, mailbox_of(loop))
+    call = DatabaseSyncToAsync.make_call(self, self.func, loop, awaited, variables, child)
     call.awaits = awaited if may_be_stopped(self.func) else None
     future = call.future
     try:
-        outcome = answer(job, child, loop, variables)
+        outcome = answer(call.function, child, loop, variables)
         if isinstance(outcome, asyncio.Future):
             return await outcome
-        hooks.mark(call, self.func, None)
         call.route = route
         route.check(call)
         if outcome is not None and isinstance(route, LeaseContext):
@@ -104,7 +100,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.context is None:
             take_over(variables)
         # An exception's traceback holds this frame, which must not hold the exception.
-        del call, future, job, child
+        del call, future, child
 
 
 SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]

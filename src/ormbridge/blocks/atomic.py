@@ -29,11 +29,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from django.db import transaction
 
-from ..core import hooks
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import BridgeError, TransactionAborted
-from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
@@ -119,9 +117,9 @@ class AtomicBlock(OpenBlock):
     def _make_call(self, function: Callable[[], None], what: str) -> Call:
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
-        job = DatabaseSyncToAsync(function).job(loop, [], contextvars.copy_context(), function)
-        call = Call(job, f"the {what} of {self}", mailbox_of(loop))
-        hooks.mark(call, function, True)
+        bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
+        call = bridge.make_call(name, loop, [], contextvars.copy_context(), function, True)
+        call.awaits = None
         return call
 
     # On the thread of its calls

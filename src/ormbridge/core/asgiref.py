@@ -198,8 +198,10 @@ def child_of(job: object) -> functools.partial[Any] | None:
     return child if isinstance(child, functools.partial) else None
 
 
-#: Take over, in the running code, what a copy of its context was changed to.
-take_over = _restore_context
+def take_over(variables: contextvars.Context) -> None:
+    """Take over, in the running code, what *variables*, a copy of its context, was changed to."""
+    if variables != contextvars.copy_context():  # at once, where nothing was
+        _restore_context(variables)
 
 
 def has_locals(variables: contextvars.Context) -> bool:
@@ -209,5 +211,5 @@ def has_locals(variables: contextvars.Context) -> bool:
 
 def move_locals(variables: contextvars.Context, child: Callable[[], _R]) -> _R:
     """Run *child* on the thread with asgiref's Locals, which are in *variables*."""
-    take_over(variables)
+    _restore_context(variables)
     return child()

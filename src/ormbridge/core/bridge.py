@@ -93,10 +93,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         task_context: list[asyncio.Task[Any]] = []
         loop = asyncio.get_running_loop()
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
-        job = self.job(loop, task_context, variables, child, sys.exc_info())
-        call = Call(job, self.func, mailbox_of(loop))
-        call.awaits = task_context
-        hooks.mark(call, self.func, self._green)
+        call = self.make_call(self.func, loop, task_context, variables, child, self._green)
         future = call.future
         try:
             place(call, self._anywhere)
@@ -108,6 +105,28 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
                 take_over(variables)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
+
+    def make_call(
+        self: Any,
+        name: Callable[..., Any] | str,
+        loop: asyncio.AbstractEventLoop,
+        task_context: list[asyncio.Task[Any]],
+        variables: contextvars.Context,
+        child: Callable[[], Any],
+        green: bool | None = None,
+    ) -> Call:
+        """Return the call of *child*, in the code that handles an exception or none.
+
+        :param self: one of asgiref's will do.
+        :param name: see :class:`.Call`.
+        :param green: whether it runs on the loop's thread; None if its function is to say.
+        """
+        call = Call(child, name, mailbox_of(loop))
+        call.awaits = task_context
+        job = functools.partial(DatabaseSyncToAsync.job, self, loop, task_context, variables)
+        if not hooks.mark(call, green, job, variables, child):
+            call.function = job(child, sys.exc_info())
+        return call
 
     def job(
         self,

@@ -166,7 +166,7 @@ class ThreadConnections:
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()
         hooks.attend(connection, self)
-        close_if_unusable_or_obsolete(connection)
+        close_if_unusable_or_obsolete(connection, idle=True)
 
     def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is None:
@@ -197,7 +197,7 @@ class ThreadConnections:
 
         Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
         """
-        if self.finishing.acquire(blocking=False):
+        if self.finishing.acquire(False):
             self.finishing.release()
         else:
             hooks.apart(self._wait_for_finishing)

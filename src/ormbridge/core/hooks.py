@@ -35,9 +35,9 @@ settle: Callable[[Any], object] = _do_nothing
 cut: Callable[[Any, Any], object] = _do_nothing
 #: Make a block in which a driver's connection is closed. On its thread.
 closing: Callable[[Any], AbstractContextManager[object]] = nullcontext
-#: Say how a call, the first argument, is to run: sets :attr:`.Call.loop` where *function*, the second
-#: one, may run on the event loop's thread. The third is what the user said: True, False or None.
-mark: Callable[[Any, Any, bool | None], object] = _do_nothing
+#: Have a call, the first argument, run on its event loop's thread where it may. Returns whether it
+#: does; see :meth:`.DatabaseSyncToAsync.make_call`.
+mark: Callable[..., object] = _do_nothing
 #: Have a lease, the second argument, run on behalf of a worker, the first one, elsewhere than on the
 #: worker's thread. Returns whether it does. Any thread.
 begin: Callable[[Any, Any], object] = _do_nothing

@@ -22,13 +22,14 @@ import threading
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import SyncToAsync
 from greenlet import GreenletExit, greenlet
 
-from ..core.asgiref import take_over
+from ..core.asgiref import move_locals, take_over
+from ..core.call import Call
 from ..core.connections import ThreadConnections, here
 from ..core.errors import BridgeError, PoolTimeout
 from ..core.stats import no_thread
@@ -44,12 +45,13 @@ class _Green(threading.local):
 
     #: The greenlet that has it; None if the loop has.
     runner: Runner | None = None
-    #: The loop that made the last call.
+    #: The loop that made the last call, its greenlets that run, and those that are idle.
     loop: AbstractEventLoop | None = None
+    runners: set[Runner]
+    idle: list[Runner]
 
 
 green = _Green()
-_asgiref = SyncToAsync.threadlocal
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
@@ -77,25 +79,23 @@ class Runner:
 
         :param value: what :meth:`suspend` returns there.
         """
-        self._switch(self._greenlet.switch, value)
-
-    def _switch(self, switch: Callable[..., object], value: Any) -> None:
         outside, worker, loop = green.runner, here.worker, _get_running_loop()
         green.runner, here.worker = self, self.worker
         self.turns += 1
         _set_running_loop(None)
         try:
-            switch(*value)
+            if self._ended:
+                self._greenlet.throw(GreenletExit)
+            else:
+                self._greenlet.switch(*value)
         finally:
-            # A function of asgiref's may have left it: it says that the loop waits for this thread.
-            _asgiref.main_event_loop_pid = None
             _set_running_loop(loop)
             green.runner, here.worker = outside, worker
 
     def end(self) -> None:
         """End it, because its loop does not go on: what it does then waits in the thread."""
         self._ended = True
-        self._switch(self._greenlet.throw, (GreenletExit,))
+        self.resume()
 
     # In the greenlet
 
@@ -103,6 +103,8 @@ class Runner:
         while lease is not None:
             self._own.add(self)
             while lease is not None:
+                if isinstance(lease, Call):
+                    lease.function = lease.lean
                 lease = self.worker.serve(lease)
                 if lease is not None:
                     if lease.loop is not self.loop or self.is_over():
@@ -111,7 +113,7 @@ class Runner:
                     self.wake()  # what came of the last one goes first
                     self.suspend()
             self._own.discard(self)
-            if self.is_over():
+            if self._ended:
                 return
             self._idle.append(self)
             lease = self._greenlet.parent.switch()  # type: ignore[union-attr]
@@ -141,10 +143,11 @@ class Runner:
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
-    green.loop = loop
     if loop not in _ends:
         rescue()
         _runners[loop] = set(), []
+    green.loop, (green.runners, green.idle) = loop, _runners[loop]
+    if loop not in _ends:
         watch = _ends[loop] = _end_with(loop)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
             watch.__anext__().send(None)
@@ -177,7 +180,7 @@ def rescue(exiting: bool = False) -> None:
 def begin(worker: Worker, lease: Leaseholder) -> bool:
     """Run *lease* on its loop's thread, for *worker*. False if it has no loop, or a closed one."""
     loop = lease.loop
-    if loop is None or loop.is_closed():
+    if loop is None:
         return False
     if _get_running_loop() is loop:
         _begin(worker, lease, loop)
@@ -190,7 +193,9 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 
 
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
-    runners, idle = _runners[loop]
+    if green.loop is not loop:
+        enter(loop)
+    runners, idle = green.runners, green.idle
     runner = idle.pop() if idle else Runner(loop, runners, idle)
     runner.worker = worker
     runner.resume(lease)
@@ -220,7 +225,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
 
     def errand() -> None:
         try:
-            outcome[0] = variables.run(_moved, variables, function, args)
+            outcome[0] = variables.run(move_locals, variables, partial(function, *args))
         except BaseException as error:
             outcome[1] = error
         done.release()
@@ -246,6 +251,3 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     return outcome[0]
 
 
-def _moved(variables: contextvars.Context, function: Callable[..., Any], args: Any) -> Any:
-    take_over(variables)
-    return function(*args)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -45,13 +49,33 @@ def _is_postgresql(alias: str) -> bool:
     return backend.DatabaseWrapper.vendor == "postgresql"
 
 
-def _mark(call: Call, func: Any, said: bool | None) -> None:
-    """Have *call*, of *func*, run on its loop's thread if that may be."""
+def _mark(call: Call, said: bool | None, job: Any, variables: Context, child: Any) -> bool:
+    """Have *call* run on its loop's thread if that may be. Returns whether it does.
+
+    :param job: makes what a thread runs, of *child* and the exception that is being handled.
+    """
     loop = call.mailbox.loop
     if green.loop is not loop:
         enter(loop)
-    if _is_green(func) if said is None else said:
-        call.loop = loop
+    if not (_is_green(call.name) if said is None else said):
+        return False
+    info = sys.exc_info()
+    call.loop, call.lean = loop, partial(variables.run, child)
+    if info[1] is not None:
+        call.lean = partial(_run_handling, info[1], call.lean)
+    call.function = partial(_run_on_thread, job, info, child)
+    return True
+
+
+def _run_on_thread(job: Any, info: Any, child: Callable[[], Any]) -> Any:
+    return job(child, info)()
+
+
+def _run_handling(error: BaseException, run: Callable[[], Any]) -> Any:
+    try:
+        raise error
+    except BaseException:  # the function is to know of it
+        return run()
 
 
 def _is_green(func: Any) -> bool:
@@ -84,9 +108,10 @@ def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
 def _deliver(call: Call) -> bool:
     """Hand over the outcome of *call*, if the greenlet is on the thread of its loop."""
     runner = green.runner
-    if runner is None or runner.loop is not call.mailbox.loop or runner.is_over():
+    if runner is None or runner.loop is not call.mailbox.loop:
         return False
-    call.deliver()
+    with suppress(RuntimeError):  # the loop is closed
+        call.deliver()
     return True
 
 

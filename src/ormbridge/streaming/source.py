@@ -17,13 +17,12 @@ from contextlib import suppress
 from typing import Any
 
 from ..asgi.context import LeaseContext
-from ..core import hooks
 from ..core import route as routes
 from ..core.asgiref import frame_thread, live_frame
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import LeaseClosed
-from ..core.mailbox import Mailbox, mailbox_of
+from ..core.mailbox import Mailbox
 from ..core.process import default_pool
 from ..core.route import Route
 from ..core.worker import current
@@ -95,11 +94,7 @@ class Source:
         loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
         # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
-        awaits: list[asyncio.Task[Any]] = []
-        job = _bridge.job(loop, awaits, contextvars.copy_context(), child)
-        call = Call(job, self.name, mailbox_of(loop))
-        call.awaits = awaits
-        hooks.mark(call, self.name, True)
+        call = _bridge.make_call(self.name, loop, [], contextvars.copy_context(), child, True)
         call.iteration = anchor, self.close
         self.call = call
         future: Any = call.future
