@@ -1,6 +1,7 @@
 """Fixtures that all tests share, those of ``tests/core`` with them, and the checks before a run."""
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.db import connections
 from django.urls import path
 
 from ormbridge import BridgeMiddleware
+from ormbridge.core.settings import KEYS
 from tests import settings as test_settings
 from tests.core.conftest import (
     close_connections_of_asgiref,
@@ -43,9 +45,15 @@ pytest_plugins = [
 ]
 
 
+if GREEN := os.environ.get("ORMBRIDGE_TEST_GREEN"):
+    # As if each test had it in its settings: what runs on threads without it runs on the event
+    # loop's thread.
+    KEYS["GREEN"] = (True, KEYS["GREEN"][1])
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the database in the first lines of a run."""
-    return f"database: {test_settings.CHOICE}"
+    return f"database: {test_settings.CHOICE}{', green' if GREEN else ''}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

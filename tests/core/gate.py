@@ -5,7 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
-GUARD = 60.0
+from ormbridge.core import hooks
+from ormbridge.core.worker import current
+
+GUARD = 6.0
 """Seconds after which a test that hangs gives up. No test depends on the figure."""
 
 
@@ -21,11 +24,11 @@ class Gate:
         self._entered = threading.Semaphore(0)
 
     def __call__(self) -> str:
-        self.threads.append(threading.current_thread().name)
+        self.threads.append(current().name)
         self._entered.release()
-        if not self.open.wait(GUARD):
+        if not hooks.apart(self.open.wait, GUARD):  # an event loop, whose thread it may be, goes on
             raise AssertionError(f"nobody opened the gate within {GUARD} s")
-        return threading.current_thread().name
+        return current().name
 
     async def entered(self, calls: int = 1) -> None:
         """Wait until *calls* more calls have come in."""
@@ -40,4 +43,4 @@ def block_until(condition: Callable[[], object]) -> None:
     while not condition():
         if time.perf_counter() > deadline:
             raise AssertionError(f"what was waited for did not happen within {GUARD} s")
-        threading.Event().wait(0.001)
+        hooks.apart(threading.Event().wait, 0.001)

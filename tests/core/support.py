@@ -20,7 +20,7 @@ from django.db import connection
 from ormbridge.core import process
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import stats
-from ormbridge.core.worker import Worker
+from ormbridge.core.worker import Worker, current
 from tests.core.gate import GUARD
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ CHOICE = {"sqlite3": "sqlite", "postgresql": "postgresql", "mysql": "mariadb"}[
 
 
 def thread_name() -> str:
-    return threading.current_thread().name
+    return current().name
 
 
 async def until(condition: Callable[[], object]) -> None:

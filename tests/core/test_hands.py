@@ -31,7 +31,7 @@ class Simulation:
     def take(self, calls=1):
         """Have *calls* more ask for a worker."""
         for _ in range(calls):
-            self.pool.take(mock.Mock(calls=1))
+            self.pool.take(mock.Mock(calls=1, loop=None))
 
     def look(self, busy, served=1):
         """Let LOOK seconds pass, of which the processor was *busy* a part; *served* calls end."""

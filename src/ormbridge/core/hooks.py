@@ -45,5 +45,7 @@ begin: Callable[[Any, Any], object] = _do_nothing
 deliver: Callable[[Any], object] = _do_nothing
 #: Call the first argument, which may block, with the others, where that holds nobody up.
 apart: Callable[..., Any] = _call
+#: End what waits on the calling thread for an event loop that does not run.
+rescue: Callable[[], object] = _do_nothing
 #: Look after a wrapper, Django's object, that a worker has from now on. On its thread.
 adopt: Callable[[Any], object] = _do_nothing

@@ -71,6 +71,7 @@ def end(pool: Pool, patience: float | None = None) -> None:
     :param patience: seconds to wait for each worker, at the most.
     """
     workers = pool.close(refuse=True)
+    hooks.rescue()
     deadline = time.monotonic() + ThreadConnections.BOUND
     for worker in filter(Worker.is_alive, workers):  # others may be about to start
         while patience is None and worker.is_alive():

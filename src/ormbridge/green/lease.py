@@ -51,7 +51,10 @@ class GreenLease(Lease):
         if self._runner is None:
             super()._rest()
             return
+        self._runner.rests = True
         try:
             self._runner.suspend()
         except LoopClosedError as error:
             self.dismiss(error)
+        finally:
+            self._runner.rests = False

@@ -69,6 +69,8 @@ class Runner:
         self.thread = threading.get_ident()
         self._greenlet = greenlet(self._run)
         self._ended = False
+        #: Whether it waits for the next call of its lease.
+        self.rests = False
         #: How often it was switched to.
         self.turns = 0
 
@@ -137,14 +139,16 @@ class Runner:
     def wake(self) -> None:
         """Have it resumed soon."""
         own = threading.get_ident() == self.thread
-        with suppress(RuntimeError):  # the loop is closed: see end()
+        try:
             (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume)
+        except RuntimeError:  # the loop is closed
+            if own and self.rests:
+                self.end()
 
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
     if loop not in _ends:
-        rescue()
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
     if loop not in _ends:
@@ -157,22 +161,22 @@ async def _end_with(loop: AbstractEventLoop) -> AsyncGenerator[None]:
     runners, idle = _runners[loop]
     try:
         yield
-    finally:  # it shuts down: wait for what runs
+    finally:  # it shuts down: wait for what runs, and for nothing else
         deadline = loop.time() + ThreadConnections.BOUND + 1
-        while runners and loop.time() < deadline:
+        while runners:
+            late = loop.time() > deadline
+            for runner in [runner for runner in runners if runner.rests or late]:
+                runner.end()
             await asyncio.sleep(0.001)
         for runner in idle:
             runner.end()
 
 
-def rescue(exiting: bool = False) -> None:
-    """End what waits on the calling thread in loops that were closed under it.
-
-    :param exiting: also in those that do not run.
-    """
+def rescue() -> None:
+    """End what waits on the calling thread in loops that do not run."""
     own = threading.get_ident()
     for loop, (runners, idle) in list(_runners.items()):
-        if loop.is_closed() or (exiting and not loop.is_running()):
+        if not loop.is_running():
             for runner in [each for each in (*runners, *idle) if each.thread == own]:
                 runner.end()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,5 +131,5 @@ def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> An
 
 
 hooks.begin, hooks.apart, hooks.adopt, hooks.deliver = begin, apart, _adopt, _deliver
+hooks.rescue = rescue
 AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]
-threading._register_atexit(rescue, True)  # type: ignore[attr-defined]
