@@ -90,6 +90,14 @@ def test_no_modules_import_each_other():
             del left[name]
 
 
+def test_package_never_imports_the_plugin():
+    """The pytest plugin stands on the package, not the other way round."""
+    plugin = SOURCE.parent / "pytest_ormbridge"
+    assert {path.name for path in plugin.glob("*.py")} == {"__init__.py", "leaks.py"}
+    for path in MODULES:
+        assert plugin.name not in path.read_text(), path
+
+
 # What asgiref does not promise: read in core/asgiref.py alone.
 PRIVATE = [
     *("_executor", "_old_executor", "_work_items", "_work_ready", "_work_thread", "_broken"),

@@ -51,7 +51,7 @@ from ..core.process import default_pool
 from ..core.route import Route
 from ..leases.lease import Lease
 from ..leases.turns import Block
-from .leaks import close_for_good, depths
+from .ending import close_for_good, depths
 
 
 class TestContext(LeaseContext):
