@@ -133,11 +133,10 @@ class BlockManager:
             )
         named = getattr(func, "__qualname__", type(func).__qualname__)
         place = f"{self._name}() around {func.__module__}.{named}"
-        manager = BlockManager(self._name, self._make, place)
 
         @functools.wraps(func)
         async def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            async with manager:
+            async with BlockManager(self._name, self._make, place):
                 return await func(*args, **kwargs)
 
         return inside

@@ -28,11 +28,10 @@ def read_chunks(
 
     An error follows the rows before it.
     """
-    rows: Iterator[Any]
     if isinstance(queryset, RawQuerySet):
-        rows = _raw_rows(queryset, chunk_size)
+        rows: Iterator[Any] = _raw_rows(queryset, chunk_size)
     else:
-        rows = iter(queryset.iterator(chunk_size=chunk_size))
+        rows = queryset.iterator(chunk_size=chunk_size)
     while True:
         chunk: list[Any] = []
         try:

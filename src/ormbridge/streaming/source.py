@@ -183,21 +183,17 @@ class Source:
         try:
             return next(chunks), False
         except StopIteration as end:
-            self._end()
             if end.value is None:
                 raise LeaseClosed(self._lost()) from None
             return end.value, True
-        except BaseException:
-            self._end()
-            raise
+        finally:
+            if not chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+                self._mailbox.post(self)
 
     def close(self) -> None:
         """Close the cursor."""
         with suppress(Exception):  # the connection broke
             self._chunks.close()
-        self._end()
-
-    def _end(self) -> None:
         self._mailbox.post(self)
 
     def _lost(self) -> str:
