@@ -78,9 +78,7 @@ class OpenBlock(Block):
 class BlockManager:
     """What ``pinned()`` and ``atomic()`` return: an asynchronous context manager."""
 
-    def __init__(
-        self, name: str, make: Callable[[str], OpenBlock], place: str | None = None
-    ) -> None:
+    def __init__(self, name: str, make: Callable[[str], OpenBlock], place: str = "") -> None:
         """Make one that can be entered any number of times.
 
         :param name: that of the function, for error messages.

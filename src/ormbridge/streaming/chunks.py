@@ -65,7 +65,8 @@ class _ChunkedRawQuery(RawQuery):
         super().__init__(query.sql, using, query.params)
         self._chunk_size = chunk_size
 
-    def _execute_query(self) -> None:
+    def __iter__(self) -> Iterator[Any]:
+        """Execute the query, and return its rows."""
         connection = connections[self.using]
         adapt = connection.ops.adapt_unknown_value
         params: Any = self.params
@@ -82,14 +83,9 @@ class _ChunkedRawQuery(RawQuery):
                 self.cursor.close()
             raise
         # psycopg2 knows the columns of a server-side cursor only once it has fetched.
-        self._fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
-        self._first = self._fetch()
-
-    def __iter__(self) -> Iterator[Any]:
-        """Execute the query, and return its rows."""
-        self._execute_query()
-        end = connections[self.using].features.empty_fetchmany_value
-        return chain(self._first, chain.from_iterable(iter(self._fetch, end)))
+        fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
+        first, end = fetch(), connection.features.empty_fetchmany_value
+        return chain(first, chain.from_iterable(iter(fetch, end)))
 
 
 def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Generator[Any, None, None]:

@@ -159,7 +159,7 @@ class Rows(AsyncIterator[_Row]):
                     future.add_done_callback(heed)
                     await asyncio.wait([future])
                 if self._source.thread is not None:
-                    await asyncio.wait([self._source.closed])
+                    await self._source.closed.wait()
 
     async def _first_of_next_chunk(self) -> _Row:
         while self._over is None:
