@@ -23,9 +23,9 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, overload
 
 from django.db import transaction
 
@@ -36,11 +36,8 @@ from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
-from .pinned import BlockManager, OpenBlock
+from .pinned import BlockManager, Function, OpenBlock
 from .witness import Witness, attend
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 class AtomicBlock(OpenBlock):
@@ -129,8 +126,7 @@ class AtomicBlock(OpenBlock):
             self._atomic.__exit__(RuntimeError, None, None)
             self.give_back(end=False)
             return
-        connection = transaction.get_connection(self._using)
-        self._witness = attend(connection)
+        self._witness = attend(transaction.get_connection(self._using))
         self.lease = call.line
         self.lease.line.open(self)
 
@@ -176,11 +172,7 @@ class AtomicBlock(OpenBlock):
 
 
 @overload
-def atomic(
-    using: Callable[_P, Coroutine[Any, Any, _R]],
-) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
-
-
+def atomic(using: Function) -> Function: ...
 @overload
 def atomic(
     using: str | None = None, savepoint: bool = True, durable: bool = False

@@ -107,7 +107,7 @@ class FrameLease(Lease):
 
     def _rest(self) -> None:
         alone = functools.partial(getattr, self.line, "blocks")
-        if not self.guest.wait(lambda: not self._resting, alone, self._refuse_late):
+        if not self.guest.wait(alone, self._refuse_late):
             self._end()
 
     def _refuse_late(self, items: deque[Any]) -> float | None:

@@ -76,9 +76,8 @@ class SuspendedGenerators:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
         suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
-        if anchor is None:  # collected while the call ran
-            suspended.unused = True
-        else:
+        suspended.unused = anchor is None  # collected while the call ran
+        if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
             suspended.anchor = weakref.ref(anchor, collected)
             _owners[generator] = self._lease()

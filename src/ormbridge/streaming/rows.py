@@ -79,23 +79,22 @@ def stream(
     See `QuerySet.iterator()
     <https://docs.djangoproject.com/en/stable/ref/models/querysets/#iterator>`_.
     """
-    given: Any = queryset
-    size: Any = chunk_size
-    if not isinstance(given, (QuerySet, RawQuerySet)):
-        raise TypeError(
-            f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager has "
-            "one in .all() [stream-of]"
-        )
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"chunk_size must be an int of 1 or more, and {size!r} is not [stream-of]")
     return Stream(queryset, chunk_size)
 
 
 class Stream(Generic[_Row]):
     """What :func:`stream` returns: to be iterated on once."""
 
-    def __init__(self, queryset: Any, chunk_size: int) -> None:
-        self._source = Source(queryset, chunk_size)
+    def __init__(self, queryset: Any, size: Any) -> None:
+        if not isinstance(queryset, (QuerySet, RawQuerySet)):
+            raise TypeError(
+                f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager "
+                "has one in .all() [stream-of]"
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            what = f"chunk_size must be an int of 1 or more, and {size!r} is not [stream-of]"
+            raise ValueError(what)
+        self._source = Source(queryset, size)
         self._begun = False
 
     def __aiter__(self) -> Rows[_Row]:
