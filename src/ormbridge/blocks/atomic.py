@@ -45,7 +45,6 @@ class AtomicBlock(OpenBlock):
 
     def __init__(self, using: str | None, savepoint: bool, durable: bool, name: str) -> None:
         super().__init__(name, exclusive=True)
-        self._using = using
         self._atomic = transaction.Atomic(using, savepoint, durable)
         self._witness: Witness | None = None  # while the transaction is open
         self._decided = threading.Lock()  # taken once: by the beginning, or by who gives it up
@@ -126,7 +125,7 @@ class AtomicBlock(OpenBlock):
             self._atomic.__exit__(RuntimeError, None, None)
             self.give_back(end=False)
             return
-        self._witness = attend(transaction.get_connection(self._using))
+        self._witness = attend(transaction.get_connection(self._atomic.using))
         self.lease = call.line
         self.lease.line.open(self)
 
@@ -136,7 +135,7 @@ class AtomicBlock(OpenBlock):
         try:
             undo(line.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                prepare(self, self._callbacks, transaction.get_connection(self._using))
+                prepare(self, self._callbacks, transaction.get_connection(self._atomic.using))
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self)
@@ -149,7 +148,7 @@ class AtomicBlock(OpenBlock):
         self._exit(RuntimeError)
 
     def _lost(self) -> TransactionAborted | None:
-        connection = transaction.get_connection(self._using)
+        connection = transaction.get_connection(self._atomic.using)
         witness = self._witness
         if witness is None or (lost := witness.loss(connection.needs_rollback)) is None:
             return None

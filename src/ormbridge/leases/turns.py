@@ -52,7 +52,7 @@ class Block(Route):
         #: Set where it closes although blocks inside it are still open: it waited for too long.
         self.overdue: PoolTimeout | None = None
         #: The rows of streams that were opened in it, which end with it.
-        self.streams: set[weakref.ref[Any]] = set()
+        self.streams: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Why it was rolled back while it was open.
         self.undone = ""
 
@@ -83,9 +83,8 @@ class Block(Route):
     def close(self) -> None:
         """Take no more calls, and end the streams that were opened in the block."""
         self.closing = True
-        for ref in list(self.streams):
-            if (rows := ref()) is not None:
-                rows.end_with(self)
+        for rows in list(self.streams):
+            rows.end_with(self)
 
     def check(self, call: object) -> None:
         """See that *call*, which belongs to the block, may still run.

@@ -16,8 +16,7 @@ from types import GeneratorType
 from typing import Any
 
 from django.db import DatabaseError, connections
-from django.db.models import prefetch_related_objects
-from django.db.models.query import QuerySet, RawQuerySet
+from django.db.models.query import QuerySet, RawModelIterable, RawQuerySet
 from django.db.models.sql.query import RawQuery
 
 
@@ -88,14 +87,9 @@ class _ChunkedRawQuery(RawQuery):
         return chain(first, chain.from_iterable(iter(fetch, end)))
 
 
-def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Generator[Any, None, None]:
-    """Do for a ``RawQuerySet`` what ``QuerySet.iterator()`` does."""
+def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Iterator[Any]:
+    """Do for a ``RawQuerySet`` what ``QuerySet.iterator()`` does: by the same function."""
     chunked: Any = copy.copy(queryset)
     chunked.query = _ChunkedRawQuery(queryset.query, queryset.db, chunk_size)
-    lookups = chunked._prefetch_related_lookups
-    rows = chunked.iterator()
-    if not lookups:
-        yield from rows
-    while chunk := list(islice(rows, chunk_size)):
-        prefetch_related_objects(chunk, *lookups)
-        yield from chunk
+    chunked._iterable_class = RawModelIterable
+    return QuerySet._iterator(chunked, True, chunk_size)  # type: ignore[attr-defined, no-any-return]

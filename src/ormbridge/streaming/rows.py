@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
@@ -212,7 +211,7 @@ class Rows(AsyncIterator[_Row]):
         """Have the next chunk fetched."""
         if self._source.call is None:  # the first one
             for block in outwards(routes.current_route.get()):
-                block.streams.add(weakref.ref(self, block.streams.discard))
+                block.streams.add(self)
         self._future = self._source.fetch(cast(Anchor, self._anchor))
         return self._future
 

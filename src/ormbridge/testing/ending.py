@@ -43,8 +43,7 @@ def close_everything(patience: float | None = None) -> None:
 
     :param patience: seconds to wait for each of them; by default ``TIMEOUT``.
     """
-    if patience is None:
-        patience = default_pool().settings.timeout
+    patience = default_pool().settings.timeout if patience is None else patience
     end_pools(patience)
     wait([SyncToAsync.single_thread_executor.submit(_close_own)], patience)
 
