@@ -34,7 +34,7 @@ from ..core import route as routes
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
 from ..leases.turns import Block, outwards
-from .source import Anchor, Chunk, Source, heed
+from .source import Anchor, Chunk, Source
 
 _Row = TypeVar("_Row")
 
@@ -145,19 +145,14 @@ class Rows(AsyncIterator[_Row]):
         It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
         transaction a fetch that is slower than that goes on.
         """
-        call = self._source.call
-        runs = call if call is not None and not call.cancel() else None
-        self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
-        if self._source.is_of_another_loop():
-            return
-        # Not the futures themselves, which would be cancelled with this task.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                if runs is not None and (future := runs.await_again()) is not None:
-                    future.add_done_callback(heed)
-                    await asyncio.wait([future])
-                if self._source.thread is not None:
-                    await self._source.closed.wait()
+        source, call = self._source, self._source.call
+        # As it begins to run it gets to the thread of the cursor, and after it that is closed.
+        runs = call is not None and not (call.cancel() or call.ended)
+        self._finish(functools.partial(RuntimeError, f"{source.name} is closed"))
+        if not source.is_of_another_loop() and (runs or source.thread is not None):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ThreadConnections.BOUND + 1):
+                    await source.closed.wait()
 
     async def _first_of_next_chunk(self) -> _Row:
         while self._over is None:
