@@ -211,17 +211,16 @@ def hurry(calls: list[Call]) -> None:
         line: Line = lease.line
         block = next(outwards(call.route))
         with line.lock:
-            if call not in line.calls or block.overdue is not None:
-                continue
+            waits = call in line.calls and block.overdue is None
             innermost = line.blocks[-1] if line.blocks else block
-            if innermost is block:  # one may still open inside it
+            if waits and innermost is block:  # one may still open inside it
                 lease.watch(call)
-                continue
-            block.overdue = PoolTimeout(
-                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
-                "inside it; both were rolled back. Await what you start in a block [no-turn]"
-            )
-        lease.look()
+            elif waits:
+                block.overdue = PoolTimeout(
+                    f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
+                    "inside it; both were rolled back. Await what you start in a block [no-turn]"
+                )
+                lease.look()
 
 
 def undo(blocks: list[Block], why: str) -> None:

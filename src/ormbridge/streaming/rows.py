@@ -135,27 +135,11 @@ class Rows(AsyncIterator[_Row]):
 
     async def __anext__(self) -> _Row:
         """Return the next row. Waits only where the next chunk is not there yet."""
-        for row in self._rows:
-            return row
-        return await self._first_of_next_chunk()
-
-    async def aclose(self) -> None:
-        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
-
-        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
-        transaction a fetch that is slower than that goes on.
-        """
-        source, call = self._source, self._source.call
-        # As it begins to run it gets to the thread of the cursor, and after it that is closed.
-        runs = call is not None and not (call.cancel() or call.ended)
-        self._finish(functools.partial(RuntimeError, f"{source.name} is closed"))
-        if not source.is_of_another_loop() and (runs or source.thread is not None):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                    await source.closed.wait()
-
-    async def _first_of_next_chunk(self) -> _Row:
-        while self._over is None:
+        while True:
+            for row in self._rows:
+                return row
+            if self._over is not None:
+                raise self._over()
             if self._source.is_of_another_loop():
                 what = "was begun in another event loop; call stream() again [stream-once]"
                 raise RuntimeError(f"{self._source.name} {what}")
@@ -165,16 +149,27 @@ class Rows(AsyncIterator[_Row]):
                     "stream of its own [stream-once]"
                 )
             rows, is_last = await self._fetched()
-            if self._over is not None:  # meanwhile
-                break
-            if is_last:
-                self._finish(StopAsyncIteration)
-            else:
-                self._fetch()
-            self._rows = iter(rows)
-            for row in self._rows:
-                return row
-        raise self._over()
+            if self._over is None:  # still
+                if is_last:
+                    self._finish(StopAsyncIteration)
+                else:
+                    self._fetch()
+                self._rows = iter(rows)
+
+    async def aclose(self) -> None:
+        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
+
+        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
+        transaction a fetch that is slower than that goes on.
+        """
+        source, call = self._source, self._source.call
+        # One that has begun to run ends by closing the cursor: nobody needs the rows.
+        runs = call is not None and not (call.cancel() or call.ended)
+        self._finish(functools.partial(RuntimeError, f"{source.name} is closed"))
+        if not source.is_of_another_loop() and (runs or source.thread is not None):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ThreadConnections.BOUND + 1):
+                    await source.closed.wait()
 
     async def _fetched(self) -> Chunk:
         """Wait for the chunk that is being fetched, and return it."""
