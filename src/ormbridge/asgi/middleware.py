@@ -144,6 +144,5 @@ async def release() -> None:
 
     Without a worker held there is nothing to do.
     """
-    route = routes.current_route.get()
-    if route is not None:
+    if (route := routes.current_route.get()) is not None:
         route.release()

@@ -155,9 +155,8 @@ class AtomicBlock(OpenBlock):
         why, error = lost
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
             why += ". Put what may fail into an atomic() of its own, and catch the error around it"
-        failure = TransactionAborted(
-            f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
-        )
+        what = f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
+        failure = TransactionAborted(what)
         failure.__cause__ = error
         return failure
 

@@ -124,9 +124,8 @@ def disconnect_others(connection: BaseDatabaseWrapper) -> list[str]:
             cursor.execute(_OTHERS)
         for pid, *_ in others:  # and wait until each has ended
             cursor.execute("SELECT pg_terminate_backend(%s, %s)", [pid, int(1000 * _NOTICED)])
-    name = connection.settings_dict["NAME"]
     return [
-        f"{name!r} was still in use, by a connection "
+        f"{connection.settings_dict['NAME']!r} was still in use, by a connection "
         f"{places.get(pid, 'opened by another program, or around Django')}: {state}, "
         f"{application or 'no application_name'}, last statement {query!r}. It was terminated, so "
         "that the database could be dropped"
@@ -144,10 +143,9 @@ def many_transactions() -> Generator[list[str], None, None]:
     try:
         yield left
     finally:
-        patience = default_pool().settings.timeout
-        held = leases_left(patience)
+        held = leases_left(default_pool().settings.timeout)
         left += [f"{worker.name} is still leased, by {lease}" for worker, lease in held]
-        close_everything(0.0 if held else patience)
+        close_everything(0.0 if held else None)
         # What they still lock would keep Django from emptying the tables.
         for connection in connections.all(initialized_only=True) if held else ():
             if connection.vendor == "postgresql":
