@@ -80,14 +80,11 @@ class BridgeMiddleware:
         # Servers may start a request from within the one before, and so from a block of it.
         async with on_ground(context):
             try:
-                if scope["type"] == "http":
-                    await self._respond(context, scope, receive, send)
-                else:
-                    await self.application(scope, receive, send)
+                await self._run(context, scope, receive, send)
             finally:
                 context.release(end=True)
 
-    async def _respond(
+    async def _run(
         self, context: LeaseContext, scope: Message, receive: Receive, send: Send
     ) -> None:
         started = False
@@ -108,7 +105,7 @@ class BridgeMiddleware:
         try:
             await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
-            if started:
+            if started or scope["type"] != "http":
                 raise
             logger.error("%s: %s", context.name, error)
             headers = [(b"content-type", b"text/plain")]
