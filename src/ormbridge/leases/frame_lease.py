@@ -83,7 +83,6 @@ class FrameLease(Lease):
         self.guest = Guest(frame, self._host)
 
     def _rouse(self) -> bool:
-        self._resting = False
         self.guest.wake()
         return False  # it may be in the middle of what it runs for others
 
