@@ -140,9 +140,9 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The core stays under 1,260 lines of code, the package under 3,579, no module grows long."""
+    """The core stays under 1,260 lines of code, the package under 3,578, no module grows long."""
     sizes = {path.relative_to(SOURCE).as_posix(): lines_of_code(path) for path in MODULES}
-    assert 0 < sum(sizes.values()) < 3579
+    assert 0 < sum(sizes.values()) < 3578
     assert 0 < sum(size for name, size in sizes.items() if name.startswith("core/")) < 1260
     assert max(sizes.values()) <= 180
 

@@ -70,12 +70,12 @@ class BridgeMiddleware:
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
-        if route is not None and not over:
+        if route is None or over:
+            await self._run(held, scope, receive, send)
+        else:
             # In a test, code below a frame that has ended may not be on the ground yet.
             async with on_ground(route):
                 await self.application(scope, receive, send)
-            return
-        await self._run(held, scope, receive, send)
 
     async def _run(self, held: bool, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application in a context of its own, which holds its worker if it is *held*."""
