@@ -162,11 +162,10 @@ class Rows(AsyncIterator[_Row]):
         It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
         transaction a fetch that is slower than that goes on.
         """
-        source, call = self._source, self._source.call
-        # One that has begun to run ends by closing the cursor: nobody needs the rows.
-        runs = call is not None and not (call.cancel() or call.ended)
+        source = self._source
         self._finish(functools.partial(RuntimeError, f"{source.name} is closed"))
-        if not source.is_of_another_loop() and (runs or source.thread is not None):
+        # Without a thread there is no cursor, and a fetch that begins now finds that it is over.
+        if source.thread is not None and not source.is_of_another_loop():
             with suppress(TimeoutError):
                 async with asyncio.timeout(ThreadConnections.BOUND + 1):
                     await source.closed.wait()
