@@ -90,6 +90,14 @@ def test_no_modules_import_each_other():
             del left[name]
 
 
+def test_package_never_imports_the_plugin():
+    """The pytest plugin stands on the package, not the other way round."""
+    plugin = SOURCE.parent / "pytest_ormbridge"
+    assert {path.name for path in plugin.glob("*.py")} == {"__init__.py", "leaks.py"}
+    for path in MODULES:
+        assert plugin.name not in path.read_text(), path
+
+
 # What asgiref does not promise: read in core/asgiref.py alone.
 PRIVATE = [
     *("_executor", "_old_executor", "_work_items", "_work_ready", "_work_thread", "_broken"),
@@ -132,10 +140,10 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The core stays under 1,265 lines of code, the package under 3,753, no module grows long."""
+    """The core stays under 1,260 lines of code, the package under 3,578, no module grows long."""
     sizes = {path.relative_to(SOURCE).as_posix(): lines_of_code(path) for path in MODULES}
-    assert 0 < sum(sizes.values()) < 3753
-    assert 0 < sum(size for name, size in sizes.items() if name.startswith("core/")) < 1265
+    assert 0 < sum(sizes.values()) < 3578
+    assert 0 < sum(size for name, size in sizes.items() if name.startswith("core/")) < 1260
     assert max(sizes.values()) <= 180
 
 

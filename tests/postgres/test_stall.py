@@ -389,7 +389,7 @@ async def test_failed_block_waits_for_what_runs_in_it(network, outside, soon):
 
     call = None
     looked = threading.Semaphore(0)
-    with first(canceller, "_cut", looked.release):
+    with first(canceller, "glance", looked.release):
         task = asyncio.create_task(in_atomic(body))
         for _ in range(3):
             assert await asyncio.to_thread(looked.acquire, timeout=GUARD)

@@ -80,6 +80,12 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
         assert "last words" in message
         assert not other.is_usable()
 
+    def test_who_connected_around_django_is_disconnected(other):
+        """Where a connection was opened is not known of one that Django did not make."""
+        with mock.patch.dict("ormbridge.testing.ending.places", clear=True):
+            (message,) = disconnect_others(connection)
+        assert "by a connection opened by another program, or around Django: idle, " in message
+
     def test_who_is_about_to_leave_is_not_named(other):
         """A connection that is being closed is given the moment that the server takes for it."""
         other.inc_thread_sharing()

@@ -13,7 +13,8 @@ from django.db.backends.signals import connection_created
 from ormbridge import atomic, database_sync_to_async
 from ormbridge.asgi.context import LeaseContext
 from ormbridge.asgi.ground import on_ground
-from ormbridge.testing.leaks import leases_left, place, watched
+from ormbridge.testing.ending import leases_left, places
+from pytest_ormbridge.leaks import place, watched
 from tests.settings import CHOICE
 
 HERE = f"{__file__}:"
@@ -209,12 +210,7 @@ if CHOICE == "postgresql":
 
     def test_place_of_a_connection(transactional_db):
         """Where a connection to PostgreSQL was opened is known by the server's process."""
-        from ormbridge.testing.leaks import place_of_connection
-
         connection.close()
         query()
         pid = connection.connection.info.backend_pid
-        assert place_of_connection(pid).startswith(
-            f"opened on {threading.current_thread().name} at {HERE}"
-        )
-        assert place_of_connection(0) == "opened by another program, or around Django"
+        assert places[pid].startswith(f"opened on {threading.current_thread().name} at {HERE}")

@@ -70,26 +70,18 @@ class BridgeMiddleware:
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
-        if route is not None and not over:
+        if route is None or over:
+            await self._run(held, scope, receive, send)
+        else:
             # In a test, code below a frame that has ended may not be on the ground yet.
             async with on_ground(route):
                 await self.application(scope, receive, send)
-            return
-        name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
-        context = LeaseContext(name or scope["type"], held, waits_once=scope["type"] == "http")
-        # Servers may start a request from within the one before, and so from a block of it.
-        async with on_ground(context):
-            try:
-                if scope["type"] == "http":
-                    await self._respond(context, scope, receive, send)
-                else:
-                    await self.application(scope, receive, send)
-            finally:
-                context.release(end=True)
 
-    async def _respond(
-        self, context: LeaseContext, scope: Message, receive: Receive, send: Send
-    ) -> None:
+    async def _run(self, held: bool, scope: Message, receive: Receive, send: Send) -> None:
+        """Run the application in a context of its own, which holds its worker if it is *held*."""
+        name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
+        is_http = scope["type"] == "http"
+        context = LeaseContext(name or scope["type"], held, waits_once=is_http)
         started = False
 
         async def watched_send(message: Message) -> None:
@@ -106,14 +98,18 @@ class BridgeMiddleware:
             await send(message)
 
         try:
-            await self.application(scope, receive, watched_send)
+            # Servers may start a request from within the one before, and so from a block of it.
+            async with on_ground(context):
+                await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
-            if started:
+            if started or not is_http:
                 raise
             logger.error("%s: %s", context.name, error)
             headers = [(b"content-type", b"text/plain")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": b"Service Unavailable"})
+        finally:
+            context.release(end=True)
 
 
 def _spare_channels_a_thread() -> None:
@@ -144,6 +140,5 @@ async def release() -> None:
 
     Without a worker held there is nothing to do.
     """
-    route = routes.current_route.get()
-    if route is not None:
+    if (route := routes.current_route.get()) is not None:
         route.release()

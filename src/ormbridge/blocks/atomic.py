@@ -23,9 +23,9 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, overload
 
 from django.db import transaction
 
@@ -35,11 +35,8 @@ from ..core.errors import BridgeError, TransactionAborted
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
-from .pinned import BlockManager, OpenBlock
+from .pinned import BlockManager, Function, OpenBlock
 from .witness import Witness, attend
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 class AtomicBlock(OpenBlock):
@@ -47,7 +44,6 @@ class AtomicBlock(OpenBlock):
 
     def __init__(self, using: str | None, savepoint: bool, durable: bool, name: str) -> None:
         super().__init__(name, exclusive=True)
-        self._using = using
         self._atomic = transaction.Atomic(using, savepoint, durable)
         self._witness: Witness | None = None  # while the transaction is open
         self._decided = threading.Lock()  # taken once: by the beginning, or by who gives it up
@@ -130,8 +126,7 @@ class AtomicBlock(OpenBlock):
             self._atomic.__exit__(RuntimeError, None, None)
             self.give_back(end=False)
             return
-        connection = transaction.get_connection(self._using)
-        self._witness = attend(connection)
+        self._witness = attend(transaction.get_connection(self._atomic.using))
         self.lease = call.line
         self.lease.line.open(self)
 
@@ -141,7 +136,7 @@ class AtomicBlock(OpenBlock):
         try:
             undo(line.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                prepare(self, self._callbacks, transaction.get_connection(self._using))
+                prepare(self, self._callbacks, transaction.get_connection(self._atomic.using))
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self)
@@ -154,16 +149,15 @@ class AtomicBlock(OpenBlock):
         self._exit(RuntimeError)
 
     def _lost(self) -> TransactionAborted | None:
-        connection = transaction.get_connection(self._using)
+        connection = transaction.get_connection(self._atomic.using)
         witness = self._witness
         if witness is None or (lost := witness.loss(connection.needs_rollback)) is None:
             return None
         why, error = lost
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
             why += ". Put what may fail into an atomic() of its own, and catch the error around it"
-        failure = TransactionAborted(
-            f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
-        )
+        what = f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
+        failure = TransactionAborted(what)
         failure.__cause__ = error
         return failure
 
@@ -177,11 +171,7 @@ class AtomicBlock(OpenBlock):
 
 
 @overload
-def atomic(
-    using: Callable[_P, Coroutine[Any, Any, _R]],
-) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
-
-
+def atomic(using: Function) -> Function: ...
 @overload
 def atomic(
     using: str | None = None, savepoint: bool = True, durable: bool = False

@@ -7,9 +7,9 @@ loop, after the commit, in order.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -34,7 +34,7 @@ def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
     else:
         return
     connection.run_on_commit = [
-        (savepoints, _handing(take, func, robust), robust)
+        (savepoints, update_wrapper(partial(_call, take, func, robust), func), robust)
         for savepoints, func, robust in connection.run_on_commit
     ]
 
@@ -72,17 +72,10 @@ async def _await_each(whose: object, callbacks: list[Callback]) -> None:
         callbacks.clear()
 
 
-def _handing(
-    take: Callable[[Callback], object], func: Callable[[], Any], robust: bool
-) -> Callable[[], None]:
-    """Return *func*, with what it returns handed to *take* if that is to be awaited."""
-
-    @functools.wraps(func)
-    def call() -> None:
-        if inspect.isawaitable(outcome := func()):
-            take((outcome, robust))
-
-    return call
+def _call(take: Callable[[Callback], object], func: Callable[[], Any], robust: bool) -> None:
+    """Call *func*, and hand what it returns to *take* if that is to be awaited."""
+    if inspect.isawaitable(outcome := func()):
+        take((outcome, robust))
 
 
 async def _await_here(callback: Callback) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..asgi.context import LeaseContext
 from ..asgi.ground import on_ground
@@ -28,8 +28,8 @@ from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block
 from .witness import package_of
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+#: A coroutine function: a block around it keeps its type.
+Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 # Who drives an async generator in the context of those that it serves, and to its end.
 _DRIVERS = ("contextlib", "pytest_asyncio", "anyio")
@@ -78,9 +78,7 @@ class OpenBlock(Block):
 class BlockManager:
     """What ``pinned()`` and ``atomic()`` return: an asynchronous context manager."""
 
-    def __init__(
-        self, name: str, make: Callable[[str], OpenBlock], place: str | None = None
-    ) -> None:
+    def __init__(self, name: str, make: Callable[[str], OpenBlock], place: str = "") -> None:
         """Make one that can be entered any number of times.
 
         :param name: that of the function, for error messages.
@@ -119,9 +117,7 @@ class BlockManager:
                 "generator, wrap it in contextlib.asynccontextmanager [other-context]"
             )
 
-    def __call__(
-        self, func: Callable[_P, Coroutine[Any, Any, _R]]
-    ) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    def __call__(self, func: Function) -> Function:
         """Run a coroutine function inside the block: the decorator form."""
         # Objects, such as those of sync_to_async(), may have a method that is one.
         method = getattr(type(func), "__call__", None)  # noqa: B004 # not whether it has one
@@ -133,14 +129,13 @@ class BlockManager:
             )
         named = getattr(func, "__qualname__", type(func).__qualname__)
         place = f"{self._name}() around {func.__module__}.{named}"
-        manager = BlockManager(self._name, self._make, place)
 
         @functools.wraps(func)
-        async def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            async with manager:
+        async def inside(*args: Any, **kwargs: Any) -> Any:
+            async with BlockManager(self._name, self._make, place):
                 return await func(*args, **kwargs)
 
-        return inside
+        return cast(Function, inside)
 
 
 def pinned() -> BlockManager:

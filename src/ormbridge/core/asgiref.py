@@ -139,6 +139,7 @@ class Guest:
 
     def __init__(self, frame: CurrentThreadExecutor, serve: Callable[[], object]) -> None:
         self._frame = frame
+        self._woken = False
         #: What asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C.
         self.run = serve
 
@@ -154,15 +155,11 @@ class Guest:
     def wake(self) -> None:
         """Have :meth:`wait` look again. Any thread."""
         with self._frame._work_ready:
+            self._woken = True
             self._frame._work_ready.notify()
 
-    def wait(
-        self,
-        woken: Callable[[], bool],
-        alone: Callable[[], bool],
-        refuse: Callable[[deque[Any]], float | None],
-    ) -> bool:
-        """Wait until *woken*, and run other work items of the frame meanwhile, unless *alone*.
+    def wait(self, alone: Callable[[], bool], refuse: Callable[[deque[Any]], float | None]) -> bool:
+        """Wait until :meth:`wake`, and run other work items of the frame meanwhile, unless *alone*.
 
         :param refuse: takes those out that have waited for too long, and returns the seconds until
             the next one has.
@@ -171,9 +168,10 @@ class Guest:
         frame = self._frame
         while True:
             with frame._work_ready:
-                while not (woken() or frame._broken or (frame._work_items and not alone())):
+                while not (self._woken or frame._broken or (frame._work_items and not alone())):
                     frame._work_ready.wait(refuse(frame._work_items))
-                if woken():
+                if self._woken:
+                    self._woken = False
                     return True
                 if alone() or not frame._work_items:
                     return False

@@ -59,14 +59,13 @@ def load_settings() -> Settings:
     :raises ImproperlyConfigured: if a key is unknown or a value is not accepted.
     """
     given = getattr(django_settings, "ORMBRIDGE", {})
+    accepted = ", ".join(KEYS)
     if not isinstance(given, Mapping):
-        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {', '.join(KEYS)}")
+        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {accepted}")
     for key in given:
         if key not in KEYS:
-            raise ImproperlyConfigured(
-                f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are "
-                f"{', '.join(KEYS)} [setting-refused]"
-            )
+            what = f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are {accepted}"
+            raise ImproperlyConfigured(f"{what} [setting-refused]")
     values = ((key, check(key, given.get(key, default))) for key, (default, check) in KEYS.items())
     return Settings(**{key.lower(): value for key, value in values})
 
@@ -132,8 +131,7 @@ def import_reset(path: str | None) -> Reset | None:
         expected = f"{_RESET_EXPECTED} ({str(error)[:_LONG]})"
         raise _refused(_setting("RESET"), path, expected) from error
     if not callable(reset):
-        value = f"{_shown(path)}, which is {_shown(reset)}; expected {_RESET_EXPECTED}"
-        raise ImproperlyConfigured(f"{_setting('RESET')} is {value} [setting-refused]")
+        raise _refused(f"{_setting('RESET')} is {_shown(path)}, which", reset, _RESET_EXPECTED)
     return reset  # type: ignore[no-any-return]
 
 

@@ -83,7 +83,6 @@ class FrameLease(Lease):
         self.guest = Guest(frame, self._host)
 
     def _rouse(self) -> bool:
-        self._resting = False
         self.guest.wake()
         return False  # it may be in the middle of what it runs for others
 
@@ -107,7 +106,7 @@ class FrameLease(Lease):
 
     def _rest(self) -> None:
         alone = functools.partial(getattr, self.line, "blocks")
-        if not self.guest.wait(lambda: not self._resting, alone, self._refuse_late):
+        if not self.guest.wait(alone, self._refuse_late):
             self._end()
 
     def _refuse_late(self, items: deque[Any]) -> float | None:

@@ -76,13 +76,11 @@ class SuspendedGenerators:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
         suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
-        if anchor is None:  # collected while the call ran
-            suspended.unused = True
-        else:
+        suspended.unused = anchor is None  # collected while the call ran
+        if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
             suspended.anchor = weakref.ref(anchor, collected)
-            if (lease := self._lease()) is not None:
-                _owners[generator] = lease
+            _owners[generator] = self._lease()
 
     def _collected(self, loop: Any, suspended: _Suspended, anchor: weakref.ref[Any]) -> None:
         # The worker sees this before its next call. The user's own generators clean up after this,
@@ -97,9 +95,11 @@ class SuspendedGenerators:
 
     def abandon(self, all_of_them: bool = False) -> None:
         """Let go of those on which no task that lives on iterates."""
+        own = current_task()  # with which the context ends
         # A copy: the worker may be closing others, without the lock.
         for suspended in list(self._suspended.values()):
-            if all_of_them or not lives_on(suspended.task):
+            task = suspended.task() if suspended.task not in (None, own) else None
+            if all_of_them or task is None or task.done():
                 suspended.unused = True
                 _refuse_more(suspended.anchor and suspended.anchor())
 
@@ -136,18 +136,11 @@ def _raise_closed(iterable: BaseIterable[Any]) -> int:
 
 def current_task() -> _Task:
     """Return the running task."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # this thread runs no loop
-        task = None
-    # Weak: a task knows its context variables, and so the contexts before this one.
-    return weakref.ref(task) if task is not None else None
-
-
-def lives_on(task: _Task) -> asyncio.Task[Any] | None:
-    """Return *task* if it still runs, and is not the running one, with which the context ends."""
-    running = task() if task is not None and task != current_task() else None
-    return None if running is None or running.done() else running
+    with suppress(RuntimeError):  # this thread runs no loop
+        if (task := asyncio.current_task()) is not None:
+            # Weak: a task knows its context variables, and so the contexts before this one.
+            return weakref.ref(task)
+    return None
 
 
 def owner_of(call: Call) -> Any:

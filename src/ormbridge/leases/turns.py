@@ -52,7 +52,7 @@ class Block(Route):
         #: Set where it closes although blocks inside it are still open: it waited for too long.
         self.overdue: PoolTimeout | None = None
         #: The rows of streams that were opened in it, which end with it.
-        self.streams: set[weakref.ref[Any]] = set()
+        self.streams: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Why it was rolled back while it was open.
         self.undone = ""
 
@@ -83,9 +83,8 @@ class Block(Route):
     def close(self) -> None:
         """Take no more calls, and end the streams that were opened in the block."""
         self.closing = True
-        for ref in list(self.streams):
-            if (rows := ref()) is not None:
-                rows.end_with(self)
+        for rows in list(self.streams):
+            rows.end_with(self)
 
     def check(self, call: object) -> None:
         """See that *call*, which belongs to the block, may still run.
@@ -212,17 +211,16 @@ def hurry(calls: list[Call]) -> None:
         line: Line = lease.line
         block = next(outwards(call.route))
         with line.lock:
-            if call not in line.calls or block.overdue is not None:
-                continue
+            waits = call in line.calls and block.overdue is None
             innermost = line.blocks[-1] if line.blocks else block
-            if innermost is block:  # one may still open inside it
+            if waits and innermost is block:  # one may still open inside it
                 lease.watch(call)
-                continue
-            block.overdue = PoolTimeout(
-                f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
-                "inside it; both were rolled back. Await what you start in a block [no-turn]"
-            )
-        lease.look()
+            elif waits:
+                block.overdue = PoolTimeout(
+                    f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
+                    "inside it; both were rolled back. Await what you start in a block [no-turn]"
+                )
+                lease.look()
 
 
 def undo(blocks: list[Block], why: str) -> None:

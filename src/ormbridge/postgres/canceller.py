@@ -96,19 +96,15 @@ def bound(call: Call, given_up: bool = True) -> None:
 def glance(calls: list[Call]) -> None:
     """Look after *calls*, which have waited too long for PostgreSQL, until they end. Their loop."""
     for call in calls:
-        _cut(call)
+        own, thread = call.connections, getattr(call.line, "thread", None)
+        if own is None and call.stopping and isinstance(thread, Worker):
+            own = thread.connections
+        if own is not None:
+            cut(own, call)
+        if not call.closes and call.future is not None and not call.future.done():
+            call.future.set_result(None)  # a beginning: it may be that it has no connection yet
         if not call.ended:
             call.glances = call.mailbox.watch(call, LONGEST_PAUSE, glance)
-
-
-def _cut(call: Call) -> None:
-    own, thread = call.connections, getattr(call.line, "thread", None)
-    if own is None and call.stopping and isinstance(thread, Worker):
-        own = thread.connections
-    if own is not None:
-        cut(own, call)
-    if not call.closes and call.future is not None and not call.future.done():
-        call.future.set_result(None)  # a beginning: it may be that it has no connection yet
 
 
 async def outlast(

@@ -16,8 +16,7 @@ from types import GeneratorType
 from typing import Any
 
 from django.db import DatabaseError, connections
-from django.db.models import prefetch_related_objects
-from django.db.models.query import QuerySet, RawQuerySet
+from django.db.models.query import QuerySet, RawModelIterable, RawQuerySet
 from django.db.models.sql.query import RawQuery
 
 
@@ -28,11 +27,10 @@ def read_chunks(
 
     An error follows the rows before it.
     """
-    rows: Iterator[Any]
     if isinstance(queryset, RawQuerySet):
-        rows = _raw_rows(queryset, chunk_size)
+        rows: Iterator[Any] = _raw_rows(queryset, chunk_size)
     else:
-        rows = iter(queryset.iterator(chunk_size=chunk_size))
+        rows = queryset.iterator(chunk_size=chunk_size)
     while True:
         chunk: list[Any] = []
         try:
@@ -66,7 +64,8 @@ class _ChunkedRawQuery(RawQuery):
         super().__init__(query.sql, using, query.params)
         self._chunk_size = chunk_size
 
-    def _execute_query(self) -> None:
+    def __iter__(self) -> Iterator[Any]:
+        """Execute the query, and return its rows."""
         connection = connections[self.using]
         adapt = connection.ops.adapt_unknown_value
         params: Any = self.params
@@ -83,24 +82,14 @@ class _ChunkedRawQuery(RawQuery):
                 self.cursor.close()
             raise
         # psycopg2 knows the columns of a server-side cursor only once it has fetched.
-        self._fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
-        self._first = self._fetch()
-
-    def __iter__(self) -> Iterator[Any]:
-        """Execute the query, and return its rows."""
-        self._execute_query()
-        end = connections[self.using].features.empty_fetchmany_value
-        return chain(self._first, chain.from_iterable(iter(self._fetch, end)))
+        fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
+        first, end = fetch(), connection.features.empty_fetchmany_value
+        return chain(first, chain.from_iterable(iter(fetch, end)))
 
 
-def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Generator[Any, None, None]:
-    """Do for a ``RawQuerySet`` what ``QuerySet.iterator()`` does."""
+def _raw_rows(queryset: RawQuerySet[Any], chunk_size: int) -> Iterator[Any]:
+    """Do for a ``RawQuerySet`` what ``QuerySet.iterator()`` does: by the same function."""
     chunked: Any = copy.copy(queryset)
     chunked.query = _ChunkedRawQuery(queryset.query, queryset.db, chunk_size)
-    lookups = chunked._prefetch_related_lookups
-    rows = chunked.iterator()
-    if not lookups:
-        yield from rows
-    while chunk := list(islice(rows, chunk_size)):
-        prefetch_related_objects(chunk, *lookups)
-        yield from chunk
+    chunked._iterable_class = RawModelIterable
+    return QuerySet._iterator(chunked, True, chunk_size)  # type: ignore[attr-defined, no-any-return]

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
@@ -35,7 +34,7 @@ from ..core import route as routes
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
 from ..leases.turns import Block, outwards
-from .source import Anchor, Chunk, Source, heed
+from .source import Anchor, Chunk, Source
 
 _Row = TypeVar("_Row")
 
@@ -79,23 +78,22 @@ def stream(
     See `QuerySet.iterator()
     <https://docs.djangoproject.com/en/stable/ref/models/querysets/#iterator>`_.
     """
-    given: Any = queryset
-    size: Any = chunk_size
-    if not isinstance(given, (QuerySet, RawQuerySet)):
-        raise TypeError(
-            f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager has "
-            "one in .all() [stream-of]"
-        )
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"chunk_size must be an int of 1 or more, and {size!r} is not [stream-of]")
     return Stream(queryset, chunk_size)
 
 
 class Stream(Generic[_Row]):
     """What :func:`stream` returns: to be iterated on once."""
 
-    def __init__(self, queryset: Any, chunk_size: int) -> None:
-        self._source = Source(queryset, chunk_size)
+    def __init__(self, queryset: Any, size: Any) -> None:
+        if not isinstance(queryset, (QuerySet, RawQuerySet)):
+            raise TypeError(
+                f"stream() takes a QuerySet or a RawQuerySet, and {queryset!r} is none; a manager "
+                "has one in .all() [stream-of]"
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            what = f"chunk_size must be an int of 1 or more, and {size!r} is not [stream-of]"
+            raise ValueError(what)
+        self._source = Source(queryset, size)
         self._begun = False
 
     def __aiter__(self) -> Rows[_Row]:
@@ -137,32 +135,11 @@ class Rows(AsyncIterator[_Row]):
 
     async def __anext__(self) -> _Row:
         """Return the next row. Waits only where the next chunk is not there yet."""
-        for row in self._rows:
-            return row
-        return await self._first_of_next_chunk()
-
-    async def aclose(self) -> None:
-        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
-
-        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
-        transaction a fetch that is slower than that goes on.
-        """
-        call = self._source.call
-        runs = call if call is not None and not call.cancel() else None
-        self._finish(functools.partial(RuntimeError, f"{self._source.name} is closed"))
-        if self._source.is_of_another_loop():
-            return
-        # Not the futures themselves, which would be cancelled with this task.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                if runs is not None and (future := runs.await_again()) is not None:
-                    future.add_done_callback(heed)
-                    await asyncio.wait([future])
-                if self._source.thread is not None:
-                    await asyncio.wait([self._source.closed])
-
-    async def _first_of_next_chunk(self) -> _Row:
-        while self._over is None:
+        while True:
+            for row in self._rows:
+                return row
+            if self._over is not None:
+                raise self._over()
             if self._source.is_of_another_loop():
                 what = "was begun in another event loop; call stream() again [stream-once]"
                 raise RuntimeError(f"{self._source.name} {what}")
@@ -172,16 +149,26 @@ class Rows(AsyncIterator[_Row]):
                     "stream of its own [stream-once]"
                 )
             rows, is_last = await self._fetched()
-            if self._over is not None:  # meanwhile
-                break
-            if is_last:
-                self._finish(StopAsyncIteration)
-            else:
-                self._fetch()
-            self._rows = iter(rows)
-            for row in self._rows:
-                return row
-        raise self._over()
+            if self._over is None:  # still
+                if is_last:
+                    self._finish(StopAsyncIteration)
+                else:
+                    self._fetch()
+                self._rows = iter(rows)
+
+    async def aclose(self) -> None:
+        """Close the cursor, and wait until it is closed. What runs on its thread ends first.
+
+        It is waited for no longer than PostgreSQL takes to be given up, a few seconds: in a
+        transaction a fetch that is slower than that goes on.
+        """
+        source = self._source
+        self._finish(functools.partial(RuntimeError, f"{source.name} is closed"))
+        # Without a thread there is no cursor, and a fetch that begins now finds that it is over.
+        if source.thread is not None and not source.is_of_another_loop():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ThreadConnections.BOUND + 1):
+                    await source.closed.wait()
 
     async def _fetched(self) -> Chunk:
         """Wait for the chunk that is being fetched, and return it."""
@@ -213,7 +200,7 @@ class Rows(AsyncIterator[_Row]):
         """Have the next chunk fetched."""
         if self._source.call is None:  # the first one
             for block in outwards(routes.current_route.get()):
-                block.streams.add(weakref.ref(self, block.streams.discard))
+                block.streams.add(self)
         self._future = self._source.fetch(cast(Anchor, self._anchor))
         return self._future
 

@@ -24,7 +24,6 @@ from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..core.mailbox import Mailbox
 from ..core.process import default_pool
-from ..core.route import Route
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
 from ..leases.generators import later
@@ -73,11 +72,11 @@ class Source:
         self._chunks = read_chunks(queryset, chunk_size)
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
-        # The rest is set when the first chunk is asked for.
+        #: Set once the cursor is closed.
+        self.closed = asyncio.Event()
+        # These two are set when the first chunk is asked for.
         self._mailbox: Mailbox
-        #: Done once the cursor is closed.
-        self.closed: asyncio.Future[None]
-        self._route: Route | None = None
+        self._route: routes.Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: Any = None
         #: The last fetch, until nobody needs the rows any more.
@@ -105,10 +104,9 @@ class Source:
             future.set_exception(error)
         return future  # type: ignore[no-any-return]
 
-    def _open(self, mailbox: Mailbox) -> Route:
+    def _open(self, mailbox: Mailbox) -> routes.Route:
         """Find out to what the stream belongs."""
         self._mailbox = mailbox
-        self.closed = mailbox.loop.create_future()
         route = routes.current_route.get()
         frame = routes.frame_inside(route, mailbox.loop)
         if frame is not None:
@@ -121,7 +119,7 @@ class Source:
         self._route = route
         return route
 
-    def _send(self, call: Call, own: Route) -> None:
+    def _send(self, call: Call, own: routes.Route) -> None:
         """Send *call* to the thread of the cursor, or to the frame that was entered there since."""
         route = call.route = routes.current_route.get()
         if route is not None:
@@ -162,8 +160,7 @@ class Source:
 
     def deliver(self) -> None:
         """Tell that the cursor is closed."""
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.closed.set()
 
     # On the thread of the cursor
 
@@ -181,21 +178,17 @@ class Source:
         try:
             return next(chunks), False
         except StopIteration as end:
-            self._end()
             if end.value is None:
                 raise LeaseClosed(self._lost()) from None
             return end.value, True
-        except BaseException:
-            self._end()
-            raise
+        finally:
+            if not chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+                self._mailbox.post(self)
 
     def close(self) -> None:
         """Close the cursor."""
         with suppress(Exception):  # the connection broke
             self._chunks.close()
-        self._end()
-
-    def _end(self) -> None:
         self._mailbox.post(self)
 
     def _lost(self) -> str:

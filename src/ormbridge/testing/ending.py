@@ -19,11 +19,17 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.runner import DiscoverRunner
 
-from ..core.process import default_pool, end_pools
-from .leaks import close_for_good, leases_left, place_of_connection
+from ..core.process import default_pool, end_pools, live_pools
+from ..core.worker import Leaseholder, Worker
 
+#: Seconds that a worker may take to be done with what the test no longer waits for.
+GRACE = 1.0
 # Seconds that the server may take to see that a connection was closed.
-_GRACE = 2.0
+_NOTICED = 2.0
+
+#: Where connections to PostgreSQL were opened, by the number of the server's process for each: the
+#: pytest plugin takes that down.
+places: dict[int, str] = {}
 
 _OTHERS = """
     SELECT pid, application_name, state, left(query, 200) FROM pg_stat_activity
@@ -37,8 +43,7 @@ def close_everything(patience: float | None = None) -> None:
 
     :param patience: seconds to wait for each of them; by default ``TIMEOUT``.
     """
-    if patience is None:
-        patience = default_pool().settings.timeout
+    patience = default_pool().settings.timeout if patience is None else patience
     end_pools(patience)
     wait([SyncToAsync.single_thread_executor.submit(_close_own)], patience)
 
@@ -46,6 +51,38 @@ def close_everything(patience: float | None = None) -> None:
 def _close_own() -> None:
     for connection in connections.all(initialized_only=True):
         close_for_good(connection)
+
+
+def close_for_good(connection: BaseDatabaseWrapper) -> None:
+    """Close *connection*, a database in memory too, which SQLite's own ``close`` spares."""
+    with suppress(Exception):  # a broken one
+        BaseDatabaseWrapper.close(connection)
+
+
+def depths() -> dict[str, int]:
+    """Return how many transactions and savepoints are open on the calling thread."""
+    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True)}
+
+
+def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
+    """Return the leases that still have a worker, but for that of a test's transaction.
+
+    :param patience: seconds that a running call may take to end. One that is held and has nothing
+        to do will not end: nobody waits for it.
+    """
+    began = time.monotonic()
+    while True:
+        left = [
+            (worker, lease)
+            for pool in live_pools()
+            for worker in sorted(pool.workers, key=lambda worker: worker.since)
+            if (lease := worker.lease) and not getattr(lease, "is_of_test", False)
+        ]
+        # A lease that runs no call does not end by itself.
+        running = any(getattr(lease, "running", lease) is not None for _, lease in left)
+        if not left or time.monotonic() - began > (patience if running else min(GRACE, patience)):
+            return left
+        time.sleep(0.005)
 
 
 def free_before_drop(warn: Callable[[str], object]) -> None:
@@ -79,30 +116,21 @@ def disconnect_others(connection: BaseDatabaseWrapper) -> list[str]:
     pooled: Any = connection
     pooled.close()
     pooled.close_pool()
+    deadline = time.monotonic() + _NOTICED
     with connection.cursor() as cursor:
-        others = _wait_for_others(cursor)
-        for pid, *_ in others:
-            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
-        if others:
-            _wait_for_others(cursor)
-    name = connection.settings_dict["NAME"]
+        cursor.execute(_OTHERS)
+        while (others := cursor.fetchall()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            cursor.execute(_OTHERS)
+        for pid, *_ in others:  # and wait until each has ended
+            cursor.execute("SELECT pg_terminate_backend(%s, %s)", [pid, int(1000 * _NOTICED)])
     return [
-        f"{name!r} was still in use, by a connection {place_of_connection(pid)}: {state}, "
+        f"{connection.settings_dict['NAME']!r} was still in use, by a connection "
+        f"{places.get(pid, 'opened by another program, or around Django')}: {state}, "
         f"{application or 'no application_name'}, last statement {query!r}. It was terminated, so "
         "that the database could be dropped"
         for pid, application, state, query in others
     ]
-
-
-def _wait_for_others(cursor: Any) -> list[tuple[int, str, str, str]]:
-    """Return who is connected, unless nobody is within a moment."""
-    deadline = time.monotonic() + _GRACE
-    while True:
-        cursor.execute(_OTHERS)
-        others: list[tuple[int, str, str, str]] = cursor.fetchall()
-        if not others or time.monotonic() > deadline:
-            return others
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -115,10 +143,9 @@ def many_transactions() -> Generator[list[str], None, None]:
     try:
         yield left
     finally:
-        patience = default_pool().settings.timeout
-        held = leases_left(patience)
+        held = leases_left(default_pool().settings.timeout)
         left += [f"{worker.name} is still leased, by {lease}" for worker, lease in held]
-        close_everything(0.0 if held else patience)
+        close_everything(0.0 if held else None)
         # What they still lock would keep Django from emptying the tables.
         for connection in connections.all(initialized_only=True) if held else ():
             if connection.vendor == "postgresql":

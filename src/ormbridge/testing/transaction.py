@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -48,10 +48,9 @@ from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
-from ..core.route import Route
 from ..leases.lease import Lease
 from ..leases.turns import Block
-from .leaks import close_for_good, depths
+from .ending import close_for_good, depths
 
 
 class TestContext(LeaseContext):
@@ -65,24 +64,24 @@ class TestContext(LeaseContext):
         super().__init__(name, holds=True)
         self._lent = {connection.alias: connection for connection in connections.all()}
         self._depths = depths()
-        # Workers that have the connections.
-        self._users: list[threading.Thread] = []
-        self._returned = threading.Condition()
+        #: Workers that have the connections, instead of their own.
+        self.users: list[threading.Thread] = []
+        self.returned = threading.Condition()
         # For the event loops that calls run by themselves, by the worker that waits there.
         self._below: dict[threading.Thread, TestContext] = {}
 
     def _here(self) -> TestContext:
         """Return the context for the calls of a loop that the calling thread runs."""
         own = threading.current_thread()
-        if self.ended or own not in self._users:
+        if self.ended or own not in self.users:
             return self
         if own not in self._below:  # its worker waits, another one must do
-            shared = {"_users": self._users, "_returned": self._returned, "_below": self._below}
+            shared = {"users": self.users, "returned": self.returned, "_below": self._below}
             below = self._below[own] = TestContext(self.name)
             vars(below).update(shared)
         return self._below[own]
 
-    def _current(self, variable: ContextVar[Route | None]) -> Route:
+    def _current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
         route = variable.get()
         return route if isinstance(route, Block) else self._here()
 
@@ -96,21 +95,11 @@ class TestContext(LeaseContext):
     def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
-    def lend(self, run: Callable[[], bool]) -> bool:
-        """Have the calling thread use the test's connections instead of its own, and *run*."""
-        self._users.append(threading.current_thread())
-        try:
-            return run()
-        finally:
-            with self._returned:
-                self._users.remove(threading.current_thread())
-                self._returned.notify_all()
-
     def _connection(self, alias: str) -> BaseDatabaseWrapper:
         """Return what ``connections[alias]`` is: on a worker and an event loop, the test's."""
         # On an event loop, Django would make one for the task that asks, which nobody may use.
         on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
-        if alias in self._lent and (on_loop or threading.current_thread() in self._users):
+        if alias in self._lent and (on_loop or threading.current_thread() in self.users):
             return self._lent[alias]
         found: BaseDatabaseWrapper = BaseConnectionHandler.__getitem__(connections, alias)
         return found
@@ -171,10 +160,10 @@ class TestContext(LeaseContext):
         left = [f"{block} was not left" for lease in leases for block in lease.line.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
-        with self._returned:
+        with self.returned:
             patience = default_pool().settings.timeout
-            if not self._returned.wait_for(lambda: not self._users, patience):
-                running = [each for each in leases if each.thread in self._users]
+            if not self.returned.wait_for(lambda: not self.users, patience):
+                running = [each for each in leases if each.thread in self.users]
                 left += map("{0} on {0.thread.name} still runs".format, running)
         for alias, connection in self._lent.items():
             depth = self._depths[alias]
@@ -192,7 +181,14 @@ class _TestLease(Lease):
     is_of_test = True
 
     def run(self, connections: ThreadConnections) -> bool:
-        return cast(TestContext, self.context).lend(partial(super().run, connections))
+        context, own = cast(TestContext, self.context), threading.current_thread()
+        context.users.append(own)
+        try:
+            return super().run(connections)
+        finally:
+            with context.returned:
+                context.users.remove(own)
+                context.returned.notify_all()
 
 
 def _always(value: object, default: object = None) -> object:

@@ -1,7 +1,9 @@
 """The pytest plugin of ormbridge: fixtures for async tests of code that uses the database.
 
 It stands beside the package, and imports it when a fixture is used, because pytest imports plugins
-first of all: before it has measured a line or set a path, and for projects that have no Django.
+first of all: before it has measured a line or set a path, and for projects that have no Django. The
+package never imports the plugin. What finds leaks (``leaks.py``) is of use to pytest alone, and so
+is here.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def _one_transaction(request: pytest.FixtureRequest, alone: bool) -> Generator[N
 @pytest.fixture
 def no_database_leaks(request: pytest.FixtureRequest) -> Generator[None, None, None]:
     """Fail the test if it leaves a connection, a lease or a transaction open, and say where."""
-    from ormbridge.testing.leaks import watched
+    from .leaks import watched
 
     with watched() as left:
         yield
@@ -125,7 +127,8 @@ def pytest_fixture_setup(
     if fixturedef.argname != "django_db_setup":
         return (yield)
     from ormbridge.testing.ending import close_everything, free_before_drop
-    from ormbridge.testing.leaks import remember_places
+
+    from .leaks import remember_places
 
     warnings: list[str] = []
 

@@ -13,7 +13,6 @@ import re
 import sys
 import sysconfig
 import threading
-import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,15 +25,13 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from ..blocks.witness import MACHINERY, package_of
-from ..core.errors import BridgeError
-from ..core.pool import Pool
-from ..core.process import live_pools
-from ..core.state import transaction_open
-from ..core.worker import Leaseholder, Worker
+from ormbridge.blocks.witness import MACHINERY, package_of
+from ormbridge.core.errors import BridgeError
+from ormbridge.core.pool import Pool
+from ormbridge.core.state import transaction_open
+from ormbridge.core.worker import Leaseholder, Worker
+from ormbridge.testing.ending import GRACE, close_for_good, depths, leases_left, places
 
-# Seconds that a worker may take to be done with what the test no longer waits for.
-_GRACE = 1.0
 # Frames of a stack that are shown, at the most.
 _FRAMES = 4
 
@@ -43,14 +40,11 @@ _FRAMES = 4
 _LIBRARY = (sysconfig.get_path("stdlib"), "<")
 _TESTING = re.compile(r"__main__|__channelexec__|_?pytest\w*|pluggy|anyio|xdist|execnet")
 
-# Where connections to PostgreSQL were opened, by the number of the server's process for each.
-_places: dict[int, str] = {}
-
 
 def place() -> str:
     """Say where the calling thread is: in which lines, the innermost first.
 
-    Lines of Django, asgiref, this package, pytest and Python's library are left out.
+    Lines of Django, asgiref, the bridge, pytest and Python's library are left out.
     """
     lines: list[str] = []
     for frame, line in walk_stack(inspect.currentframe()):
@@ -71,44 +65,7 @@ def _remember(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         with suppress(Exception):  # another driver
             pid = connection.connection.info.backend_pid
             where = place() or "no line of yours"
-            _places[pid] = f"opened on {threading.current_thread().name} at {where}"
-
-
-def place_of_connection(pid: int) -> str:
-    """Say where the connection with the server's process *pid* was opened."""
-    return _places.get(pid, "opened by another program, or around Django")
-
-
-def leases_left(patience: float) -> list[tuple[Worker, Leaseholder]]:
-    """Return the leases that still have a worker, but for that of a test's transaction.
-
-    :param patience: seconds that a running call may take to end. One that is held and has nothing
-        to do will not end: nobody waits for it.
-    """
-    began = time.monotonic()
-    while True:
-        left = [
-            (worker, lease)
-            for pool in live_pools()
-            for worker in sorted(pool.workers, key=lambda worker: worker.since)
-            if (lease := worker.lease) and not getattr(lease, "is_of_test", False)
-        ]
-        # A lease that runs no call does not end by itself.
-        running = any(getattr(lease, "running", lease) is not None for _, lease in left)
-        if not left or time.monotonic() - began > (patience if running else min(_GRACE, patience)):
-            return left
-        time.sleep(0.005)
-
-
-def depths() -> dict[str, int]:
-    """Return how many transactions and savepoints are open on the calling thread."""
-    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True)}
-
-
-def close_for_good(connection: BaseDatabaseWrapper) -> None:
-    """Close *connection*, a database in memory too, which SQLite's own ``close`` spares."""
-    with suppress(Exception):  # a broken one
-        BaseDatabaseWrapper.close(connection)
+            places[pid] = f"opened on {threading.current_thread().name} at {where}"
 
 
 def _noted(
@@ -160,7 +117,7 @@ def watched() -> Generator[list[str], None, None]:
     found: list[str] = []
     with _noted(opened, taken):
         yield found
-    for worker, lease in leases_left(_GRACE):
+    for worker, lease in leases_left(GRACE):
         where = taken.get(id(lease)) or "a place that is not yours, or before the test"
         found.append(f"{worker.name} is still leased, by {lease}, taken at {where}")
         lease.dismiss(BridgeError("the test that made the call has ended"))
@@ -169,7 +126,7 @@ def watched() -> Generator[list[str], None, None]:
             found.append(f"a transaction on {alias!r} is still open on {own.name}")
     of_asgiref: threading.Thread | None = None
     try:
-        of_asgiref, aliases = SyncToAsync.single_thread_executor.submit(_look).result(_GRACE)
+        of_asgiref, aliases = SyncToAsync.single_thread_executor.submit(_look).result(GRACE)
         of_it = "is still open on asgiref's thread"
         found += [f"a transaction on {alias!r} {of_it}" for alias in aliases]
     except TimeoutError:
