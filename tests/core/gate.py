@@ -1,11 +1,12 @@
 """A function that a test can hold on its thread."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
-from ormbridge.core import hooks
 from ormbridge.core.worker import current
 
 GUARD = 6.0
@@ -26,7 +27,7 @@ class Gate:
     def __call__(self) -> str:
         self.threads.append(current().name)
         self._entered.release()
-        if not hooks.apart(self.open.wait, GUARD):  # an event loop, whose thread it may be, goes on
+        if not apart(self.open.wait, GUARD):  # an event loop, whose thread it may be, goes on
             raise AssertionError(f"nobody opened the gate within {GUARD} s")
         return current().name
 
@@ -37,10 +38,16 @@ class Gate:
                 raise AssertionError(f"nobody came to the gate within {GUARD} s")
 
 
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call *function*, which blocks: below a greenlet so that its event loop goes on."""
+    green = sys.modules.get("ormbridge.green.runner")
+    return function(*args) if green is None else green.apart(function, *args)
+
+
 def block_until(condition: Callable[[], object]) -> None:
     """Block the calling thread until *condition* holds: what another thread does a moment later."""
     deadline = time.perf_counter() + GUARD
     while not condition():
         if time.perf_counter() > deadline:
             raise AssertionError(f"what was waited for did not happen within {GUARD} s")
-        hooks.apart(threading.Event().wait, 0.001)
+        apart(threading.Event().wait, 0.001)

@@ -55,6 +55,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
         its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.
+    :param green: with ``ORMBRIDGE["GREEN"]``: whether it runs on the event loop's own thread.
     :raises TypeError: if *func* is not callable or is a coroutine function, or *executor* comes
         without ``thread_sensitive=False``.
 
@@ -115,32 +116,12 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         child: Callable[[], Any],
         green: bool | None = None,
     ) -> Call:
-        """Return the call of *child*, in the code that handles an exception or none.
+        """Return a call that runs *child* as asgiref would. Called where an exception is handled.
 
-        :param self: one of asgiref's will do.
         :param name: see :class:`.Call`.
-        :param green: whether it runs on the loop's thread; None if its function is to say.
-        """
-        call = Call(child, name, mailbox_of(loop))
-        call.awaits = task_context
-        job = functools.partial(DatabaseSyncToAsync.job, self, loop, task_context, variables)
-        if not hooks.mark(call, green, job, variables, child):
-            call.function = job(child, sys.exc_info())
-        return call
-
-    def job(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        task_context: list[asyncio.Task[Any]],
-        variables: contextvars.Context,
-        child: Callable[[], _R],
-        exc_info: Any = (None, None, None),
-    ) -> Callable[[], _R]:
-        """Return what runs *child* on a thread as asgiref would.
-
         :param task_context: where asgiref puts the task that *child* awaits on *loop*.
         :param variables: the context to run it in.
-        :param exc_info: the exception that is being handled, of which *child* is to know.
+        :param green: whether it may run on the loop's thread; None if its function is to say.
         """
         # A method, and called like asgiref calls it: tools that trace calls replace it.
         # To ask has_locals() here costs less than on the thread, which has other things in its
@@ -148,7 +129,12 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         run: Callable[..., Any] = variables.run
         if has_locals(variables):
             run = functools.partial(run, move_locals, variables)
-        return functools.partial(self.thread_handler, loop, exc_info, task_context, run, child)
+        handler, info = self.thread_handler, sys.exc_info()
+        job = functools.partial(handler, loop, info, task_context, run, child)
+        call = Call(job, name, mailbox_of(loop))
+        call.awaits = task_context
+        hooks.mark(call, green, info[1], variables, child)
+        return call
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
         """Bind a decorated method to its instance. On the class it stays unbound."""
@@ -169,6 +155,7 @@ if TYPE_CHECKING:
         thread_sensitive: bool | None = None,
         executor: ThreadPoolExecutor | None = None,
         context: contextvars.Context | None = None,
+        green: bool | None = None,
     ) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
     def database_sync_to_async(func: Any, *options: Any, **named: Any) -> Any:
         """Stand for the class, which has the docstring."""

@@ -5,21 +5,16 @@ Everything here runs on the thread of the connections.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import hooks
 from .state import transaction_open
-
-
-_djangos = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
 def refresh_own_thread() -> None:
@@ -64,18 +59,10 @@ def close_if_dead(connection: BaseDatabaseWrapper) -> None:
                     connection.close()
 
 
-def close_if_unusable_or_obsolete(connection: Any, idle: bool = False) -> None:
-    """Do what Django's method does, whatever has taken its place on *connection*.
-
-    :param idle: whether it is known to have no transaction open.
-    """
+def close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
+    """Do what Django's method does, whatever has taken its place on *connection*."""
     # Of the class: on a worker the connection has a method of its own, ThreadConnections.note().
-    method: Any = type(connection).close_if_unusable_or_obsolete
-    old = connection.close_at is not None and time.monotonic() >= connection.close_at
-    if idle and method is _djangos and not (old or connection.errors_occurred):
-        connection.health_check_done = False  # all that there is to do
-    else:
-        method(connection)
+    type(connection).close_if_unusable_or_obsolete(connection)
 
 
 def close_old_connections_outside_transactions() -> None:

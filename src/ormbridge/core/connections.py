@@ -19,7 +19,6 @@ nothing here.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -51,7 +50,7 @@ class ThreadConnections:
         #: Django's wrappers that connected on this thread. One that closed stays in here until the
         #: next clean-up.
         self.opened: list[BaseDatabaseWrapper] = []
-        #: All of Django's wrappers that the worker has, open or not, by alias: where Django looks.
+        #: All of Django's wrappers on this thread, open or not, by alias: where Django keeps them.
         self.wrappers: dict[str, BaseDatabaseWrapper] = {}
         #: Connections thrown away since the worker started.
         self.discarded = 0
@@ -67,6 +66,13 @@ class ThreadConnections:
         #: Connections with a statement that was cancelled, and why they have to be discarded.
         #: Guarded by :attr:`finishing` while a call runs.
         self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
+
+    def adopt_thread(self) -> None:
+        """Find where Django keeps those of the calling thread."""
+        # That of asgiref's Local, which has no way to ask whether anything is there.
+        held: Any = connections
+        storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
+        self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
     def note(self, connection: BaseDatabaseWrapper) -> None:
         """Take in *connection*, which has just connected."""
@@ -123,7 +129,7 @@ class ThreadConnections:
             connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
             try:
                 with suppress(_NotConnectedError):
-                    hooks.apart(reset, connection)
+                    reset(connection)
             except BaseException as error:
                 self.discard(connection, f"cleaning it failed ({error!r})")
 
@@ -155,7 +161,7 @@ class ThreadConnections:
     def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
         who = "the call"
         if reset is not None and not transaction_open(connection):
-            hooks.apart(reset, connection)
+            reset(connection)
             who = "RESET"
         if transaction_open(connection):
             self.discard(connection, f"{who} left a transaction open; it was rolled back")
@@ -166,7 +172,7 @@ class ThreadConnections:
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()
         hooks.attend(connection, self)
-        close_if_unusable_or_obsolete(connection, idle=True)
+        close_if_unusable_or_obsolete(connection)
 
     def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is None:
@@ -197,31 +203,26 @@ class ThreadConnections:
 
         Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
         """
-        if self.finishing.acquire(False):
-            self.finishing.release()
-        else:
-            hooks.apart(self._wait_for_finishing)
-
-    def _wait_for_finishing(self) -> None:
         with self.finishing:
             pass
 
     def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is not None:
-            hooks.apart(self._close_apart, connection)
-
-    def _close_apart(self, connection: BaseDatabaseWrapper) -> None:
-        with self.finishing:
-            close(connection, type(connection))
-            if self.stopped.get(connection):
-                # Or Django connects anew as the block ends, and the server may not answer.
-                connection.closed_in_transaction = True
+            with self.finishing:
+                close(connection, type(connection))
+                if self.stopped.get(connection):
+                    # Or Django connects anew as the block ends, and the server may not answer.
+                    connection.closed_in_transaction = True
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
         self.discarded += 1
         raw = connection.connection
-        hooks.apart(_throw_away, connection, raw)
+        # Each step may fail on a broken connection; the next one still has to be tried.
+        for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
+            with suppress(Exception), hooks.closing(raw):
+                if step is not None:
+                    step()
         connection.connection = None
         self.stopped.pop(connection, None)
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
@@ -232,14 +233,6 @@ class ThreadConnections:
             del connections[connection.alias]
         with suppress(Exception):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)
-
-
-def _throw_away(connection: BaseDatabaseWrapper, raw: Any) -> None:
-    # Each step may fail on a broken connection; the next one still has to be tried.
-    for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
-        with suppress(Exception), hooks.closing(raw):
-            if step is not None:
-                step()
 
 
 def in_transaction(opened: Iterable[BaseDatabaseWrapper]) -> bool:
@@ -260,9 +253,7 @@ def _refuse_to_connect(alias: str) -> None:
 
 
 class _Here(threading.local):
-    """Who runs here."""
-
-    #: The worker whose lease the calling thread runs now; None if it runs none.
+    #: The worker whose lease runs on the calling thread; None if there is none.
     worker: Any = None
 
 
@@ -270,47 +261,8 @@ here = _Here()
 
 
 def connections_of_thread() -> ThreadConnections | None:
-    """Return the connections of the worker that runs here, or None if there is none."""
-    worker = here.worker
-    return None if worker is None else worker.connections
-
-
-class _Wrappers:
-    """Where Django keeps its wrappers by alias: a worker's go with it, wherever it runs.
-
-    Elsewhere, and for code on an event loop, it is asgiref's Local, as ever.
-    """
-
-    def __init__(self, local: Any) -> None:
-        vars(self)["_local"] = local
-
-    def __getattr__(self, alias: str) -> Any:
-        worker = here.worker
-        if worker is None or asyncio._get_running_loop() is not None:  # noqa: SLF001 # exported
-            return getattr(self._local, alias)
-        try:
-            return worker.connections.wrappers[alias]
-        except KeyError:
-            raise AttributeError(alias) from None
-
-    def __setattr__(self, alias: str, wrapper: Any) -> None:
-        worker = here.worker
-        if worker is None or asyncio._get_running_loop() is not None:  # noqa: SLF001
-            setattr(self._local, alias, wrapper)
-        else:
-            worker.connections.wrappers[alias] = wrapper
-            hooks.adopt(wrapper)
-
-    def __delattr__(self, alias: str) -> None:
-        worker = here.worker
-        if worker is None or asyncio._get_running_loop() is not None:  # noqa: SLF001
-            delattr(self._local, alias)
-        else:
-            worker.connections.wrappers.pop(alias, None)
-
-
-_handler: Any = connections
-_handler._connections = _Wrappers(_handler._connections)  # noqa: SLF001
+    """Return the connections of the worker whose lease runs here, or None."""
+    return here.worker and here.worker.connections  # type: ignore[no-any-return]
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:

@@ -14,13 +14,18 @@ from typing import Any
 def _do_nothing(*args: object) -> None: ...
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-#: Load the wings that the argument, the settings, asks for. Called as the pool is made, on the thread
-#: of the first call.
+#: Load the wings that settings, the argument, ask for. Called as the pool is made, on the thread of
+#: the first call.
 load: Callable[[Any], object] = _do_nothing
+#: Have a call run on its event loop's thread, if it may; see :meth:`.DatabaseSyncToAsync.make_call`.
+mark: Callable[..., object] = _do_nothing
+#: Run a lease, the second argument, on behalf of a worker, the first one, elsewhere than on the
+#: worker's thread. Returns whether it is run there. Any thread.
+begin: Callable[[Any, Any], object] = _do_nothing
+#: Hand the outcome of a call to its caller at once, where that is safe. Returns whether it did.
+deliver: Callable[[Any], object] = _do_nothing
+#: End what waits on the calling thread for an event loop that does not run.
+rescue: Callable[[], object] = _do_nothing
 #: Look after a connection, Django's object, which was opened or comes back from a lease; the second
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
 attend: Callable[[Any, Any], object] = _do_nothing
@@ -35,17 +40,3 @@ settle: Callable[[Any], object] = _do_nothing
 cut: Callable[[Any, Any], object] = _do_nothing
 #: Make a block in which a driver's connection is closed. On its thread.
 closing: Callable[[Any], AbstractContextManager[object]] = nullcontext
-#: Have a call, the first argument, run on its event loop's thread where it may. Returns whether it
-#: does; see :meth:`.DatabaseSyncToAsync.make_call`.
-mark: Callable[..., object] = _do_nothing
-#: Have a lease, the second argument, run on behalf of a worker, the first one, elsewhere than on the
-#: worker's thread. Returns whether it does. Any thread.
-begin: Callable[[Any, Any], object] = _do_nothing
-#: Hand the outcome of a call to its caller at once, where that is safe. Returns whether it did.
-deliver: Callable[[Any], object] = _do_nothing
-#: Call the first argument, which may block, with the others, where that holds nobody up.
-apart: Callable[..., Any] = _call
-#: End what waits on the calling thread for an event loop that does not run.
-rescue: Callable[[], object] = _do_nothing
-#: Look after a wrapper, Django's object, that a worker has from now on. On its thread.
-adopt: Callable[[Any], object] = _do_nothing

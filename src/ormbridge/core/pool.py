@@ -36,6 +36,9 @@ from .worker import Leaseholder, Worker
 class Pool:
     """A bounded pool of workers."""
 
+    #: What its workers are; a wing may have others.
+    worker_type = Worker
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
@@ -90,7 +93,7 @@ class Pool:
         if len(self.workers) >= self.settings.max_threads:
             return None
         self._number += 1
-        worker = Worker(self, self._number)
+        worker = self.worker_type(self, self._number)
         self.workers.add(worker)
         return worker
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
@@ -29,7 +28,7 @@ class Leaseholder(Protocol):
     asked: float
     #: How many of its calls have run.
     calls: int
-    #: The event loop on whose thread it runs, by a wing (:data:`.hooks.begin`); None for a worker's.
+    #: The event loop on whose thread it may run, by a wing; None for a worker's own.
     loop: AbstractEventLoop | None
 
     def claim(self) -> bool:
@@ -80,8 +79,7 @@ class Employer(Protocol):
 
 def current() -> threading.Thread:
     """Return the worker whose lease runs here, or else the calling thread."""
-    worker: Worker | None = here.worker
-    return threading.current_thread() if worker is None else worker
+    return here.worker or threading.current_thread()
 
 
 class Worker(threading.Thread):
@@ -98,10 +96,7 @@ class Worker(threading.Thread):
         self.since = 0.0
         #: Whether that lease keeps it between calls. Set on its own thread.
         self.kept = False
-        #: What the thread does for a lease that runs elsewhere.
-        self.errand: Callable[[], object] | None = None
-        # Released once for each lease handed to the idle worker and for each errand, and once where
-        # the pool closes.
+        # Released once for each lease handed to the idle worker, and once where the pool closes.
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -112,6 +107,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Serve leases until the pool lets the worker go. Runs on the worker's thread."""
         here.worker = self
+        self.connections.adopt_thread()
         lease = self._wait()
         while lease is not None:
             lease = self.serve(lease)
@@ -123,20 +119,15 @@ class Worker(threading.Thread):
         """Wait for the next lease. Returns None once the worker has left the pool."""
         max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
         # If the time is up while a lease is on its way here, its wake-up follows.
-        while True:
-            if not self.wake.acquire(timeout=max_idle):
-                if self.pool.retire(self):
-                    break
-            elif self.errand is None:
-                break
-            else:
-                errand, self.errand = self.errand, None
-                errand()
-                del errand
+        while not self._is_woken(max_idle) and not self.pool.retire(self):
+            pass
         if self.lease is None:
             self.connections.close()
             return self.pool.leave(self)
         return self.lease
+
+    def _is_woken(self, seconds: float) -> bool:
+        return self.wake.acquire(timeout=seconds)
 
     def serve(self, lease: Leaseholder) -> Leaseholder | None:
         """Serve *lease*; returns the next one, or None where there is nothing to do."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
@@ -13,19 +11,21 @@ from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 from django.db.utils import load_backend
 
 from ..asgi.context import LeaseContext
 from ..core import hooks
 from ..core.call import Call
+from ..core.pool import Pool
 from ..core.settings import Settings
+from ..core.worker import Worker
 from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped
 from . import psycopg as psycopg
 from .lease import GreenLease
 from .runner import apart, begin, enter, green, rescue
+from .worker import GreenWorker
 
 _await_on_thread = AsyncToSync.__call__
 # Whether all functions are green, and whether all databases are PostgreSQL.
@@ -36,11 +36,12 @@ def switch(settings: Settings) -> None:
     """Switch it on or off, as *settings* say, for calls that are made from now on."""
     global _all, _only
     _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
-    hooks.mark = _mark if settings.green else _mark_nothing
+    hooks.mark = _mark if settings.green else _do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
+    Pool.worker_type = GreenWorker if settings.green else Worker
 
 
-def _mark_nothing(*args: object) -> None: ...
+def _do_nothing(*args: object) -> None: ...
 
 
 def _is_postgresql(alias: str) -> bool:
@@ -48,26 +49,18 @@ def _is_postgresql(alias: str) -> bool:
     return backend.DatabaseWrapper.vendor == "postgresql"
 
 
-def _mark(call: Call, said: bool | None, job: Any, variables: Context, child: Any) -> bool:
-    """Have *call* run on its loop's thread if that may be. Returns whether it does.
+def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: Any) -> None:
+    """Have *call* run on its loop's thread if that may be.
 
-    :param job: makes what a thread runs, of *child* and the exception that is being handled.
+    :param error: the exception that is being handled, or None.
     """
     loop = call.mailbox.loop
     if green.loop is not loop:
         enter(loop)
-    if not (_is_green(call.name) if said is None else said):
-        return False
-    info = sys.exc_info()
-    call.loop, call.lean = loop, partial(variables.run, child)
-    if info[1] is not None:
-        call.lean = partial(_run_handling, info[1], call.lean)
-    call.function = partial(_run_on_thread, job, info, child)
-    return True
-
-
-def _run_on_thread(job: Any, info: Any, child: Callable[[], Any]) -> Any:
-    return job(child, info)()
+    if _is_green(call.name) if said is None else said:
+        call.loop, call.lean = loop, partial(variables.run, child)
+        if error is not None:
+            call.lean = partial(_run_handling, error, call.lean)
 
 
 def _run_handling(error: BaseException, run: Callable[[], Any]) -> Any:
@@ -87,21 +80,6 @@ def _is_green(func: Any) -> bool:
     owner = getattr(func, "__self__", None)
     alias = owner._state.db if isinstance(owner, Model) else getattr(owner, "db", None)
     return _only or (alias is not None and _is_postgresql(alias))
-
-
-def _adopt(wrapper: BaseDatabaseWrapper) -> None:
-    """Let *wrapper*, a worker's, be used on whichever thread acts for the worker."""
-    own: Any = wrapper
-    own.validate_thread_sharing = _may_be_used_here
-    own.connect = partial(_connect, weakref.ref(wrapper))
-
-
-def _may_be_used_here() -> None: ...
-
-
-def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (wrapper := own()) is not None:
-        apart(type(wrapper).connect, wrapper)
 
 
 def _deliver(call: Call) -> bool:
@@ -130,6 +108,5 @@ def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> An
     return run(*args, **kwargs)
 
 
-hooks.begin, hooks.apart, hooks.adopt, hooks.deliver = begin, apart, _adopt, _deliver
-hooks.rescue = rescue
+hooks.begin, hooks.deliver, hooks.rescue = begin, _deliver, rescue
 AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]
