@@ -155,7 +155,7 @@ async def test_calls_and_retirements_do_not_lose_each_other(pool_settings):
 def test_retiring_worker_serves_who_came_meanwhile():
     """A worker that is about to leave stays for a call that came while it closed connections."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
-    worker, lease = Worker(pool, 1), mock.Mock(calls=1)
+    worker, lease = Worker(pool, 1), mock.Mock(calls=1, loop=None)
     pool.workers.add(worker)
     pool._idle[worker] = None
     assert pool.retire(worker)
@@ -397,7 +397,7 @@ async def test_thread_that_is_refused_again(gate, refuse, pool_settings):
 async def test_retiring_worker_serves_who_got_no_thread(refuse, pool_settings):
     """A call that gets no thread while the only worker retires is served by that worker."""
     pool = Pool(Settings(max_threads=2, timeout=GUARD, max_idle=GUARD, reset=None))
-    worker, lease = Worker(pool, 1), mock.Mock(calls=1)
+    worker, lease = Worker(pool, 1), mock.Mock(calls=1, loop=None)
     pool.workers.add(worker)
     pool._idle[worker] = None
     assert pool.retire(worker)

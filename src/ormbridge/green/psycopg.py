@@ -11,6 +11,7 @@ import os
 import select
 from asyncio import AbstractEventLoop
 from collections.abc import Generator
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ class Watch:
         self._runner: Runner | None = None
         self._fd = os.dup(raw.fileno())
         self.watching = True
-        loop.add_reader(self._fd, self._readable)
+        Context().run(loop.add_reader, self._fd, self._readable)  # that of a request is kept else
 
     def wait(self, runner: Runner, state: int) -> int:
         """Wait in the greenlet until the socket is as *state* says. Returns what it is."""

@@ -67,19 +67,20 @@ class Runner:
         self._own, self._idle = own, idle
         self.worker: Worker
         self.thread = threading.get_ident()
-        self._greenlet = greenlet(self._run)
         self._ended = False
         #: Whether it waits for the next call of its lease.
         self.rests = False
         #: How often it was switched to.
         self.turns = 0
+        self._greenlet = greenlet(self._run)
+        self._greenlet.switch()
 
     # On the loop's thread, outside of greenlets
 
     def resume(self, *value: Any) -> None:
         """Go on in the greenlet, until it waits again or ends.
 
-        :param value: what :meth:`suspend` returns there.
+        :param value: what :meth:`suspend` returns there; the lease, to an idle one.
         """
         outside, worker, loop = green.runner, here.worker, _get_running_loop()
         green.runner, here.worker = self, self.worker
@@ -101,24 +102,23 @@ class Runner:
 
     # In the greenlet
 
-    def _run(self, lease: Leaseholder | None) -> None:
-        while lease is not None:
+    def _run(self) -> None:
+        while not self._ended:
+            self._idle.append(self)
+            lease: Leaseholder | None = self._greenlet.parent.switch()  # type: ignore[union-attr]
             self._own.add(self)
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
                 lease = self.worker.serve(lease)
-                if lease is not None:
-                    if lease.loop is not self.loop or self.is_over():
-                        start(self.worker, lease)
-                        break
+                if lease is not None and lease.loop is not self.loop:
+                    start(self.worker, lease)
+                    lease = None
+                elif lease is not None:
                     self.wake()  # what came of the last one goes first
-                    self.suspend()
+                    with suppress(LoopClosedError):
+                        self.suspend()
             self._own.discard(self)
-            if self._ended:
-                return
-            self._idle.append(self)
-            lease = self._greenlet.parent.switch()  # type: ignore[union-attr]
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -199,8 +199,10 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
     if green.loop is not loop:
         enter(loop)
-    runners, idle = green.runners, green.idle
-    runner = idle.pop() if idle else Runner(loop, runners, idle)
+    idle = green.idle
+    if not idle:
+        Runner(loop, green.runners, idle)
+    runner = idle.pop()
     runner.worker = worker
     runner.resume(lease)
 
