@@ -255,5 +255,3 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         outcome.clear()  # its traceback holds this frame
         raise error
     return outcome[0]
-
-

@@ -102,7 +102,9 @@ class Wrappers:
 
 def _wrappers() -> dict[str, Any] | None:
     worker = here.worker
-    return None if worker is None or _get_running_loop() is not None else worker.connections.wrappers
+    return (
+        None if worker is None or _get_running_loop() is not None else worker.connections.wrappers
+    )
 
 
 def _call(function: Callable[..., Any] = bool, *args: Any) -> Any:
