@@ -31,7 +31,7 @@ from greenlet import GreenletExit, greenlet
 from ..core.asgiref import move_locals, take_over
 from ..core.call import Call
 from ..core.connections import ThreadConnections, here
-from ..core.errors import BridgeError, PoolTimeout
+from ..core.errors import BridgeError
 from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
 
@@ -110,12 +110,13 @@ class Runner:
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
+                turn = self.turns
                 lease = self.worker.serve(lease)
                 if lease is not None and lease.loop is not self.loop:
-                    start(self.worker, lease)
+                    self.worker.pool.wake(self.worker, lease)
                     lease = None
-                elif lease is not None:
-                    self.wake()  # what came of the last one goes first
+                elif lease is not None and turn == self.turns:  # it never waited: the loop must
+                    self.wake()
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
@@ -207,14 +208,6 @@ def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
     runner.resume(lease)
 
 
-def start(worker: Worker, lease: Leaseholder) -> None:
-    """Have *lease* run for *worker*, on a loop's thread or its own."""
-    if not begin(worker, lease):
-        worker.wake.release()
-        if worker.ident is None:
-            worker.start()
-
-
 def apart(function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which may block, on the worker's thread; wait for it in the greenlet.
 
@@ -245,7 +238,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         except Exception as error:
             worker.errand = None
             worker.wake.acquire()
-            raise PoolTimeout(no_thread(error, worker.pool.settings.max_threads)) from error
+            raise no_thread(error, worker.pool.settings.max_threads) from error
     try:
         runner.suspend()
     except LoopClosedError:
