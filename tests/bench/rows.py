@@ -21,7 +21,7 @@ DJANGO = "aiterator()"
 GROWTH = [OURS, BOUND, CHANNELS, *NATIVES]
 #: By how many callers and connections, and with how many milliseconds of latency.
 CALLERS = (1, 2, 5, 10, 20, 50, 1000, 10_000)
-CONNECTIONS = (1, 2, 5, 10, 20)
+CONNECTIONS = (1, 2, 5, 10, 20, 50, 100)
 LATENCIES = (0, 1, 5, 50)
 
 # What is called ("function"), by how many callers, by whom; the ratios that ormbridge is to reach,
