@@ -45,7 +45,7 @@ from tests.bench import UNFINISHED
 from tests.bench.contestant import DATABASE, SERVER, configure
 from tests.bench.programs import ROOT, DidNotFinishError, Program
 from tests.bench.report import shown, titled, told, with_words
-from tests.bench.rows import BEFORE, OURS, ROWS, asks_database
+from tests.bench.rows import BEFORE, GREEN, OURS, ROWS, asks_database
 
 RESULTS = ROOT / "docs/_recorded/bench.json"
 FREE_CONNECTIONS = """
@@ -92,8 +92,9 @@ def start(row, name, options, environment):
     if "connections" in row:
         wait_for_connections(row["connections"])
         environment = {**environment, "BENCH_CONNECTIONS": str(row["connections"])}
-    arguments = OURS if name == BEFORE else name, row["function"], options.loop
+    arguments = OURS if name in (BEFORE, GREEN) else name, row["function"], options.loop
     environment = {**environment, "PYTHONPATH": str(tree.resolve())}
+    environment |= {"BENCH_GREEN": "1"} if name == GREEN else {}
     return Program("-m", "tests.bench.contestant", *arguments, **environment)
 
 
