@@ -10,13 +10,13 @@ from html import escape
 from itertools import pairwise
 
 from tests.bench import UNFINISHED
-from tests.bench.rows import BEFORE, BOUND, CHANNELS, NATIVE, OURS
+from tests.bench.rows import BOUND, CHANNELS, GREEN, NATIVE, OURS
 
 # Pixels.
 BAR, GAP, HEADING, LINE, PLOT = 22, 4, 22, 18, 220
 # How much of the width the longest bar takes: the figures stand beside it.
 LONGEST = 80
-COLOURS = {OURS: 0, CHANNELS: 1, NATIVE: 2, BOUND: 3, BEFORE: 5}
+COLOURS = {OURS: 0, CHANNELS: 1, NATIVE: 2, BOUND: 3, GREEN: 5}
 OTHER = 4
 MARKS = {
     0: '<circle r="4"/>',
@@ -63,7 +63,7 @@ def bars(title, words, groups):
             y += HEADING
         longest = max([value for value in values.values() if value], default=1)
         for name, value in values.items():
-            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}" + " chart-ours" * (name == OURS)
+            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}" + " chart-ours" * (name in (OURS, GREEN))
             body.append(
                 f'<svg class="chart-bar {kind}" y="{y}" width="100%" height="{BAR}">'
                 '<rect class="chart-lane" width="100%" height="100%"/>'
