@@ -53,6 +53,8 @@ ELSEWHERE = [*SLOW, *NO_DATABASE, "tests/guide", "tests/checks"]
 # On several processes, each with a database of its own, where a session has the machine for itself.
 # `-- -n 0` runs all in one, where --pdb and -s work.
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+# What holds on threads and in greenlets.
+CONTRACT = ["core", "leases", "asgi", "blocks", "streaming", "postgres", "green"]
 # The extra that holds the driver, and where the server is when the environment does not say.
 SERVERS = {
     "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),
@@ -216,6 +218,14 @@ def tests_matrix(session: nox.Session, django: str) -> None:
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
     test_on(session, "postgresql", django)
+
+
+@nox.session(name="tests-green", python=PYTHONS[-1], allow_parallel=True)
+def tests_green(session: nox.Session) -> None:
+    """Test the contract again where it runs on the event loop's thread, on PostgreSQL."""
+    install(session, "tests", "drivers", extras="channels,postgres,green")
+    contract = [f"tests/{each}" for each in CONTRACT]
+    run_tests(session, *contract, database="postgresql", ORMBRIDGE_TEST_GREEN="1")
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)

@@ -63,7 +63,8 @@ def bars(title, words, groups):
             y += HEADING
         longest = max([value for value in values.values() if value], default=1)
         for name, value in values.items():
-            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}" + " chart-ours" * (name in (OURS, GREEN))
+            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}"
+            kind += " chart-ours" * (name in (OURS, GREEN))
             body.append(
                 f'<svg class="chart-bar {kind}" y="{y}" width="100%" height="{BAR}">'
                 '<rect class="chart-lane" width="100%" height="100%"/>'
