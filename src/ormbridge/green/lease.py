@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections
+from ..core.errors import PoolTimeout
 from ..core.pool import Pool
 from ..core.route import Route
 from ..leases.lease import Lease
@@ -43,7 +44,11 @@ class GreenLease(Lease):
         opened = self._connections.opened if self._connections is not None else ()
         # What was given to on_commit() is anybody's.
         if self._runner is None or call.loop is None or (call.closes and any(each.run_on_commit for each in opened)):
-            return bool(apart(super()._run, call))
+            try:
+                return bool(apart(super()._run, call))
+            except PoolTimeout as error:  # the system starts no thread
+                call.refuse(error, claimed=True)
+                return False
         call.function = call.lean
         return super()._run(call)
 
