@@ -23,6 +23,7 @@ from tests.support.blocks import (
     create,
     first,
 )
+from tests.support.green import on_threads
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -294,6 +295,7 @@ def test_loop_that_is_dropped_with_a_block_open():
     assert User.objects.count() == 0
 
 
+@on_threads
 async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
     """It is rolled back as a block, however soon its worker sees that the lease is over."""
     over = threading.Event()

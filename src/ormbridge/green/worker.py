@@ -28,7 +28,9 @@ class GreenConnections(ThreadConnections):
 
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
-        (apart if reset is not None else _call)(super().lease_ends, reset, failed)
+        # Without a thread nothing was connected, and RESET does not wait.
+        waits = reset is not None and here.worker.ident is not None
+        (apart if waits else _call)(super().lease_ends, reset, failed)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended."""
