@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from contextvars import Context
 from types import CodeType
 from typing import Any
 
@@ -37,7 +38,8 @@ class Watchdog:
         """Look, at the calling thread as well."""
         self._threads[threading.get_ident()] = vars(green)
         self.sleeps = False
-        threading.Thread(target=self._look, name="ormbridge-watchdog", daemon=True).start()
+        thread = threading.Thread(target=self._look, name="ormbridge-watchdog", daemon=True)
+        Context().run(thread.start)  # in none: tools would have it in the request that asks first
 
     def _look(self) -> None:
         seen: dict[int, tuple[Any, float]] = {}  # the turn that runs, and since when
