@@ -83,7 +83,9 @@ def _is_green(func: Any) -> bool:
     if not (may_be_stopped(func) and function.__module__.startswith("django.")):
         return False
     owner = getattr(func, "__self__", None)
-    alias = owner._state.db if isinstance(owner, Model) else getattr(owner, "db", None)
+    alias = getattr(owner, "db", None)
+    if isinstance(owner, Model):
+        alias = owner._state.db  # noqa: SLF001 # it is documented
     return _only or (alias is not None and _is_postgresql(alias))
 
 
