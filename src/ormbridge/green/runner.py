@@ -202,7 +202,7 @@ def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
 def begin(worker: Worker, lease: Leaseholder) -> bool:
     """Run *lease* on its loop's thread, for *worker*. False if it has no loop, or a closed one."""
     loop = lease.loop
-    if loop is None:
+    if loop is None or not hasattr(worker, "errand"):  # it was switched off meanwhile
         return False
     if _get_running_loop() is loop:
         _begin(worker, lease, loop)
