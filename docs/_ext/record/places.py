@@ -53,6 +53,7 @@ _NEEDS = (
     (r"FETCH_", "Django 6.1"),
     (rf"{_SERVER}|^from psycopg|instrumentation\.psycopg", "psycopg"),
     (r"\"pool\": ", "psycopg_pool"),
+    (r"\"GREEN\": ", "greenlet"),
     (r"backends\.mysql|^import MySQLdb", "mysqlclient"),
     (_SERVER, "PostgreSQL"),
     (r"prepared_in_another_session", "PgBouncer in between"),
