@@ -20,7 +20,7 @@ def next_number():
     global last
     number = last + 1
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")  # others wait for the lock meanwhile
+        cursor.execute("SELECT 1")  # others run meanwhile
     last = number
     return number
 

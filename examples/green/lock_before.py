@@ -19,18 +19,25 @@ last = 0
 
 def next_number():
     global last
+    number = last + 1
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")  # others run meanwhile
+    last = number
+    return number
+
+
+def locked():
     with lock:
-        number = last + 1
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")  # others run meanwhile, and have the lock as well
-        last = number
-        return number
+        return next_number()
+
+
+async def call(green):
+    return await database_sync_to_async(locked, green=green)()
 
 
 async def main():
     for green in (False, True):
-        call = database_sync_to_async(next_number, green=green)
-        print(f"green={green}:", *await asyncio.gather(call(), call()))
+        print(f"green={green}:", *await asyncio.gather(call(green), call(green)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ settings.configure(
 django.setup()
 
 
-def wait_for_the_server():
+def ask():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid() FROM pg_sleep(1)")
         return threading.current_thread().name, cursor.fetchone()[0]
@@ -22,8 +22,9 @@ def wait_for_the_server():
 
 async def main():
     for green in (False, True):
-        calls = [database_sync_to_async(wait_for_the_server, green=green)() for _ in range(3)]
-        threads, connections = zip(*await asyncio.gather(*calls), strict=True)
+        call = database_sync_to_async(ask, green=green)
+        answers = await asyncio.gather(call(), call(), call())
+        threads, connections = zip(*answers, strict=True)
         print(f"{len({*connections})} connections, threads:", *sorted({*threads}))
 
 

@@ -44,6 +44,7 @@ WORDS = {
     "django.tasks": "Django 6.0",
     "FETCH_": "Django 6.1",
     '"GREEN": ': "greenlet",
+    "green=True": "greenlet",
     "sqlstate": "PostgreSQL",
 }
 

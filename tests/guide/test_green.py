@@ -195,16 +195,21 @@ if CHOICE == "postgresql":
             cursor.execute("SELECT pg_backend_pid()")
             return cursor.fetchone()[0]
 
-    async def test_request_has_one_connection(request_with):
+    async def test_request_has_one_connection(serve, pool_settings):
         """Green or on a thread, the calls of a request share its worker and its connection."""
-        seen = set()
+        pool_settings(GREEN=True, MAX_THREADS=5)
+        stats()
 
-        async def view():
-            for green in (True, False, True):
+        async def view(request):
+            seen = set()
+            for green in (True, False, True, False):
                 seen.add(await database_sync_to_async(backend, green=green)())
+            return HttpResponse(str(seen))
 
-        await request_with(view)
-        assert len(seen) == 1
+        application = serve(view)
+        answers = {*await asyncio.gather(*(get(application) for _ in range(5)))}
+        assert len(answers) == 5
+        assert not any("," in answer for answer in answers)
 
     async def test_no_more_connections_than_threads(pool_settings):
         """The bound is that of the threads."""
@@ -219,11 +224,10 @@ if CHOICE == "postgresql":
     def test_lock_held_across_a_query(run_script):
         """A ``Lock`` that another call holds across a query never comes free."""
         source = example_source("green/lock_before").replace("RLock()", "Lock()")
-        source = source.replace("    with lock:\n", "    if lock.acquire(timeout=1):\n")
-        source = source.replace("        return number\n", "        lock.release()\n")
-        output = run_script(f"{source}\n    print(last, lock.locked())\n", **SERVER)
-        # On threads both get it, in the end; on the loop the second waits in vain.
-        assert output.splitlines()[-1] == "3 False"
+        waits = "    if lock.acquire(timeout=1):\n        number = next_number()\n"
+        waits += "        lock.release()\n        return number\n"
+        source = source.replace("    with lock:\n        return next_number()\n", waits)
+        assert run_script(source, **SERVER) == "green=False: 1 2\ngreen=True: 3 None\n"
 
     async def test_wait_for_the_server_lets_the_loop_go_on(pool_settings):
         """While a green function waits for PostgreSQL, the loop turns."""
@@ -299,7 +303,7 @@ asyncio.run(main())
 
     def test_other_databases_run_on_threads(run_script):
         """Django's own methods run on a worker where they ask another database."""
-        source, _, _ = example_source("green/one_thread").partition("\ndef wait_for")
+        source, _, _ = example_source("green/one_thread").partition("\ndef ask")
         source = source.replace(
             '"NAME": "postgres"}}',
             '"NAME": "postgres"},'
