@@ -7,16 +7,17 @@ import threading
 import pytest
 from asgiref.local import Local
 from asgiref.sync import sync_to_async
+from channels.generic.websocket import WebsocketConsumer
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.models.signals import pre_save
 from django.http import HttpResponse
 
-from ormbridge import atomic, database_sync_to_async, pinned, stats, stream
+from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats, stream
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
-from tests.support.http import get
+from tests.support.http import connect, disconnect, get, say
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -101,6 +102,13 @@ if CHOICE == "postgresql":
     def count():
         return User.objects.count()
 
+    def count_first(get_response):
+        def middleware(request):
+            count()
+            return get_response(request)
+
+        return middleware
+
     async def read_all():
         return [user async for user in User.objects.all()]
 
@@ -137,6 +145,33 @@ if CHOICE == "postgresql":
         pool_settings(GREEN=True)
         stats()
         assert await get(serve(lambda request: HttpResponse(count()))) == "200 0"
+        assert statements == [False]
+
+    async def test_sync_middleware_runs_on_a_thread(serve, pool_settings, statements):
+        """A sync middleware does."""
+        pool_settings(GREEN=True)
+        stats()
+
+        async def view(request):
+            return HttpResponse()
+
+        await get(serve(view, f"{__name__}.count_first"))
+        assert statements == [False]
+
+    async def test_sync_consumer_runs_on_a_thread(pool_settings, statements):
+        """A handler of a ``SyncConsumer`` does."""
+        pool_settings(GREEN=True)
+        stats()
+
+        class Counts(WebsocketConsumer):
+            """Answers with how many users there are."""
+
+            def receive(self, text_data=None, bytes_data=None):
+                self.send(str(count()))
+
+        socket = await connect(BridgeMiddleware(Counts.as_asgi()))
+        assert await say(socket) == "0"
+        await disconnect(socket)
         assert statements == [False]
 
     async def test_save_of_your_own_runs_on_a_thread(request_with, statements):

@@ -31,7 +31,10 @@ _ELSEWHERE = {
     "workers/scheduler": "scheduler.py",
 }
 #: What only PostgreSQL understands.
-_SERVER = r"backends\.postgresql|^import psycopg$|SHOW search_path|\bpg_|green=True|sqlstate|^def reset_tenant"
+_SERVER = (
+    r"backends\.postgresql|^import psycopg$|SHOW search_path|\bpg_|sqlstate|^def reset_tenant"
+    r"|green=True"
+)
 #: What is in a source, and what must then be there.
 _NEEDS = (
     (r"^(from|import) ormbridge|async_\w*db\b|\[\"ormbridge\"|^ORMBRIDGE = ", "ormbridge"),
