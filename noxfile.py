@@ -37,12 +37,24 @@ EXAMPLES = 1500
 PROJECTS = ["tests/guide/test_testing.py", "tests/testing/test_pytest_ormbridge.py"]
 # That and the stateful test: once on each pair of ENDS.
 SLOW = [*PROJECTS, *STATEFUL]
+# What no database has a part in: on SQLite only.
+NO_DATABASE = [
+    "tests/test_package.py",  # it runs the tests of the core on SQLite
+    "tests/test_readme.py",
+    "tests/test_recording.py",
+    "tests/test_release.py",
+    "tests/test_timeline.py",
+]
+# What a pair between the ends leaves out: it tests what the releases could change.
+BETWEEN = [*SLOW, *NO_DATABASE, "tests/guide"]
 # What the oldest pair leaves out on PostgreSQL and MariaDB: it runs there with the newest, and with
 # the oldest on SQLite.
-ELSEWHERE = [*SLOW, "tests/guide", "tests/checks"]
+ELSEWHERE = [*SLOW, *NO_DATABASE, "tests/guide", "tests/checks"]
 # On several processes, each with a database of its own, where a session has the machine for itself.
 # `-- -n 0` runs all in one, where --pdb and -s work.
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+# What holds on threads and in greenlets.
+CONTRACT = ["core", "leases", "asgi", "blocks", "streaming", "postgres", "green"]
 # The extra that holds the driver, and where the server is when the environment does not say.
 SERVERS = {
     "postgresql": ("postgres", "PGHOST", "PGPORT", 5432),
@@ -116,7 +128,8 @@ def without(paths: list[str]) -> list[str]:
 def test_on(session: nox.Session, database: str, django: str) -> None:
     """Test on a *database* that is a server; the oldest pair leaves out what runs elsewhere."""
     install(session, "tests", "drivers", extras=f"channels,{SERVERS[database][0]}", django=django)
-    left_out = STATEFUL if (session.python, django) == ENDS[-1] else ELSEWHERE
+    newest = (session.python, django) == ENDS[-1]
+    left_out = [*STATEFUL, *NO_DATABASE] if newest else ELSEWHERE
     run_tests(session, *without(left_out), database=database)
 
 
@@ -185,7 +198,10 @@ def tests(session: nox.Session) -> None:
 @nox.session(name="tests-matrix", allow_parallel=True)
 @nox.parametrize("python,django", MATRIX)
 def tests_matrix(session: nox.Session, django: str) -> None:
-    """Test on SQLite: each Python found here, with each Django; once an old Channels."""
+    """Test on SQLite: each Python found here, with each Django; once an old Channels.
+
+    The oldest and the newest pair run all, those between what a release could change.
+    """
     for version in MISSING:
         session.warn(f"Python {version} is not on this machine: its part of the matrix is left out")
     install(session, "tests", django=django)
@@ -193,7 +209,7 @@ def tests_matrix(session: nox.Session, django: str) -> None:
     for channels in CHANNELS if (session.python, django) == ENDS[0] else CHANNELS[:1]:
         session.install("--upgrade", channels)
         whole = at_an_end and channels == CHANNELS[0]
-        left_out = [] if whole else SLOW if at_an_end else [*SLOW, "tests/guide"]
+        left_out = [] if whole else [*SLOW, *NO_DATABASE] if at_an_end else BETWEEN
         run_tests(session, *without(left_out), ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
 
 
@@ -204,6 +220,14 @@ def tests_postgresql(session: nox.Session, django: str) -> None:
     test_on(session, "postgresql", django)
 
 
+@nox.session(name="tests-green", python=PYTHONS[-1], allow_parallel=True)
+def tests_green(session: nox.Session) -> None:
+    """Test the contract again where it runs on the event loop's thread, on PostgreSQL."""
+    install(session, "tests", "drivers", extras="channels,postgres,green")
+    contract = [f"tests/{each}" for each in CONTRACT]
+    run_tests(session, *contract, database="postgresql", ORMBRIDGE_TEST_GREEN="1")
+
+
 @nox.session(name="tests-mariadb", allow_parallel=True)
 @nox.parametrize("python,django", ENDS)
 def tests_mariadb(session: nox.Session, django: str) -> None:
@@ -211,7 +235,7 @@ def tests_mariadb(session: nox.Session, django: str) -> None:
     test_on(session, "mariadb", django)
 
 
-@nox.session(name="tests-servers")
+@nox.session(name="tests-servers", allow_parallel=True)
 def tests_servers(session: nox.Session) -> None:
     """Test the middleware in real servers, on PostgreSQL, and stop them by signal."""
     install(session, "tests", "servers", "deployment", extras="channels,postgres")

@@ -1,4 +1,5 @@
 import select
+import signal
 import threading
 
 import psycopg
@@ -88,6 +89,32 @@ def fetch_from_a_closed_cursor(one, other):
     cursor.fetchone()
 
 
+class TimeLimitError(Exception):
+    pass
+
+
+def query_that_a_signal_breaks_off(one, other):
+    def stop(signal_number, frame):
+        raise TimeLimitError
+
+    def stop_when_it_runs():
+        asleep = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+        while not other.execute(asleep, [one.info.backend_pid]).fetchone():
+            pass
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
+    signal.signal(signal.SIGALRM, stop)
+    limit = threading.Thread(target=stop_when_it_runs)
+    limit.start()
+    try:
+        one.execute("SELECT pg_sleep(30)")
+    except TimeLimitError:
+        one.execute("SELECT 1")
+    finally:
+        limit.join()
+        one.close()
+
+
 def drop_a_database_that_is_in_use(one, other):
     one.execute("CREATE DATABASE ormbridge_in_use")
     with psycopg.connect(dbname="ormbridge_in_use"):
@@ -115,6 +142,7 @@ MISTAKES = [
     transaction_that_idles,
     query_on_a_closed_connection,
     fetch_from_a_closed_cursor,
+    query_that_a_signal_breaks_off,
     drop_a_database_that_is_in_use,
     server_that_does_not_run,
     role_with_too_many_connections,

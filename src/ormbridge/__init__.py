@@ -77,9 +77,12 @@ def _load_wings(settings: Settings) -> None:
     from .postgres import canceller as canceller
 
     if settings.green or "green" in globals():
-        from .green import switch
+        from . import green
 
-        switch.switch(settings)
+        if green.missing() is None:
+            from .green.switch import switch
+
+            switch(settings)
 
 
 hooks.load = _load_wings

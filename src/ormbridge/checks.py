@@ -21,6 +21,7 @@ from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from .core.settings import Settings, import_reset, load_settings
+from .green import missing
 
 # Words in the name of an engine that makes light of CONN_MAX_AGE = 0: SQLite opens a file, Django's
 # placeholder nothing, and some engines of others bring a pool. By name, because vendor needs the
@@ -51,6 +52,10 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
         for alias, database in connections.settings.items()
         for name, message, hint in _found(alias, database, own)
     ]
+    if own.green and (lack := missing()):
+        what = f"ORMBRIDGE['GREEN'] is {own.green!r}, and {lack}: everything runs on threads"
+        hint = "install ormbridge[green], use PostgreSQL with psycopg 3, or leave GREEN out"
+        warnings.append(checks.Warning(what, hint, id="ormbridge.W011"))
     if os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         what = "DJANGO_ALLOW_ASYNC_UNSAFE is set: a plain query in a coroutine runs outside of its"
         hint = "unset it, and use a-methods or database_sync_to_async"

@@ -13,11 +13,12 @@ proxy in its own process (`proxy.py`) that holds each answer back; every contest
 included, goes through it. The wrapped function is made once, as a decorator does.
 
 A request or a message goes to the application as a server would hand it over (`asgi.py`). A call
-that fails counts as none; the share of those that did is shown. Memory is what Python allocates
-(tracemalloc) for 10,000 calls or sockets.
+that fails counts as none; the share of those that did is shown. A contestant that does not answer
+is ended (`programs.py`); the others go on, and where its figure would be, the reason is. Memory is
+what Python allocates (tracemalloc) for 10,000 calls or sockets.
 
 What is measured is in `rows.py`; `report.py` and `charts.py` say it in tables, charts and
-sentences, which go into the file with the figures.
+sentences, which go into the file with the figures. The file is written after each row.
 
     python -m tests.bench                     all rows; the page shows them
     python -m tests.bench --only noop         one row (--help names them); may be repeated
@@ -35,49 +36,23 @@ import platform
 import random
 import statistics
 import subprocess
-import sys
 import time
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.bench import UNFINISHED
 from tests.bench.contestant import DATABASE, SERVER, configure
-from tests.bench.report import shown, told, with_words
-from tests.bench.rows import BEFORE, OURS, ROWS, asks_database
+from tests.bench.programs import ROOT, DidNotFinishError, Program
+from tests.bench.report import shown, titled, told, with_words
+from tests.bench.rows import BEFORE, GREEN, OURS, ROWS, asks_database
 
-ROOT = Path(__file__).absolute().parents[2]
 RESULTS = ROOT / "docs/_recorded/bench.json"
 FREE_CONNECTIONS = """
     SELECT current_setting('max_connections')::int - count(*) - CASE current_setting('is_superuser')
         WHEN 'on' THEN 0 ELSE current_setting('superuser_reserved_connections')::int END
     FROM pg_stat_activity WHERE backend_type = 'client backend'
 """
-
-
-@contextlib.contextmanager
-def program(*arguments, **environment):
-    """Run a module of this package until the block ends; yields its process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        process.wait()
-
-
-def answer(process):
-    """Wait until *process* has printed a line; returns that."""
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"{' '.join(process.args[2:])} ended: see its error above")
-    return line.strip()
 
 
 @contextlib.contextmanager
@@ -108,42 +83,53 @@ def database(rows):
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def start(stack, row, name, options, environment):
-    """Start contestant *name* of *row*, and return its process."""
+def start(row, name, options, environment):
+    """Start contestant *name* of *row*.
+
+    :raises DidNotFinishError: if the server has not as many connections as the row needs.
+    """
     tree = options.against if name == BEFORE else ROOT / "src"
     if "connections" in row:
         wait_for_connections(row["connections"])
         environment = {**environment, "BENCH_CONNECTIONS": str(row["connections"])}
-    arguments = OURS if name == BEFORE else name, row["function"], options.loop
+    arguments = OURS if name in (BEFORE, GREEN) else name, row["function"], options.loop
     environment = {**environment, "PYTHONPATH": str(tree.resolve())}
-    return stack.enter_context(program("tests.bench.contestant", *arguments, **environment))
+    environment |= {"BENCH_GREEN": "1"} if name == GREEN else {}
+    return Program("-m", "tests.bench.contestant", *arguments, **environment)
 
 
 def take_turn(process, row, options):
     """Let *process* take a turn."""
     seconds = options.seconds * row.get("longer", 1)
-    print(seconds, row["callers"], file=process.stdin, flush=True)
-    return json.loads(answer(process))
+    return json.loads(process.ask(seconds, row["callers"], bound=options.bound))
 
 
 def rounds_of(rows, options, environment):
-    """Measure rows that share their processes; returns the rounds of each, and how long it took.
+    """Measure rows that share their processes.
 
-    A round has the turns of all contestants by name.
+    Returns the rounds of each, which have the turns of all contestants by name; why a contestant of
+    it did not finish; and how long it took. Who did not finish a row once has no turn in it again.
     """
     found = {name: [] for name in rows}
+    lost = {name: {} for name in rows}
     took = dict.fromkeys(rows, 0.0)
     chance = random.Random(len(rows))
     for _ in range(options.processes):
         with contextlib.ExitStack() as stack:
             processes = {}
             begin = time.perf_counter()
-            for row in rows.values():
+            for each, row in rows.items():
                 for name in row["contestants"]:
-                    if name not in processes and "fresh" not in row:
-                        processes[name] = start(stack, row, name, options, environment)
-            for process in processes.values():
-                answer(process)
+                    if name not in processes and name not in lost[each] and "fresh" not in row:
+                        process = start(row, name, options, environment)
+                        processes[name] = stack.enter_context(process)
+            for name, process in list(processes.items()):
+                try:
+                    process.answer(options.bound)
+                except DidNotFinishError as error:
+                    del processes[name]
+                    for each in rows:
+                        lost[each][name] = str(error)
             for row in rows:
                 took[row] += (time.perf_counter() - begin) / len(rows)
             for number in range(options.rounds):
@@ -152,15 +138,25 @@ def rounds_of(rows, options, environment):
                     if number >= row.get("rounds", options.rounds):
                         continue
                     for name in chance.sample(row["contestants"], len(row["contestants"])):
+                        if name in lost[each]:
+                            continue
                         with contextlib.ExitStack() as alone:
-                            process = processes.get(name)
-                            if process is None:
-                                process = start(alone, row, name, options, environment)
-                                answer(process)
-                            turns[name] = take_turn(process, row, options)
-                    found[each].append({name: turns[name] for name in row["contestants"]})
+                            try:
+                                process = processes.get(name)
+                                if process is None:
+                                    process = start(row, name, options, environment)
+                                    if "fresh" in row:
+                                        alone.enter_context(process)
+                                    else:  # it was ended in another row
+                                        processes[name] = stack.enter_context(process)
+                                    process.answer(options.bound)
+                                turns[name] = take_turn(process, row, options)
+                            except DidNotFinishError as error:
+                                lost[each][name] = str(error)
+                                processes.pop(name, None)
+                    found[each].append(turns)
                     took[each] += time.perf_counter() - begin
-    return found, took
+    return found, lost, took
 
 
 def spread(values):
@@ -182,18 +178,25 @@ def figures(turn):
     }
 
 
-def summary(row, rounds, took):
-    """Return what the rounds say: the figures of each, and how many times ormbridge makes those."""
-    found = [{name: figures(turn) for name, turn in turns.items()} for turns in rounds]
+def summary(row, rounds, lost, took):
+    """Return what the rounds say: the figures of each, and how many times ormbridge makes those.
+
+    Of those that are *lost*, it is why.
+    """
+    names = [name for name in row["contestants"] if name not in lost]
+    found = [{name: figures(turns[name]) for name in names} for turns in rounds]
     rates = [{name: one["calls_per_second"] for name, one in each.items()} for each in found]
-    reach = {other: wanted for other, wanted in row["reach"].items() if other in rounds[0]}
+    reach = {name: wanted for name, wanted in row["reach"].items() if name in row["contestants"]}
     contestants = {
-        name: {key: spread([each[name][key] for each in found]) for key in found[0][name]}
-        for name in rounds[0]
+        name: {UNFINISHED: lost[name]}
+        if name in lost
+        else {key: spread([each[name][key] for each in found]) for key in found[0][name]}
+        for name in row["contestants"]
     }
-    for name, one in contestants.items():
-        if OURS in contestants and name != OURS and all(rate[name] for rate in rates):
-            one["ratio"] = spread([rate[OURS] / rate[name] for rate in rates])
+    for name in names:
+        if OURS in names and name != OURS and all(rate[name] for rate in rates):
+            ratio = spread([rate[OURS] / rate[name] for rate in rates])
+            contestants[name]["ratio"] = ratio
     return {**row, "reach": reach, "rounds": len(rounds), "took": took, "contestants": contestants}
 
 
@@ -266,11 +269,24 @@ def wait_for_connections(count):
     while (free := free_connections()) < count and time.monotonic() < end:
         time.sleep(0.05)
     if free < count:
-        raise SystemExit(f"the server has {free} connections left of {count}: who else uses it?")
+        raise DidNotFinishError(f"the server had {free} connections left, and not {count}")
+
+
+def possible(names):
+    """Return *names* without the rows for which the server has too few connections.
+
+    The first of those stays: it is measured with as many as there are.
+    """
+    wanted = {name: ROWS[name]["connections"] for name in names if "connections" in ROWS[name]}
+    free = free_connections() if wanted else 0
+    beyond = [name for name in sorted(wanted, key=wanted.get) if wanted[name] >= free][1:]
+    if beyond:
+        print(f"the server has {free} connections free: left out are {', '.join(beyond)}")
+    return [name for name in names if name not in beyond]
 
 
 def measure(options):
-    """Measure the rows that the options name, and print each; returns all."""
+    """Measure the rows that the options name; print each, and write down what there is by then."""
     report = {**machine(), "loop": options.loop, "seconds": options.seconds}
     if options.against:
         report["before"] = revision(options.against)
@@ -283,7 +299,7 @@ def measure(options):
             environment["BENCH_DATABASE"], report["postgresql"] = stack.enter_context(
                 database(1_000_000 if counts else 0)
             )
-        for (_, delay, _), rows in groups(options.only).items():
+        for (_, delay, _), rows in groups(possible(options.only)).items():
             for row in rows.values():
                 if "connections" in row:  # as many as there are
                     row["connections"] = min(row["connections"], free_connections())
@@ -297,19 +313,21 @@ def measure(options):
                 through = environment
                 if delay:
                     server = DATABASE["HOST"], DATABASE["PORT"], str(delay)
-                    proxy = latency.enter_context(program("tests.bench.proxy", *server))
-                    through = {**environment, "PGHOST": "127.0.0.1", "PGPORT": answer(proxy)}
-                found, took = rounds_of(rows, options, through)
+                    proxy = latency.enter_context(Program("-m", "tests.bench.proxy", *server))
+                    port = proxy.answer(options.bound)
+                    through = {**environment, "PGHOST": "127.0.0.1", "PGPORT": port}
+                found, lost, took = rounds_of(rows, options, through)
             for name, rounds in found.items():
-                measured[name] = summary(rows[name], rounds, took[name])
+                measured[name] = summary(rows[name], rounds, lost[name], took[name])
                 show(measured[name])
-    report["load_after"] = os.getloadavg()[0]
-    return {**report, "rows": {name: measured[name] for name in ROWS if name in measured}}
+                report["load_after"] = os.getloadavg()[0]
+                report["rows"] = {name: measured[name] for name in ROWS if name in measured}
+                write(report, options.json)
 
 
 def show(result):
     """Print one row as a table."""
-    print(f"\n{result['title']} ({result['rounds']} rounds)")
+    print(f"\n{titled(result)} ({result['rounds']} rounds)")
     table = shown(result)
     widths = [max(map(len, column)) for column in zip(table["head"], *table["rows"], strict=True)]
     for cells in (table["head"], *table["rows"]):
@@ -317,6 +335,14 @@ def show(result):
         print(f"  {first[0]:{first[1]}}", *(f"{cell:>{width}}" for cell, width in others), sep="  ")
     for line in told(result):
         print(f"  {line}")
+
+
+def write(report, path):
+    """Write *report* and what it says to the file *path*, if that is one."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(with_words(report), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n")
 
 
 def main():
@@ -339,6 +365,13 @@ def main():
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="length of one turn (default 0.3)"
     )
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=120,
+        metavar="SECONDS",
+        help="end a contestant that does not answer for so long (default 120)",
+    )
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument(
         "--against",
@@ -358,13 +391,9 @@ def main():
     if options.against and not (options.against / "ormbridge").is_dir():
         parser.error(f"--against: there is no package 'ormbridge' in {options.against}")
     if options.again:
-        report, options.json = json.loads(options.again.read_text()), options.again
+        write(json.loads(options.again.read_text()), options.again)
     else:
-        report = measure(options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(with_words(report), indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n")
+        measure(options)
 
 
 if __name__ == "__main__":

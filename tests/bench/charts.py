@@ -9,13 +9,14 @@ import math
 from html import escape
 from itertools import pairwise
 
-from tests.bench.rows import BEFORE, BOUND, CHANNELS, NATIVE, OURS
+from tests.bench import UNFINISHED
+from tests.bench.rows import BOUND, CHANNELS, GREEN, NATIVE, OURS
 
 # Pixels.
 BAR, GAP, HEADING, LINE, PLOT = 22, 4, 22, 18, 220
 # How much of the width the longest bar takes: the figures stand beside it.
 LONGEST = 80
-COLOURS = {OURS: 0, CHANNELS: 1, NATIVE: 2, BOUND: 3, BEFORE: 5}
+COLOURS = {OURS: 0, CHANNELS: 1, NATIVE: 2, BOUND: 3, GREEN: 5}
 OTHER = 4
 MARKS = {
     0: '<circle r="4"/>',
@@ -28,7 +29,9 @@ MARKS = {
 
 
 def label(value, unit):
-    """Return a figure with its unit, as a label has it."""
+    """Return a figure with its unit, as a label has it, or that there is none."""
+    if value is None:
+        return UNFINISHED
     return f"{value:,.{0 if unit == '/s' else 1}f}{unit}"
 
 
@@ -49,19 +52,23 @@ def caption(title):
 
 
 def bars(title, words, groups):
-    """Return bars, by group; each group (heading, unit, {name: value}) has a scale of its own."""
+    """Return bars, by group; each group (heading, unit, {name: value}) has a scale of its own.
+
+    A value of None is told in words, and has no bar.
+    """
     body, y = [caption(title)], HEADING
     for heading, unit, values in groups:
         if heading:
             body.append(f'<text class="chart-heading" y="{y + 16}">{escape(heading)}</text>')
             y += HEADING
-        longest = max(values.values())
+        longest = max([value for value in values.values() if value], default=1)
         for name, value in values.items():
-            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}" + " chart-ours" * (name == OURS)
+            kind = f"timeline-colour-{COLOURS.get(name, OTHER)}"
+            kind += " chart-ours" * (name in (OURS, GREEN))
             body.append(
                 f'<svg class="chart-bar {kind}" y="{y}" width="100%" height="{BAR}">'
                 '<rect class="chart-lane" width="100%" height="100%"/>'
-                f'<rect width="{LONGEST * value / longest:.2f}%" height="100%"/>'
+                f'<rect width="{LONGEST * (value or 0) / longest:.2f}%" height="100%"/>'
                 f'<text x="6" y="15">{escape(name)}</text>'
                 f'<text class="chart-end" x="99%" y="15">{label(value, unit)}</text></svg>'
             )
@@ -80,7 +87,10 @@ def steps(most, log):
 
 
 def lines(title, words, axis, points, series, *, log=False):
-    """Return lines, each of values at *points*, which stand at equal distances."""
+    """Return lines, each of values at *points*, which stand at equal distances.
+
+    A line is broken where the value is None.
+    """
     most = max(value for values in series.values() for value in values if value)
     grid = steps(most, log)
     base = math.log10(grid[0]) - 0.15 if log else 0
@@ -119,9 +129,10 @@ def lines(title, words, axis, points, series, *, log=False):
         known = [(i, value) for i, value in enumerate(values) if value]
         for (i, one), (j, two) in pairwise(known):
             ends = f'x1="{across(i)}" y1="{down(one)}" x2="{across(j)}" y2="{down(two)}"'
-            body.append(f"<line {ends}/>")
+            body.append(f"<line {ends}/>" * (j == i + 1))
         for i, value in known:
-            said = escape(f"{name}, {points[i]:,} {axis}: {value:,.0f} a second")
+            unit = axis.removesuffix("s") if points[i] == 1 else axis
+            said = escape(f"{name}, {points[i]:,} {unit}: {value:,.0f} a second")
             place = f'x="{across(i)}" y="{down(value)}"'
             body.append(
                 f'<svg class="chart-mark" {place}><title>{said}</title>{MARKS[colour]}</svg>'

@@ -6,7 +6,7 @@ the figure that is in it: no sentence says who is ahead that would have to chang
 
 from docs._ext.record.seals import seal
 from docs._ext.record.words import enumerated
-from tests.bench import charts
+from tests.bench import UNFINISHED, charts
 from tests.bench.rows import (
     BARE,
     BEFORE,
@@ -22,6 +22,7 @@ from tests.bench.rows import (
     OURS,
     PLAIN,
     POOL,
+    ROWS,
     SOCKETS,
     TASK,
     THREADS,
@@ -60,6 +61,8 @@ UNKNOWN = "not known yet"
 # The rows that show a growth.
 BY_CALLERS = ["orm" if each == 50 else f"orm-{each}" for each in CALLERS]
 BY_CONNECTIONS = [f"connections-{each}" for each in CONNECTIONS]
+# The rows of a chart of lines differ by this, which is said as the key says.
+KEYS = {"callers": "callers", "connections": "connections", "ms of latency": "latency"}
 #: From here on it is 'times as many', and below it 'per cent more'.
 TIMES = 1.5
 #: Rounds of a run that is published.
@@ -71,7 +74,8 @@ UNITS = {"kib": "KiB", "p50_ms": "ms, median", "p99_ms": "ms, 99th percentile"}
 class Results:
     """The results, and how to speak of them.
 
-    A row that was not measured is a :exc:`KeyError`: what would need it is left out.
+    A row that was not measured, and a contestant that did not finish, is a :exc:`KeyError`: what
+    would need it is left out.
     """
 
     def __init__(self, report):
@@ -91,6 +95,23 @@ class Results:
         if not found:
             raise KeyError(names)
         return found
+
+
+def finished(row):
+    """Return the figures of those contestants of *row* that have some."""
+    return {name: one for name, one in row["contestants"].items() if UNFINISHED not in one}
+
+
+def unfinished(found, names, axis):
+    """Say who did not finish which of the rows called *names*, as the end of a sentence on them."""
+    by_name = {}
+    for row in (found.rows[name] for name in names):
+        for name in row["contestants"].keys() - finished(row).keys():
+            by_name.setdefault(name, []).append(f"{row[KEYS[axis]]:,}")
+    return "".join(
+        f" {name} {UNFINISHED} with {enumerated(points)} {axis}."
+        for name, points in sorted(by_name.items())
+    )
 
 
 def versus(ratio, other, unit=""):
@@ -179,12 +200,16 @@ def call(found):
 def growth(found):
     """Say how the query goes with more callers."""
     names = found.measured(*BY_CALLERS)
-    ratios = {found.rows[name]["callers"]: found.ratio(name, CHANNELS) for name in names}
+    ratios = {
+        found.rows[name]["callers"]: found.ratio(name, CHANNELS)
+        for name in names
+        if {OURS, CHANNELS} <= finished(found.rows[name]).keys()
+    }
     ends = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     least, most = (f"{versus(ratios[each], CHANNELS)} ({count(each, 'caller')})" for each in ends)
     return (
         f"From {min(ratios)} to {max(ratios):,} callers ormbridge makes, where that is least, "
-        f"{least}, and where it is most, {most}."
+        f"{least}, and where it is most, {most}.{unfinished(found, names, 'callers')}"
     )
 
 
@@ -197,39 +222,46 @@ def bound_of(found):
 def latency(found):
     """Say that latency is what bounds the query."""
     said = []
-    for name in found.measured(*(f"latency-{each}" for each in LATENCIES if each > 1)):
+    names = found.measured(*(f"latency-{each}" for each in LATENCIES if each > 1))
+    for name in names:
         delay = found.rows[name]["latency"]
         ours, bound = (f"{found.figure(name, each):,.0f}" for each in (OURS, BOUND))
         most = f"{1000 * THREADS / delay:,.0f} queries a second with {delay} ms"
         said.append(f"{most}, of which {OURS} makes {ours}, and {BOUND} make {bound}")
-    return f"{THREADS} connections answer at most {THREADS} / latency: {'; '.join(said)}."
+    return (
+        f"{THREADS} connections answer at most {THREADS} / latency: {'; '.join(said)}."
+        f"{unfinished(found, names, 'ms of latency')}"
+    )
 
 
 def connections(found):
     """Say how many connections help."""
     names = found.measured(*BY_CONNECTIONS)
-    rows = [found.rows[name] for name in names]
-    made = {
-        row["connections"]: row["contestants"][OURS]["calls_per_second"]["median"] for row in rows
-    }
+    rows = {found.rows[name]["connections"]: finished(found.rows[name]).get(OURS) for name in names}
+    ours = {number: figures for number, figures in rows.items() if figures}
+    made = {number: figures["calls_per_second"]["median"] for number, figures in ours.items()}
     most, fewest = max(made), min(made)
     enough = min(each for each in made if made[each] >= 0.9 * max(made.values()))
-    row = next(row for row in rows if row["connections"] == enough)
-    busy = made[enough] * row["contestants"][OURS]["cpu_us_per_call"]["median"] / 1e6
+    busy = made[enough] * ours[enough]["cpu_us_per_call"]["median"] / 1e6
     on_most = "the most there were" if enough == most else f"more, up to {most}, bring under 10 %"
     said = (
         f"With 5 ms of latency and 200 callers ormbridge makes {made[fewest]:,.0f} queries a "
         f"second on {count(fewest, 'connection')} and {made[enough]:,.0f} on {enough}: {on_most}."
     )
-    return f"{said} On {enough} the process keeps {100 * busy:.0f} % of a processor busy."
+    said += f" On {enough} the process keeps {100 * busy:.0f} % of a processor busy."
+    if max(rows) < ROWS[names[-1]]["connections"]:
+        said += f" The server had no more than {max(rows)} to give."
+    return said + unfinished(found, names, "connections")
 
 
 def delay(found):
     """Say how late the loop is."""
     row = found.rows["delay"]["contestants"]
     said = [
-        f"{name} {row[name]['p50_ms']['median']:.1f} and {row[name]['p99_ms']['median']:.1f} ms"
-        for name in row
+        f"{name} {UNFINISHED}"
+        if UNFINISHED in one
+        else f"{name} {one['p50_ms']['median']:.1f} and {one['p99_ms']['median']:.1f} ms"
+        for name, one in row.items()
     ]
     return (
         "While 50 callers make the query, a timer of 1 ms on the same loop is late by, median and "
@@ -240,7 +272,10 @@ def delay(found):
 def waiting(found):
     """Say what a call that waits takes."""
     row = found.rows["waiting"]["contestants"]
-    said = [f"{name} {row[name]['kib']['median']:.1f} KiB" for name in row]
+    said = [
+        f"{name} {UNFINISHED}" if UNFINISHED in one else f"{name} {one['kib']['median']:.1f} KiB"
+        for name, one in row.items()
+    ]
     return f"A call that waits for a thread, of 10,000 that do: {enumerated(said)}."
 
 
@@ -283,22 +318,27 @@ def kept(found):
 
 def ahead(found):
     """Say where others are ahead: all that are, in all rows."""
-    by_name = {}
+    by_name, table = {}, []
     for name, row in found.rows.items():
         what, which = family(name, row)
-        for other, figures in row["contestants"].items():
+        if UNFINISHED in row["contestants"].get(OURS, {}):
+            here = f"{titled(row)}: {OURS} {UNFINISHED}"
+            table += [[other, here] for other in finished(row)]
+            continue
+        for other, figures in finished(row).items():
             ratio = 1 if "kib" in figures else figures.get("ratio", {"median": 1})["median"]
             if ratio < SAME[0]:
                 cases = by_name.setdefault(other, {}).setdefault(what, {})
                 cases[which] = 1 / ratio
-    table = [[name, ". ".join(ahead_by(cases))] for name, cases in by_name.items()]
+    table += [[name, ". ".join(ahead_by(cases))] for name, cases in by_name.items()]
     for row, key, what in (
         ("delay", "p99_ms", "its loop is late by less at the 99th percentile"),
         ("waiting", "kib", "a call that waits takes less memory"),
         ("idle", "kib", "an idle socket takes less memory"),
     ):
-        for other, figures in found.rows.get(row, {"contestants": {}})["contestants"].items():
-            theirs, ours = figures[key]["median"], found.figure(row, OURS, key)
+        measured = finished(found.rows.get(row, {"contestants": {}}))
+        for other, figures in measured.items() if OURS in measured else ():
+            theirs, ours = figures[key]["median"], measured[OURS][key]["median"]
             if other not in (IDLE, TASK) and theirs < SAME[0] * ours:
                 unit = UNITS[key].partition(",")[0]
                 table.append([other, f"{what}: {theirs:.1f} {unit}, and {ours:.1f} {unit} here"])
@@ -327,10 +367,10 @@ SENTENCES = {
 
 def shown(result):
     """Return the table of one row."""
-    unit = result.get("unit", "call")
-    kinds = [key for key in UNITS if key in next(iter(result["contestants"].values()))]
-    ratios = any("ratio" in figures for figures in result["contestants"].values())
-    fails = any(figures["failed_percent"]["median"] for figures in result["contestants"].values())
+    unit, known = result.get("unit", "call"), finished(result).values()
+    kinds = [key for key in UNITS if any(key in figures for figures in known)]
+    ratios = any("ratio" in figures for figures in known)
+    fails = any(figures["failed_percent"]["median"] for figures in known)
     if "kib" in kinds:
         heads, ratios = ["way", UNITS["kib"]], False
     else:
@@ -340,6 +380,10 @@ def shown(result):
     heads += ["failed"] * fails
     table = []
     for name, figures in result["contestants"].items():
+        if UNFINISHED in figures:
+            said = f"{UNFINISHED}: {figures[UNFINISHED]}"
+            table.append([name, said, *[""] * (len(heads) - 2)])
+            continue
         cells = [name]
         if "kib" not in kinds:
             cells.append(f"{figures['calls_per_second']['median']:,.0f}")
@@ -358,18 +402,26 @@ def shown(result):
 
 
 def marks(result):
-    """Yield what a row was to reach: against what, the mark, what was seen, and whether it did."""
+    """Yield what a row was to reach: against what, the mark, what was seen, and whether it did.
+
+    Where somebody did not finish, nothing was seen, and nothing reached.
+    """
+    known, nothing = finished(result), "no figure"
     for other, wanted in result["reach"].items():
-        seen = result["contestants"][other]["ratio"]["median"]
-        yield other, f"at least {wanted:.2f} of {other}", f"{seen:.2f}", seen >= wanted
-    without = result["contestants"].get(result.get("without"), {})
+        mark = f"at least {wanted:.2f} of {other}"
+        if OURS in known and other in known:
+            seen = known[other]["ratio"]["median"]
+            yield other, mark, f"{seen:.2f}", seen >= wanted
+        else:
+            yield other, mark, nothing, False
+    without = result.get("without")
     for key, wanted in result.get("most", {}).items():
-        seen = result["contestants"][OURS][key]["median"]
-        seen = round(seen - without.get(key, {"median": 0})["median"], 1)
-        said = f"at most {wanted:.1f} {UNITS[key]}" + f" more than {result.get('without')}" * bool(
-            without
-        )
-        yield key, said, f"{seen:.1f}", seen <= wanted
+        mark = f"at most {wanted:.1f} {UNITS[key]}" + f" more than {without}" * bool(without)
+        if OURS in known and (not without or without in known):
+            seen = known[OURS][key]["median"] - (known[without][key]["median"] if without else 0)
+            yield key, mark, f"{seen:.1f}", round(seen, 1) <= wanted
+        else:
+            yield key, mark, nothing, False
 
 
 def told(result):
@@ -412,6 +464,9 @@ def everything(found):
     for result in found.rows.values():
         head, lines = shown(result).values()
         for name, *cells in lines:
+            if UNFINISHED in result["contestants"][name]:
+                table.append([titled(result), name, cells[0], "", ""])
+                continue
             figures = dict(zip(head[1:], cells, strict=True))
             rate = next((f"{value} {key}" for key, value in figures.items()), "")
             others = "; ".join(
@@ -479,9 +534,11 @@ def bars(found, title, groups, words):
     """Return a chart of bars, and its table; each group is (heading, unit, row, key, names)."""
     drawn, table = [], []
     for heading, unit, row, key, names in groups:
-        known = found.rows[row]["contestants"]
+        known, those = finished(found.rows[row]), found.rows[row]["contestants"]
         values = {
-            each: known[each][key]["median"] for each in names if each in known and each != BEFORE
+            each: known[each][key]["median"] if each in known else None
+            for each in names
+            if each in those and each != BEFORE
         }
         drawn.append((heading, unit, values))
         table += [[heading, name, charts.label(value, unit)] for name, value in values.items()]
@@ -493,25 +550,34 @@ def bars(found, title, groups, words):
     }
 
 
-def lines(found, names, title, axis, key, words, **options):
+def lines(found, names, title, axis, words, **options):
     """Return a chart of lines, and its table: a point for each row, a line for each contestant.
 
-    :param key: by what the rows differ.
+    :param axis: by what the rows differ: one of `KEYS`.
     :param options: ``log``, and ``bound``: the name of a line that is computed, and its figures.
     """
     if len(names) < 2:
         raise KeyError(names)
+    key = KEYS[axis]
     points = [found.rows[name][key] for name in names]
     series = {}
     for each in found.rows[names[-1]]["contestants"]:
         if each == BEFORE:
             continue
-        known = [found.rows[name]["contestants"].get(each) for name in names]
+        known = [finished(found.rows[name]).get(each) for name in names]
         series[each] = [one and one["calls_per_second"]["median"] for one in known]
     series |= options.get("bound", {})
     table = [
-        [f"{point:,}", *(f"{values[i]:,.0f}" if values[i] else "" for values in series.values())]
-        for i, point in enumerate(points)
+        [
+            f"{found.rows[name][key]:,}",
+            *(
+                f"{values[i]:,.0f}"
+                if values[i]
+                else UNFINISHED * (UNFINISHED in found.rows[name]["contestants"].get(each, {}))
+                for each, values in series.items()
+            ),
+        ]
+        for i, name in enumerate(names)
     ]
     return {
         "svg": charts.lines(title, words, axis, points, series, log=options.get("log", False)),
@@ -552,14 +618,17 @@ def ways(found):
     """Draw the query, made in all ways there are."""
     names = found.rows["orm"]["contestants"]
     title = f"Queries a second, 50 callers, {THREADS} connections"
-    ordered = sorted(names, key=lambda each: -found.figure("orm", each))
+    known = finished(found.rows["orm"])
+    ordered = sorted(
+        names, key=lambda each: -known[each]["calls_per_second"]["median"] if each in known else 0
+    )
     return bars(found, title, [("", "/s", "orm", "calls_per_second", ordered)], bound_of(found))
 
 
 def callers(found):
     """Draw the query by callers."""
     names = found.measured(*BY_CALLERS)
-    return lines(found, names, "Queries a second, by callers", "callers", "callers", growth(found))
+    return lines(found, names, "Queries a second, by callers", "callers", growth(found))
 
 
 def by_latency(found):
@@ -573,7 +642,6 @@ def by_latency(found):
         names,
         "Queries a second, by latency; 50 callers",
         "ms of latency",
-        "latency",
         latency(found),
         log=True,
         bound={f"{THREADS} / latency": most},
@@ -584,7 +652,7 @@ def by_connections(found):
     """Draw the query by connections."""
     names = found.measured(*BY_CONNECTIONS)
     title = "Queries a second, by connections; 200 callers, 5 ms of latency"
-    return lines(found, names, title, "connections", "connections", connections(found))
+    return lines(found, names, title, "connections", connections(found))
 
 
 def lateness(found):

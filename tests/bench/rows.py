@@ -13,15 +13,17 @@ BOUND = "plain threads"
 TO_THREAD, ANYIO, FREE = "asyncio.to_thread", "anyio", "asgiref, not thread-sensitive"
 #: The package of the directory that `--against` names.
 BEFORE = "the build before"
+#: ormbridge, with all of its functions on the event loop's thread.
+GREEN = "ormbridge, green"
 # It needs Python 3.12; without it, its rows are shorter.
 NATIVES = [NATIVE] if find_spec("django_async_backend") else []
 OURS, CHANNELS = "ormbridge", "channels.db"
 IDLE, TASK, BARE, SOCKETS = "an idle loop", "a task, no call", "bare await", "plain Channels"
 DJANGO = "aiterator()"
-GROWTH = [OURS, BOUND, CHANNELS, *NATIVES]
+GROWTH = [OURS, GREEN, BOUND, CHANNELS, *NATIVES]
 #: By how many callers and connections, and with how many milliseconds of latency.
 CALLERS = (1, 2, 5, 10, 20, 50, 1000, 10_000)
-CONNECTIONS = (1, 2, 5, 10, 20)
+CONNECTIONS = (1, 2, 5, 10, 20, 50, 100)
 LATENCIES = (0, 1, 5, 50)
 
 # What is called ("function"), by how many callers, by whom; the ratios that ormbridge is to reach,
@@ -35,14 +37,14 @@ ROWS = {
         "title": "A call that does nothing, 50 callers",
         "function": "noop",
         "callers": 50,
-        "contestants": [OURS, CHANNELS, "asgiref", FREE, TO_THREAD, ANYIO],
+        "contestants": [OURS, GREEN, CHANNELS, "asgiref", FREE, TO_THREAD, ANYIO],
         "reach": {CHANNELS: 2.5},
     },
     "one": {
         "title": "A call that does nothing, one caller",
         "function": "noop",
         "callers": 1,
-        "contestants": [OURS, CHANNELS, "asgiref", FREE, TO_THREAD, ANYIO],
+        "contestants": [OURS, GREEN, CHANNELS, "asgiref", FREE, TO_THREAD, ANYIO],
         "reach": {CHANNELS: 1.0},
     },
     "orm": {
@@ -50,7 +52,7 @@ ROWS = {
         "function": "username",
         "latency": 0,
         "callers": 50,
-        "contestants": [OURS, BOUND, CHANNELS, "asgiref", FREE, TO_THREAD, ANYIO, *NATIVES, RAW],
+        "contestants": [*GROWTH, "asgiref", FREE, TO_THREAD, ANYIO, RAW],
         "reach": {BOUND: 1.0, CHANNELS: 1.25},
         "apart": True,
     },
@@ -88,7 +90,7 @@ ROWS = {
             "latency": 5,
             "connections": connections,
             "callers": 200,
-            "contestants": [OURS, BOUND, *NATIVES],
+            "contestants": [OURS, GREEN, BOUND, *NATIVES],
             "reach": {},
             "rounds": 1,
             # A server has no connections for all of them at once.
@@ -100,7 +102,7 @@ ROWS = {
         "title": "A request that makes one query, 50 clients",
         "function": "get",
         "callers": 50,
-        "contestants": [OURS, PLAIN, POOL],
+        "contestants": [OURS, GREEN, PLAIN, POOL],
         "reach": {POOL: 2.2, BEFORE: 1.25},
         "unit": "request",
         "longer": 3,
@@ -109,7 +111,7 @@ ROWS = {
         "title": "The same with the middleware that startproject writes down",
         "function": "get startproject",
         "callers": 50,
-        "contestants": [OURS, PLAIN, POOL],
+        "contestants": [OURS, GREEN, PLAIN, POOL],
         "reach": {},
         "unit": "request",
         "longer": 3,
@@ -163,7 +165,7 @@ ROWS = {
         "title": "How late the loop is while 50 callers make the query",
         "function": "delay",
         "callers": 50,
-        "contestants": [OURS, CHANNELS, *NATIVES, IDLE],
+        "contestants": [OURS, GREEN, CHANNELS, *NATIVES, IDLE],
         "reach": {},
         "most": {"p99_ms": 4.0},
         "longer": 2,

@@ -4,7 +4,6 @@
 
 import asyncio
 import gc
-import logging
 import re
 import threading
 from unittest import mock
@@ -24,6 +23,7 @@ from tests.support.blocks import (
     create,
     first,
 )
+from tests.support.green import on_threads
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -295,32 +295,33 @@ def test_loop_that_is_dropped_with_a_block_open():
     assert User.objects.count() == 0
 
 
+@on_threads
 async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
     """It is rolled back as a block, however soon its worker sees that the lease is over."""
-    logged = threading.Event()
-    next_call = Lease._next
+    over = threading.Event()
+    next_call, close_line = Lease._next, Lease._close_line
 
     def slow_to_rest(lease, wait):
         if wait and lease.calls == 1:  # the beginning of the block is handed over
-            logged.wait(GUARD)
+            over.wait(GUARD)
         return next_call(lease, wait)
 
-    def note(record):
-        if "was not left" in record.getMessage():
-            logged.set()
+    def close_and_let_it_look(lease):
+        calls = close_line(lease)
+        over.set()
+        if not lease.line.lock._is_owned():  # where it is, the worker waits for this thread
             for thread in workers:
                 thread.join(GUARD)
-        return True
+        return calls
 
-    logger = logging.getLogger("ormbridge")
-    logger.addFilter(note)
-    try:
-        with mock.patch.object(Lease, "_next", slow_to_rest):
-            await atomic().__aenter__()
-            pool = process.default_pool()
-            workers = list(pool.workers)
-            process.end(pool)
-    finally:
-        logger.removeFilter(note)
+    with (
+        mock.patch.object(Lease, "_next", slow_to_rest),
+        mock.patch.object(Lease, "_close_line", close_and_let_it_look),
+    ):
+        await atomic().__aenter__()
+        pool = process.default_pool()
+        workers = list(pool.workers)
+        process.end(pool)
+    assert over.is_set()
     assert pool.stats().discarded == 0
     assert "discarded" not in caplog.text

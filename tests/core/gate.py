@@ -9,7 +9,7 @@ from typing import Any
 
 from ormbridge.core.worker import current
 
-GUARD = 6.0
+GUARD = 60.0
 """Seconds after which a test that hangs gives up. No test depends on the figure."""
 
 

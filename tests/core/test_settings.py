@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -10,17 +11,16 @@ from django.core.exceptions import ImproperlyConfigured
 from ormbridge.core.bridge import database_sync_to_async
 from ormbridge.core.errors import PoolTimeout
 from ormbridge.core.process import end_pools, stats
-from ormbridge.core.settings import Settings, import_reset, load_settings
+from ormbridge.core.settings import KEYS, Settings, import_reset, load_settings
 from tests.core.gate import GUARD
 
-ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET"
+ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET, GREEN, GREEN_SLOW"
 
 
 def test_defaults():
     """Without settings: CPUs * 5 threads, 30 s of patience, 600 s idle, no RESET."""
-    assert load_settings() == Settings(
-        max_threads=os.cpu_count() * 5, timeout=30.0, max_idle=600.0, reset=None
-    )
+    expected = Settings(max_threads=os.cpu_count() * 5, timeout=30.0, max_idle=600.0, reset=None)
+    assert load_settings() == replace(expected, green=KEYS["GREEN"][0])  # of a run that is green
 
 
 def test_asgi_threads_wins(monkeypatch, pool_settings):

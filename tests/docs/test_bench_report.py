@@ -7,11 +7,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.bench import charts, report
-from tests.bench.rows import CHANNELS, NATIVE, OURS, PLAIN, POOL, ROWS
+from tests.bench import UNFINISHED, charts, report
+from tests.bench.rows import BOUND, CHANNELS, NATIVE, OURS, PLAIN, POOL, ROWS
 
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "docs/_recorded/bench.json").read_text(encoding="utf-8"))
+
+
+HANGS = "no answer in 120 s"
 
 
 def spread(value):
@@ -19,14 +22,17 @@ def spread(value):
 
 
 def result(name, **rates):
-    """Return row *name* as it is when the contestants make so many calls."""
+    """Return row *name* as it is when the contestants make so many calls, or do not finish."""
+    ours = rates.get(OURS)
     contestants = {
-        each: {
+        each: {UNFINISHED: HANGS}
+        if rate is None
+        else {
             "calls_per_second": spread(rate),
             "cpu_us_per_call": spread(1e6 / rate),
             "failed_percent": spread(0),
             "peak_mib": spread(50),
-            **({} if each == OURS else {"ratio": spread(rates[OURS] / rate)}),
+            **({} if each == OURS or not ours else {"ratio": spread(ours / rate)}),
         }
         for each, rate in rates.items()
     }
@@ -47,8 +53,13 @@ def test_what_is_recorded_is_what_the_figures_say():
 
 
 def test_all_that_is_measured_is_recorded():
-    """The results have every row, and every sentence and chart that is made of them."""
-    assert list(RECORDED["rows"]) == list(ROWS)
+    """The results have every row, and every sentence and chart that is made of them.
+
+    They lack rows of more connections than the server had.
+    """
+    rows = list(RECORDED["rows"])
+    most = max(ROWS[name].get("connections", 0) for name in rows)
+    assert rows == [name for name in ROWS if ROWS[name].get("connections", 0) <= most]
     assert set(report.SENTENCES) < set(RECORDED["sentences"])
     assert set(report.CHARTS) < set(RECORDED["shown"])
 
@@ -160,6 +171,80 @@ def test_growth_names_the_least_and_the_most():
     )
 
 
+# Who did not finish.
+
+
+def test_cell_without_a_figure_says_why():
+    """Who did not finish has the reason in the table, nothing in its other cells, and no ratio."""
+    row = result("orm", **{OURS: 100, CHANNELS: 80, NATIVE: None})
+    why = f"did not finish: {HANGS}"
+    assert report.shown(row)["rows"][1:] == [
+        [CHANNELS, "80", "12,500.0", "1.25 (1.25 to 1.25)"],
+        [NATIVE, why, "", ""],
+    ]
+    everything = report.everything(results(orm=row))["rows"]
+    assert everything[-1] == [ROWS["orm"]["title"], NATIVE, why, "", ""]
+
+
+@pytest.mark.parametrize("lost", [OURS, CHANNELS])
+def test_mark_is_missed_by_who_did_not_finish(lost):
+    """A mark is missed where one of the two did not finish: no figure says that it was reached."""
+    row = result("noop", **{OURS: 100, CHANNELS: 10, lost: None})
+    ((_, _, seen, well),) = report.marks(row)
+    assert (seen, well) == ("no figure", False)
+
+
+@pytest.mark.parametrize("lost", ["ormbridge", "plain Channels"])
+def test_mark_of_memory_is_missed_too(lost):
+    """So is one on memory, which is held against the row without the bridge."""
+    row = result("idle", **{OURS: 100, "plain Channels": 100})
+    row["contestants"] = {name: {"kib": spread(5.0)} for name in row["contestants"]}
+    assert [well for *_, well in report.marks(row)] == [True]
+    row["contestants"][lost] = {UNFINISHED: HANGS}
+    assert [(seen, well) for *_, seen, well in report.marks(row)] == [("no figure", False)]
+
+
+def test_all_are_ahead_where_ormbridge_did_not_finish():
+    """Where ormbridge did not finish, those that did are told as ahead."""
+    found = results(noop=result("noop", **{OURS: None, CHANNELS: 10, "anyio": None}))
+    said = f"{ROWS['noop']['title']}: ormbridge did not finish"
+    assert report.ahead(found)["rows"] == [[CHANNELS, said]]
+
+
+def by_connections(**rates):
+    rows = {
+        f"connections-{number}": result(
+            f"connections-{number}", **{name: rates[name][i] for name in rates}
+        )
+        for i, number in enumerate((1, 50, 100))
+    }
+    return results(**rows)
+
+
+def test_sentence_says_who_did_not_finish():
+    """The sentence and the table of a chart of lines say who did not finish, and with how many."""
+    found = by_connections(
+        **{OURS: (100, 200, None), BOUND: (100, 300, 400), NATIVE: (100, None, None)}
+    )
+    said = report.connections(found)
+    assert "200 on 50: the most there were." in said
+    assert "django-async-backend did not finish with 50 and 100 connections." in said
+    assert "ormbridge did not finish with 100 connections." in said
+    assert report.by_connections(found)["rows"] == [
+        ["1", "100", "100", "100"],
+        ["50", "200", "300", "did not finish"],
+        ["100", "did not finish", "400", "did not finish"],
+    ]
+
+
+def test_sentence_says_what_the_server_had():
+    """A row that had fewer connections than it wanted is told as the most that there were."""
+    found = by_connections(**{OURS: (100, 200, 300)})
+    assert "server" not in report.connections(found)
+    found.rows["connections-100"]["connections"] = 88
+    assert "The server had no more than 88 to give." in report.connections(found)
+
+
 # The charts.
 
 
@@ -189,13 +274,39 @@ def test_bar_is_as_long_as_its_figure():
     assert re.findall(r'class="chart-end" x="99%" y="15">(.*?)<', svg) == ["25/s", "100/s"]
 
 
+def test_bar_of_who_did_not_finish():
+    """Who did not finish has words in the place of a figure, and no bar."""
+    found = results(
+        **{
+            "http": result("http", **{OURS: 200, PLAIN: 100, POOL: 80}),
+            "orm": result("orm", **{OURS: 100, BOUND: 120, CHANNELS: 50, NATIVE: None}),
+            "orm-1": result("orm-1", **{OURS: 100, CHANNELS: 50}),
+            "noop": result("noop", **{OURS: 100, CHANNELS: 50, "asyncio.to_thread": 90}),
+        }
+    )
+    chart = report.gains(found)
+    assert ["A query", NATIVE, "did not finish"] in chart["rows"]
+    bar = chart["svg"].partition(f">{NATIVE}<")
+    assert bar[2].startswith('/text><text class="chart-end" x="99%" y="15">did not finish</text>')
+    assert bar[0].endswith('<rect width="0.00%" height="100%"/><text x="6" y="15"')
+    assert report.ways(found)["rows"][-1] == ["", NATIVE, "did not finish"]
+
+
 def test_line_leaves_out_what_is_not_there():
     """A contestant without a figure at a point has no mark there."""
     svg = charts.lines(
         "Speed", "Words", "callers", [1, 50], {OURS: [10.0, 20.0], CHANNELS: [5.0, None]}
     )
     assert re.findall(r"<title>(.*?)</title>", svg) == [
-        "channels.db, 1 callers: 5 a second",
-        "ormbridge, 1 callers: 10 a second",
+        "channels.db, 1 caller: 5 a second",
+        "ormbridge, 1 caller: 10 a second",
         "ormbridge, 50 callers: 20 a second",
     ]
+
+
+def test_line_is_broken_where_there_is_no_figure():
+    """The line does not go on through a point whose figure is not known."""
+    values = {OURS: [10.0, 20.0, 30.0], CHANNELS: [5.0, None, 6.0]}
+    svg = charts.lines("Speed", "Words", "callers", [1, 50, 100], values)
+    groups = re.findall(r'<g class="chart-line .*?">(.*?)</g>(?=<g class="chart-line|</svg>$)', svg)
+    assert [group.count("<line ") for group in groups] == [0, 2]  # ormbridge comes last

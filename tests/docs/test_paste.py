@@ -267,7 +267,9 @@ NEED_A_SERVER = [name for name in NAMES if SERVER in PLACES[name].needs and PLAC
 @pytest.mark.parametrize("name", NEED_A_SERVER)
 def test_program_says_that_its_server_is_missing(run, tmp_path, name):
     """Where no PostgreSQL answers, it ends and says so; it does not hang."""
-    (tmp_path / PLACES[name].file).write_text(shown(name), encoding="utf-8")
+    # psycopg's pool tries for 30 s, where it is not told otherwise.
+    source = shown(name).replace('"pool": {', '"pool": {"timeout": 1, ')
+    (tmp_path / PLACES[name].file).write_text(source, encoding="utf-8")
     finished = run(tmp_path, PLACES[name].file, PGHOST="127.0.0.1", PGPORT="1")
     assert "onnection refused" in finished.stdout + finished.stderr
 

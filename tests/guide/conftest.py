@@ -1,9 +1,13 @@
 """What the tests of the guide share."""
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from django.contrib.auth.models import User
 
 import ormbridge
 from tests.core.gate import GUARD
+from tests.settings import CHOICE
 from tests.support.examples import example_source
 
 
@@ -89,3 +94,50 @@ def run_example(tmp_path: Path) -> Callable[..., str]:
 def ada(transactional_db: None) -> User:
     """Make a user named ada, committed, so that every thread sees her."""
     return User.objects.create(username="ada")
+
+
+def newest_initdb() -> Path | None:
+    """Return PostgreSQL's initdb, also where Debian keeps it, or None."""
+    found = shutil.which("initdb")
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found) if found else packaged[-1] if packaged else None
+
+
+INITDB = newest_initdb() if CHOICE == "postgresql" else None
+
+
+@contextmanager
+def own_server(options: str = "", password: str = "") -> Iterator[str]:
+    """Run a PostgreSQL of the test's own, started with *options*; yields its directory.
+
+    That is the host to connect to, as user postgres. With *password* it asks everybody for one.
+    """
+    assert INITDB is not None
+    # A short path, because sockets have none longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ormbridge-") as name:
+        secret = Path(name, "password")
+        secret.write_text(password, encoding="utf-8")
+        # Root is refused by PostgreSQL.
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
+        for path in (name, secret) if root else ():
+            shutil.chown(path, "postgres", "postgres")
+
+        def run(program: str, *arguments: str) -> None:
+            subprocess.run(
+                [INITDB.with_name(program), "-D", f"{name}/data", *arguments],
+                check=True,
+                timeout=GUARD * 2,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                **user,
+            )
+
+        asks = ("-A", "scram-sha-256", f"--pwfile={secret}") if password else ("-A", "trust")
+        run("initdb", "-U", "postgres", *asks, "--no-sync")
+        options = f"{options} -c listen_addresses='' -k {name} -F"
+        run("pg_ctl", "-w", "-l", f"{name}/log", "-o", options, "start")
+        try:
+            yield name
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")

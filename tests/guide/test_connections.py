@@ -3,14 +3,10 @@
 import asyncio
 import datetime as dt
 import importlib
-import os
-import shutil
 import subprocess
-import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from anyio import to_thread
@@ -29,10 +25,9 @@ from django.http import HttpResponse
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
-from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.core.test_connections import resets
-from tests.guide.conftest import run_python
+from tests.guide.conftest import INITDB, own_server, run_python
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
 from tests.support.http import get
@@ -241,46 +236,13 @@ if CHOICE == "mariadb":
         )
 
 
-def newest_initdb():
-    """Return PostgreSQL's initdb, also where Debian keeps it, or None."""
-    found = shutil.which("initdb")
-    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(found) if found else packaged[-1] if packaged else None
-
-
-INITDB = newest_initdb() if CHOICE == "postgresql" else None
-
 if INITDB is not None:  # the tests' own server is nobody's to fill up
 
     @pytest.fixture
     def small_server():
         """Start a PostgreSQL of 6 connections, 3 of them reserved; return its directory."""
-        # A short path, because sockets have none longer than 107 bytes.
-        with tempfile.TemporaryDirectory(prefix="ormbridge-") as name:
-            # Root is refused by PostgreSQL.
-            root = hasattr(os, "geteuid") and os.geteuid() == 0
-            user = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
-            if root:
-                shutil.chown(name, "postgres", "postgres")
-
-            def run(program, *arguments):
-                command = [INITDB.with_name(program), "-D", f"{name}/data", *arguments]
-                subprocess.run(
-                    command,
-                    check=True,
-                    timeout=GUARD * 2,
-                    stdout=subprocess.DEVNULL,
-                    cwd="/",
-                    **user,
-                )
-
-            run("initdb", "-U", "postgres", "-A", "trust", "--no-sync")
-            options = f"-c max_connections=6 -c listen_addresses='' -k {name} -F"
-            run("pg_ctl", "-w", "-l", f"{name}/log", "-o", options, "start")
-            try:
-                yield name
-            finally:
-                run("pg_ctl", "-w", "-m", "immediate", "stop")
+        with own_server("-c max_connections=6") as directory:
+            yield directory
 
     def test_too_many_clients(run_script, recorded, small_server):
         """More threads than the server has room for: some calls cannot connect."""

@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 import ormbridge
 from ormbridge import BridgeError, PoolTimeout
 from ormbridge.core import errors
+from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
 
@@ -152,6 +153,54 @@ def query_after_an_error_in_a_transaction():
     except psycopg2.Error:
         cursor.execute("SELECT 1")
 """
+SIGNAL = """
+import signal
+import threading
+import django
+import psycopg
+from django.conf import settings
+
+server = {{"HOST": "{HOST}", "PORT": "{PORT}", "USER": "{USER}", "PASSWORD": "{PASSWORD}"}}
+engine = "django.db.backends.postgresql"
+settings.configure(DATABASES={{"default": {{"ENGINE": engine, "NAME": "postgres", **server}}}})
+django.setup()
+from django.db import connection
+
+class TimeLimitError(Exception):
+    pass
+
+def stop(*_):
+    raise TimeLimitError
+
+def stop_when_it_runs(pid):
+    watching = {{key.lower(): value for key, value in server.items() if value}}
+    with psycopg.connect(dbname="postgres", autocommit=True, **watching) as other:
+        asleep = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+        while not other.execute(asleep, [pid]).fetchone():
+            pass
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
+def ask(statement):
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()[0]
+
+@mistake
+def go_on_after_a_signal():
+    signal.signal(signal.SIGALRM, stop)
+    limit = threading.Thread(target=stop_when_it_runs, args=[ask("SELECT pg_backend_pid()")])
+    limit.start()
+    try:
+        ask("SELECT 1 FROM pg_sleep(30)")
+    except TimeLimitError:
+        ask("SELECT 1")
+    finally:
+        limit.join()
+
+connection.close()
+print("after close():", ask("SELECT 1"))
+connection.close()
+"""
 MYSQL = """
 import select
 import mysql.connector
@@ -191,11 +240,11 @@ def server_that_does_not_run_for_mysql_connector():
 """
 
 
-def is_on_the_page(output):
-    """Assert that the page has each line of *output* among its wordings."""
+def is_on_the_page(output, lines=5):
+    """Assert that the page has each of so many *lines* of *output* among its wordings."""
     wordings = re.findall(r"^- `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert [line for line in output.splitlines() if line not in wordings] == []
-    assert len(set(output.splitlines())) == output.count("\n") == 5
+    assert len(set(output.splitlines())) == output.count("\n") == lines
 
 
 if CHOICE == "postgresql":
@@ -214,6 +263,23 @@ if CHOICE == "postgresql":
             PGUSER=server["USER"],
             PGPASSWORD=server["PASSWORD"],
         )
+
+    def test_close_after_a_signal(run_script, db):
+        """Django says it, too, where a signal broke into a query; a connection closed has none."""
+        output = run_script((SAYS + SIGNAL).format(**DATABASES["default"]))
+        is_on_the_page(output.removesuffix("after close(): 1\n"), 1)
+        assert output.endswith("\nafter close(): 1\n")
+
+
+if INITDB is not None:  # a server that asks for passwords is not always at hand
+
+    def test_passwords(run_script, recorded):
+        """What PostgreSQL says to a password that is wrong, or missing."""
+        source, password = example_source("messages/passwords"), "a secret"
+        with own_server(password=password) as host:
+            login = {"PGUSER": "postgres", "PGPASSWORD": password}
+            output = run_script(source, PGHOST=host, **login)
+        recorded("messages/passwords", output.replace(host, "/var/run/postgresql"))
 
 
 if CHOICE == "mariadb":

@@ -24,9 +24,9 @@ from ormbridge.asgi.context import LeaseContext
 from ormbridge.core.call import Call
 from ormbridge.core.mailbox import BATCH
 from ormbridge.core.process import default_pool, end_pools
-from ormbridge.core.worker import Worker
+from ormbridge.core.worker import Worker, current
 from ormbridge.leases.lease import Lease
-from tests.core.gate import GUARD, block_until
+from tests.core.gate import GUARD, apart, block_until
 from tests.core.support import thread_name, until
 from tests.support.http import connect, disconnect, get, say
 
@@ -75,7 +75,7 @@ async def test_call_after_release_is_never_served_by_the_lease_before(pool_setti
 
     def slow_to_rest(lease, wait):
         if wait and lease.calls == 1:  # its outcome is handed over
-            may_rest.wait(GUARD)
+            apart(may_rest.wait, GUARD)
         return next_call(lease, wait)
 
     async def work():
@@ -414,7 +414,7 @@ async def test_worker_is_kept_before_its_caller_goes_on(monkeypatch):
     monkeypatch.setattr(
         Call,
         "finish",
-        lambda call, *args: (kept.append(threading.current_thread().kept), finish(call, *args)),
+        lambda call, *args: (kept.append(current().kept), finish(call, *args)),
     )
     assert await get(answering(sync_to_async(thread_name))) == "200 ormbridge-worker-1"
     assert kept == [True]

@@ -597,6 +597,8 @@ django.setup()
 from django.contrib.auth.models import User
 from django.db import connections
 from ormbridge import atomic, database_sync_to_async, pinned, stats, stream
+from ormbridge.core.connections import ThreadConnections
+ThreadConnections.BOUND = 0.2  # as `soon` has it here
 database = connections.settings["default"]
 database["NAME"] = database["TEST"]["NAME"]
 database["PORT"] = sys.argv[1]

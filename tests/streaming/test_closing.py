@@ -20,6 +20,7 @@ from ormbridge.core.route import place
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
 from tests.support.blocks import beside
+from tests.support.green import on_threads
 from tests.support.rows import NAMES
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -37,6 +38,7 @@ async def test_break_closes_the_cursor(watch, pool_settings):
     await no_worker_is_leased()
 
 
+@on_threads
 async def test_cursor_is_closed_before_the_next_call(watch, pool_settings):
     """After ``break`` the worker closes the cursor first, even if the loop is busy."""
     pool_settings(MAX_THREADS=1)

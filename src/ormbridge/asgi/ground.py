@@ -79,11 +79,10 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         return await call_of_asgiref(self, *args, **kwargs)
     loop = asyncio.get_running_loop()
     variables = contextvars.copy_context() if self.context is None else self.context
-    awaited: list[asyncio.Task[Any]] = []
     child = functools.partial(self.func, *args, **kwargs)
-    call = DatabaseSyncToAsync.make_call(self, self.func, loop, awaited, variables, child)
+    call = DatabaseSyncToAsync.make_call(self, self.func, mailbox_of(loop), variables, child)
+    future, awaited = call.future, call.awaits
     call.awaits = awaited if may_be_stopped(self.func) else None
-    future = call.future
     try:
         outcome = answer(call.function, child, loop, variables)
         if isinstance(outcome, asyncio.Future):

@@ -32,6 +32,7 @@ from django.db import transaction
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import BridgeError, TransactionAborted
+from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
@@ -114,7 +115,8 @@ class AtomicBlock(OpenBlock):
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
-        call = bridge.make_call(name, loop, [], contextvars.copy_context(), function, True)
+        variables = contextvars.copy_context()
+        call = bridge.make_call(name, mailbox_of(loop), variables, function, True)
         call.awaits = None
         return call
 

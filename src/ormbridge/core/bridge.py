@@ -13,6 +13,7 @@ import functools
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from asgiref.sync import SyncToAsync, sync_to_async
@@ -20,13 +21,14 @@ from asgiref.sync import SyncToAsync, sync_to_async
 from . import hooks
 from . import route as routes
 from .asgiref import has_locals, move_locals, take_over
-from .call import Call
+from .call import Call, Job
 from .cleaning import close_old_connections_outside_transactions, without_old_connections
-from .mailbox import mailbox_of
+from .mailbox import Mailbox, mailbox_of
 from .route import place
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+Tasks = list[asyncio.Task[Any]]
 
 
 class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
@@ -91,16 +93,15 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return await super().__call__(*args, **kwargs)
 
         variables = contextvars.copy_context() if self.context is None else self.context
-        task_context: list[asyncio.Task[Any]] = []
-        loop = asyncio.get_running_loop()
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
-        call = self.make_call(self.func, loop, task_context, variables, child, self._green)
-        future = call.future
+        mailbox = mailbox_of(asyncio.get_running_loop())
+        call = self.make_call(self.func, mailbox, variables, child, self._green)
+        future, awaited = call.future, call.awaits
         try:
             place(call, self._anywhere)
             return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError as error:
-            return await go_on(call, error, task_context)  # type: ignore[no-any-return]
+            return await go_on(call, error, awaited)  # type: ignore[no-any-return]
         finally:
             if self.context is None:
                 take_over(variables)
@@ -108,18 +109,11 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             del call, future
 
     def make_call(
-        self: Any,
-        name: Callable[..., Any] | str,
-        loop: asyncio.AbstractEventLoop,
-        task_context: list[asyncio.Task[Any]],
-        variables: contextvars.Context,
-        child: Callable[[], Any],
-        green: bool | None = None,
+        self: Any, name: Any, mailbox: Mailbox, variables: Context, child: Job, green: Any = None
     ) -> Call:
         """Return a call that runs *child* as asgiref would. Called where an exception is handled.
 
         :param name: see :class:`.Call`.
-        :param task_context: where asgiref puts the task that *child* awaits on *loop*.
         :param variables: the context to run it in.
         :param green: whether it may run on the loop's thread; None if its function is to say.
         """
@@ -129,10 +123,10 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         run: Callable[..., Any] = variables.run
         if has_locals(variables):
             run = functools.partial(run, move_locals, variables)
-        handler, info = self.thread_handler, sys.exc_info()
-        job = functools.partial(handler, loop, info, task_context, run, child)
-        call = Call(job, name, mailbox_of(loop))
-        call.awaits = task_context
+        handler, info, awaits = self.thread_handler, sys.exc_info(), Tasks()
+        job = functools.partial(handler, mailbox.loop, info, awaits, run, child)
+        call = Call(job, name, mailbox)
+        call.awaits = awaits
         hooks.mark(call, green, info[1], variables, child)
         return call
 
@@ -164,7 +158,7 @@ else:
     database_sync_to_async = DatabaseSyncToAsync
 
 
-async def go_on(call: Call, error: BaseException, awaited: list[asyncio.Task[Any]]) -> Any:
+async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
     """Do as asgiref does where the task that awaits *call* was cancelled, by *error*.
 
     What the function awaits through async_to_sync is cancelled, too. If that goes on in spite of
@@ -188,7 +182,7 @@ async def go_on(call: Call, error: BaseException, awaited: list[asyncio.Task[Any
         call = error = future = None  # type: ignore[assignment]
 
 
-async def _goes_on(task_context: list[asyncio.Task[Any]]) -> bool:
+async def _goes_on(task_context: Tasks | None) -> bool:
     """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
     if not task_context:
         return False

@@ -21,6 +21,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -62,9 +63,9 @@ class Call:
     """One call of a synchronous function, made from an event loop."""
 
     __slots__ = (
-        *("_claim", "_error", "_result", "asked", "awaits", "calls", "closes"),
-        *("connections", "ended", "function", "future", "generator", "glances", "iteration"),
-        *("lean", "line", "loop", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
+        *("_claim", "_error", "_result", "asked", "awaits", "calls", "closes", "connections"),
+        *("ended", "function", "future", "generator", "glances", "iteration", "lean", "line"),
+        *("loop", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
@@ -127,8 +128,13 @@ class Call:
         :param frame: the live synchronous frame above the caller, whose thread it runs on.
         :raises PoolTimeout: if only a deadlock could come of waiting.
         """
-        if frame is not None and self._submit(frame, pool.settings):
-            return
+        if frame is not None:
+            with suppress(RuntimeError):  # it ended this very moment, on another loop's thread
+                frame.submit(self.run_on_frame)
+                if (host := hosts.get(frame)) is not None:
+                    self.line = host
+                    self.watch(pool.settings)
+                return
         # Who has a worker never waits for a second one. A fork, or new settings, may have left it
         # a worker of another pool.
         own: Worker | None = here.worker
@@ -139,16 +145,6 @@ class Call:
             self.line = pool
             self.watch(pool.settings)
             self.mailbox.look_after(pool.look)
-
-    def _submit(self, frame: CurrentThreadExecutor, settings: Settings) -> bool:
-        try:
-            frame.submit(self.run_on_frame)
-        except RuntimeError:  # it ended this very moment, on another loop's thread
-            return False
-        if (host := hosts.get(frame)) is not None:
-            self.line = host
-            self.watch(settings)
-        return True
 
     def second_worker(self, holder: threading.Thread) -> PoolTimeout:
         """Return the error of a call from an event loop on *holder*, if no other worker is free."""

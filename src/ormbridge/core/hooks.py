@@ -17,7 +17,8 @@ def _do_nothing(*args: object) -> None: ...
 #: Load the wings that settings, the argument, ask for. Called as the pool is made, on the thread of
 #: the first call.
 load: Callable[[Any], object] = _do_nothing
-#: Have a call run on its event loop's thread, if it may; see :meth:`.DatabaseSyncToAsync.make_call`.
+#: Have a call run on its event loop's thread, if it may; see
+#: :meth:`.DatabaseSyncToAsync.make_call`.
 mark: Callable[..., object] = _do_nothing
 #: Run a lease, the second argument, on behalf of a worker, the first one, elsewhere than on the
 #: worker's thread. Returns whether it is run there. Any thread.

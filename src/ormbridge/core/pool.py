@@ -24,6 +24,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import count
 
 from . import hooks
 from .errors import PoolClosed, PoolTimeout
@@ -52,7 +53,7 @@ class Pool:
         self._hands = Hands()
         self._kept = 0  # workers that leases keep between calls
         self._closed = False
-        self._number = 0
+        self._numbers = count(1)
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
 
@@ -69,10 +70,9 @@ class Pool:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             # Who is in line may only wait for its turn to run.
-            elsewhere = lease.loop is not None
-            hands = self.settings.max_threads if elsewhere or not wait else self._hands.count
-            at_once = elsewhere or not (wait and self._waiting)
-            worker = self._free_or_new(hands) if at_once else None
+            limited = wait and lease.loop is None
+            hands = self._hands.count if limited else self.settings.max_threads
+            worker = None if limited and self._waiting else self._free_or_new(hands)
             if worker is None:
                 if wait:
                     if not self._waiting:
@@ -82,7 +82,7 @@ class Pool:
                 return False
             self._lease(worker, lease, now)
         # Where it is in line after all, another worker may have it by now.
-        return self._wake(worker, lease) or (not wait and not self.forget(lease))
+        return self.wake(worker, lease) or (not wait and not self.forget(lease))
 
     def _free_or_new(self, hands: int) -> Worker | None:
         """Return a worker that is free, or new, if one more of *hands* may run."""
@@ -92,8 +92,7 @@ class Pool:
             return self._idle.popitem()[0]
         if len(self.workers) >= self.settings.max_threads:
             return None
-        self._number += 1
-        worker = self.worker_type(self, self._number)
+        worker = self.worker_type(self, next(self._numbers))
         self.workers.add(worker)
         return worker
 
@@ -127,9 +126,9 @@ class Pool:
             if worker is None:
                 return False
             lease = self._serve_first(worker, time.monotonic())
-        return self._wake(worker, lease)
+        return self.wake(worker, lease)
 
-    def _wake(self, worker: Worker, lease: Leaseholder) -> bool:
+    def wake(self, worker: Worker, lease: Leaseholder) -> bool:
         """Set *worker* to work for *lease*. False if the system has no thread, and that waits."""
         if hooks.begin(worker, lease):
             return True
@@ -155,9 +154,7 @@ class Pool:
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
         for lease in waiting:
-            error = PoolTimeout(no_thread(reason, self.settings.max_threads))
-            error.__cause__ = reason
-            lease.refuse(error)
+            lease.refuse(no_thread(reason, self.settings.max_threads))
         return True
 
     def keep(self, worker: Worker) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import PoolTimeout
+
 # How many holders an error message names.
 _NAMED = 5
 
@@ -52,11 +54,13 @@ class PoolStats:
         )
 
 
-def no_thread(reason: Exception, max_threads: int) -> str:
-    """Say why a call has no worker where the system starts no thread, and what to do about it."""
-    return (
+def no_thread(reason: Exception, max_threads: int) -> PoolTimeout:
+    """Return the error of a call that has no worker because the system starts no thread."""
+    error = PoolTimeout(
         f"no thread could be started ({reason}), and the pool has none: 0 of {max_threads} "
         "workers exist. The limit of this user or container on threads and processes is reached: "
         "raise it (ulimit -u, the pids of the container), or lower ASGI_THREADS or "
         "settings.ORMBRIDGE['MAX_THREADS'] [no-thread]"
     )
+    error.__cause__ = reason
+    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections
+from ..core.errors import PoolTimeout
 from ..core.pool import Pool
 from ..core.route import Route
 from ..leases.lease import Lease
@@ -42,10 +43,15 @@ class GreenLease(Lease):
     def _run(self, call: Call) -> bool:
         opened = self._connections.opened if self._connections is not None else ()
         # What was given to on_commit() is anybody's.
-        if self._runner is None or call.loop is None or (call.closes and any(each.run_on_commit for each in opened)):
+        apart_only = call.closes and any(each.run_on_commit for each in opened)
+        if self._runner is not None and call.loop is not None and not apart_only:
+            call.function = call.lean
+            return super()._run(call)
+        try:
             return bool(apart(super()._run, call))
-        call.function = call.lean
-        return super()._run(call)
+        except PoolTimeout as error:  # the system starts no thread
+            call.refuse(error, claimed=True)
+            return False
 
     def _rest(self) -> None:
         if self._runner is None:

@@ -1,4 +1,4 @@
-"""Wait for PostgreSQL in a greenlet: what psycopg's synchronous ``Connection.wait`` does on threads.
+"""Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
 psycopg 3 does all of its waiting there. It is given a generator that says for what: for the socket
 to be readable, writable, or both. The socket is watched through a handle of its own, once for each
@@ -24,56 +24,43 @@ _READ, _WRITE = 1, 2
 
 
 class Watch:
-    """A loop's watch over the socket of one connection. On the loop's thread."""
+    """A loop's watch over the socket of one connection, until it is readable and nobody waits."""
 
     def __init__(self, raw: Any, loop: AbstractEventLoop) -> None:
-        """Begin to watch.
+        """Begin to watch. On the thread of *loop*.
 
         :raises NotImplementedError: if *loop* watches no sockets (Windows' proactor).
         """
         self.loop = loop
-        self._runner: Runner | None = None
-        self._fd = os.dup(raw.fileno())
         self.watching = True
-        Context().run(loop.add_reader, self._fd, self._readable)  # that of a request is kept else
-
-    def wait(self, runner: Runner, state: int) -> int:
-        """Wait in the greenlet until the socket is as *state* says. Returns what it is."""
-        if state & _WRITE:
-            poll = select.poll()
-            poll.register(self._fd, select.POLLOUT)
-            if poll.poll(0):
-                return _WRITE
-            self.loop.add_writer(self._fd, self._ready, _WRITE)
-        self._runner = runner
-        try:
-            ready: int = runner.suspend()
-            return ready
-        finally:
-            self._runner = None
-            if state & _WRITE and not self.loop.is_closed():
-                self.loop.remove_writer(self._fd)
+        #: Who waits.
+        self.runner: Runner | None = None
+        self._fd = os.dup(raw.fileno())
+        # In no context: that of a request would be kept.
+        Context().run(loop.add_reader, self._fd, self._readable)
 
     def _readable(self) -> None:
-        if self._runner is not None:
-            self._ready(_READ)
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            runner.resume(_READ)
         else:  # a thread reads from it, it ended, or has news
             self.watching = False
             self.loop.remove_reader(self._fd)
-
-    def _ready(self, state: int) -> None:
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.resume(state)
 
     def __del__(self) -> None:
         os.close(self._fd)
 
 
+def _writable(raw: Any, seconds: float | None) -> int:
+    poll = select.poll()
+    poll.register(raw.fileno(), select.POLLIN | select.POLLOUT)
+    return sum(_WRITE if event & select.POLLOUT else _READ for _, event in poll.poll(seconds))
+
+
 _wait_on_thread = psycopg.Connection.wait
 
 
-def wait(self: Any, gen: Generator[int, int, Any], *args: Any, **kwargs: Any) -> Any:
+def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
     """Do what ``Connection.wait`` does; in a greenlet, let the loop go on meanwhile."""
     runner = green.runner
     if runner is None or runner.is_over():
@@ -84,11 +71,19 @@ def wait(self: Any, gen: Generator[int, int, Any], *args: Any, **kwargs: Any) ->
     try:
         state = next(gen)
         while True:
-            if watch is None or watch.loop is not runner.loop or not watch.watching:
-                watch = vars(self)["ormbridge_watch"] = Watch(self, runner.loop)
-            state = gen.send(watch.wait(runner, state))
+            if state & _WRITE:
+                ready = _writable(self, 0) or apart(_writable, self, None)
+            else:
+                if watch is None or watch.loop is not runner.loop or not watch.watching:
+                    watch = vars(self)["ormbridge_watch"] = Watch(self, runner.loop)
+                watch.runner = runner
+                ready = runner.suspend()
+            state = gen.send(ready)
     except StopIteration as end:
         return end.value
+    finally:
+        if watch is not None:
+            watch.runner = None
 
 
 psycopg.Connection.wait = wait  # type: ignore[method-assign]

@@ -19,10 +19,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from functools import partial
+from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +33,7 @@ from greenlet import GreenletExit, greenlet
 from ..core.asgiref import move_locals, take_over
 from ..core.call import Call
 from ..core.connections import ThreadConnections, here
-from ..core.errors import BridgeError, PoolTimeout
+from ..core.errors import BridgeError
 from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
 
@@ -55,17 +57,21 @@ green = _Green()
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
-_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
+# None once it has ended: it knows its loop, which is to be freed.
+_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None] | None] = WeakKeyDictionary()
 
 
 class Runner:
     """A greenlet, and the worker whose leases it runs."""
 
-    def __init__(self, loop: AbstractEventLoop, own: set[Runner], idle: list[Runner]) -> None:
-        """Make one that is idle. Runs on the thread of *loop*, which has *own* and *idle* ones."""
-        self.loop = loop
+    #: What it runs, if anything: a lease of its worker, on its loop.
+    lease: Leaseholder | None = None
+    worker: Worker
+    loop: AbstractEventLoop
+
+    def __init__(self, own: set[Runner], idle: list[Runner]) -> None:
+        """Make one that is idle, on the thread of a loop, which has *own* and *idle* ones."""
         self._own, self._idle = own, idle
-        self.worker: Worker
         self.thread = threading.get_ident()
         self._ended = False
         #: Whether it waits for the next call of its lease.
@@ -87,10 +93,10 @@ class Runner:
         self.turns += 1
         _set_running_loop(None)
         try:
-            if self._ended:
-                self._greenlet.throw(GreenletExit)
-            else:
+            if not self._ended:
                 self._greenlet.switch(*value)
+            elif not self._greenlet.dead:
+                self._greenlet.throw(GreenletExit)
         finally:
             _set_running_loop(loop)
             green.runner, here.worker = outside, worker
@@ -110,15 +116,18 @@ class Runner:
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
+                self.lease, turn = lease, self.turns
                 lease = self.worker.serve(lease)
+                self.lease = None
                 if lease is not None and lease.loop is not self.loop:
-                    start(self.worker, lease)
+                    self.worker.pool.wake(self.worker, lease)
                     lease = None
-                elif lease is not None:
-                    self.wake()  # what came of the last one goes first
+                elif lease is not None and turn == self.turns:  # it never waited: the loop must
+                    self.wake()
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
+            del self.loop  # or that would live as long as this
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -149,36 +158,45 @@ class Runner:
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
     if loop not in _ends:
+        rescue(methodcaller("is_closed"))
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
     if loop not in _ends:
-        watch = _ends[loop] = _end_with(loop)
+        watch = _ends[loop] = _end_with(green.runners, green.idle)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
             watch.__anext__().send(None)
 
 
-async def _end_with(loop: AbstractEventLoop) -> AsyncGenerator[None]:
-    runners, idle = _runners[loop]
+async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[None]:
     try:
         yield
     finally:  # it shuts down: wait for what runs, and for nothing else
-        deadline = loop.time() + ThreadConnections.BOUND + 1
+        deadline = time.monotonic() + ThreadConnections.BOUND + 1
         while runners:
-            late = loop.time() > deadline
+            late = time.monotonic() > deadline
             for runner in [runner for runner in runners if runner.rests or late]:
                 runner.end()
             await asyncio.sleep(0.001)
         for runner in idle:
             runner.end()
+        idle.clear()
+        _ends[asyncio.get_running_loop()] = None
 
 
-def rescue() -> None:
-    """End what waits on the calling thread in loops that do not run."""
+def _is_still(loop: AbstractEventLoop) -> bool:
+    return not loop.is_running()
+
+
+def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
+    """End what waits on the calling thread in loops that are *lost*: they do not run."""
     own = threading.get_ident()
     for loop, (runners, idle) in list(_runners.items()):
-        if not loop.is_running():
+        if lost(loop):
             for runner in [each for each in (*runners, *idle) if each.thread == own]:
                 runner.end()
+            if loop.is_closed() and not runners:
+                _runners.pop(loop, None)
+                _ends.pop(loop, None)
 
 
 def begin(worker: Worker, lease: Leaseholder) -> bool:
@@ -200,30 +218,25 @@ def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
     if green.loop is not loop:
         enter(loop)
     idle = green.idle
+    while idle and idle[-1].thread != threading.get_ident():  # the loop ran on another one
+        del idle[-1]
     if not idle:
-        Runner(loop, green.runners, idle)
+        Runner(green.runners, idle)
     runner = idle.pop()
-    runner.worker = worker
+    runner.worker, runner.loop = worker, loop
     runner.resume(lease)
-
-
-def start(worker: Worker, lease: Leaseholder) -> None:
-    """Have *lease* run for *worker*, on a loop's thread or its own."""
-    if not begin(worker, lease):
-        worker.wake.release()
-        if worker.ident is None:
-            worker.start()
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which may block, on the worker's thread; wait for it in the greenlet.
 
-    Elsewhere than in a greenlet, here. It runs in the context of the caller.
+    Elsewhere than in a greenlet, or if the worker was given back, here. It runs in the context of
+    the caller.
 
     :raises PoolTimeout: if the system starts no thread.
     """
     runner = green.runner
-    if runner is None:
+    if runner is None or runner.worker.lease is not runner.lease:
         return function(*args)
     worker, variables, done = runner.worker, contextvars.copy_context(), threading.Lock()
     outcome: list[Any] = [None, None]
@@ -245,7 +258,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         except Exception as error:
             worker.errand = None
             worker.wake.acquire()
-            raise PoolTimeout(no_thread(error, worker.pool.settings.max_threads)) from error
+            raise no_thread(error, worker.pool.settings.max_threads) from error
     try:
         runner.suspend()
     except LoopClosedError:
@@ -255,5 +268,3 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         outcome.clear()  # its traceback holds this frame
         raise error
     return outcome[0]
-
-

@@ -25,6 +25,7 @@ from ..postgres.canceller import may_be_stopped
 from . import psycopg as psycopg
 from .lease import GreenLease
 from .runner import apart, begin, enter, green, rescue
+from .watchdog import watchdog
 from .worker import GreenWorker
 
 _await_on_thread = AsyncToSync.__call__
@@ -35,6 +36,7 @@ _all = _only = False
 def switch(settings: Settings) -> None:
     """Switch it on or off, as *settings* say, for calls that are made from now on."""
     global _all, _only
+    watchdog.slow = settings.green_slow
     _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
     hooks.mark = _mark if settings.green else _do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
@@ -57,6 +59,9 @@ def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: 
     loop = call.mailbox.loop
     if green.loop is not loop:
         enter(loop)
+        watchdog.sleeps = True
+    if watchdog.sleeps:
+        watchdog.wake()
     if _is_green(call.name) if said is None else said:
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
@@ -78,7 +83,9 @@ def _is_green(func: Any) -> bool:
     if not (may_be_stopped(func) and function.__module__.startswith("django.")):
         return False
     owner = getattr(func, "__self__", None)
-    alias = owner._state.db if isinstance(owner, Model) else getattr(owner, "db", None)
+    alias = getattr(owner, "db", None)
+    if isinstance(owner, Model):
+        alias = owner._state.db  # noqa: SLF001 # it is documented
     return _only or (alias is not None and _is_postgresql(alias))
 
 

@@ -1,4 +1,4 @@
-"""A worker whose lease may run elsewhere than on its thread, and its connections (step 4 of a call).
+"""A worker whose lease may run elsewhere than on its thread (step 4 of a call).
 
 The thread does then what may block. See :mod:`.runner`.
 """
@@ -9,6 +9,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from django.db import connections
@@ -23,12 +24,19 @@ from .runner import apart
 class GreenConnections(ThreadConnections):
     """The connections of a worker, on whichever thread its lease runs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.aliases = SimpleNamespace()
+        self.wrappers = vars(self.aliases)
+
     def adopt_thread(self) -> None:
         """Do nothing: :class:`Wrappers` finds them."""
 
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
-        (apart if reset is not None else _call)(super().lease_ends, reset, failed)
+        # Without a thread nothing was connected, and RESET does not wait.
+        waits = reset is not None and here.worker.ident is not None
+        (apart if waits else _call)(super().lease_ends, reset, failed)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended."""
@@ -73,36 +81,23 @@ class Wrappers:
     def __init__(self, local: Any) -> None:
         vars(self)["_local"] = local
 
+    def _here(self) -> Any:
+        worker = here.worker
+        local = worker is None or _get_running_loop() is not None
+        return self._local if local else worker.connections.aliases
+
     def __getattr__(self, alias: str) -> Any:
-        own = _wrappers()
-        if own is None:
-            return getattr(self._local, alias)
-        try:
-            return own[alias]
-        except KeyError:
-            raise AttributeError(alias) from None
+        return getattr(self._here(), alias)
 
     def __setattr__(self, alias: str, wrapper: Any) -> None:
-        own = _wrappers()
-        if own is None:
-            setattr(self._local, alias, wrapper)
-        else:
-            own[alias] = wrapper
-            # It is used on whichever thread acts for the worker.
+        place = self._here()
+        setattr(place, alias, wrapper)
+        if place is not self._local:  # it is used on whichever thread acts for the worker
             wrapper.validate_thread_sharing = _call
             wrapper.connect = partial(_connect, weakref.ref(wrapper))
 
     def __delattr__(self, alias: str) -> None:
-        own = _wrappers()
-        if own is None:
-            delattr(self._local, alias)
-        else:
-            own.pop(alias, None)
-
-
-def _wrappers() -> dict[str, Any] | None:
-    worker = here.worker
-    return None if worker is None or _get_running_loop() is not None else worker.connections.wrappers
+        delattr(self._here(), alias)
 
 
 def _call(function: Callable[..., Any] = bool, *args: Any) -> Any:
@@ -115,4 +110,4 @@ def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
 
 
 _handler: Any = connections
-_handler._connections = Wrappers(_handler._connections)
+_handler._connections = Wrappers(_handler._connections)  # noqa: SLF001

@@ -22,7 +22,7 @@ from ..core.asgiref import frame_thread, live_frame
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import LeaseClosed
-from ..core.mailbox import Mailbox
+from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
@@ -93,7 +93,8 @@ class Source:
         loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
         # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
-        call = _bridge.make_call(self.name, loop, [], contextvars.copy_context(), child, True)
+        variables = contextvars.copy_context()
+        call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, True)
         call.iteration = anchor, self.close
         self.call = call
         future: Any = call.future

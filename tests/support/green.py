@@ -1,0 +1,12 @@
+"""Tests that are about threads, in a run in which functions run on the event loop's thread."""
+
+import os
+
+import pytest
+
+#: Set for a run of all tests with ``ORMBRIDGE["GREEN"]``.
+GREEN = "ORMBRIDGE_TEST_GREEN" in os.environ
+
+on_threads = pytest.mark.skipif(
+    GREEN, reason="it blocks the event loop's thread until a worker's own thread has gone on"
+)
