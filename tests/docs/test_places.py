@@ -43,6 +43,8 @@ WORDS = {
     "django_tenants": "django-tenants",
     "django.tasks": "Django 6.0",
     "FETCH_": "Django 6.1",
+    '"GREEN": ': "greenlet",
+    "green=True": "greenlet",
     "sqlstate": "PostgreSQL",
 }
 

@@ -31,7 +31,10 @@ _ELSEWHERE = {
     "workers/scheduler": "scheduler.py",
 }
 #: What only PostgreSQL understands.
-_SERVER = r"backends\.postgresql|^import psycopg$|SHOW search_path|\bpg_|sqlstate|^def reset_tenant"
+_SERVER = (
+    r"backends\.postgresql|^import psycopg$|SHOW search_path|\bpg_|sqlstate|^def reset_tenant"
+    r"|green=True"
+)
 #: What is in a source, and what must then be there.
 _NEEDS = (
     (r"^(from|import) ormbridge|async_\w*db\b|\[\"ormbridge\"|^ORMBRIDGE = ", "ormbridge"),
@@ -53,6 +56,7 @@ _NEEDS = (
     (r"FETCH_", "Django 6.1"),
     (rf"{_SERVER}|^from psycopg|instrumentation\.psycopg", "psycopg"),
     (r"\"pool\": ", "psycopg_pool"),
+    (r"\"GREEN\": |green=True", "greenlet"),
     (r"backends\.mysql|^import MySQLdb", "mysqlclient"),
     (_SERVER, "PostgreSQL"),
     (r"prepared_in_another_session", "PgBouncer in between"),

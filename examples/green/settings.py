@@ -1,0 +1,4 @@
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.postgresql", "NAME": "mysite"},
+}
+ORMBRIDGE = {"GREEN": True}  # <--
