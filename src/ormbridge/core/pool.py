@@ -38,7 +38,7 @@ class Pool:
     """A bounded pool of workers."""
 
     #: What its workers are; a wing may have others.
-    worker_type = Worker
+    worker_type: type[Worker] = Worker
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
