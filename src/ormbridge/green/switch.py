@@ -37,11 +37,8 @@ def switch(settings: Settings) -> None:
     global _all, _only
     watchdog.slow = settings.green_slow
     _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
-    hooks.mark = _mark if settings.green else _do_nothing
+    hooks.mark = _mark if settings.green else hooks.do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
-
-
-def _do_nothing(*args: object) -> None: ...
 
 
 def _is_postgresql(alias: str) -> bool:
