@@ -22,6 +22,7 @@ import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from operator import methodcaller
@@ -158,11 +159,12 @@ class Runner:
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
-    if loop not in _ends:
+    begins = loop not in _ends
+    if begins:
         rescue(methodcaller("is_closed"))
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
-    if loop not in _ends:
+    if begins:
         watch = _ends[loop] = _end_with(green.runners, green.idle)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
             watch.__anext__().send(None)
@@ -239,19 +241,9 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     runner = green.runner
     if runner is None or runner.worker.lease is not runner.lease:
         return function(*args)
-    worker, variables, done = runner.worker, contextvars.copy_context(), threading.Lock()
-    outcome: list[Any] = [None, None]
-    done.acquire()
-
-    def errand() -> None:
-        try:
-            outcome[0] = variables.run(move_locals, variables, partial(function, *args))
-        except BaseException as error:
-            outcome[1] = error
-        done.release()
-        runner.wake()
-
-    worker.errand = errand
+    worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
+    run = partial(variables.run, move_locals, variables, partial(function, *args))
+    worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     if worker.ident is None:
         try:
@@ -260,15 +252,18 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
             worker.errand = None
             worker.wake.acquire()
             raise no_thread(error, worker.pool.settings.max_threads) from error
-    try:
+    with suppress(LoopClosedError):
         runner.suspend()
-    except LoopClosedError:
-        done.acquire()
-    take_over(variables)
-    result, failure = outcome
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            outcome = failure = None  # type: ignore[assignment] # its traceback holds this frame
-    return result
+    try:
+        return outcome.result()  # waits, if the loop was closed
+    finally:
+        take_over(variables)
+        del outcome
+
+
+def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
+    try:
+        outcome.set_result(run())
+    except BaseException as error:
+        outcome.set_exception(error)
+    runner.wake()
