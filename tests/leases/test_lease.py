@@ -24,7 +24,7 @@ from ormbridge.asgi.context import LeaseContext
 from ormbridge.core.call import Call
 from ormbridge.core.mailbox import BATCH
 from ormbridge.core.process import default_pool, end_pools
-from ormbridge.core.worker import Worker
+from ormbridge.core.worker import Worker, current
 from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, apart, block_until
 from tests.core.support import thread_name, until
@@ -414,7 +414,7 @@ async def test_worker_is_kept_before_its_caller_goes_on(monkeypatch):
     monkeypatch.setattr(
         Call,
         "finish",
-        lambda call, *args: (kept.append(threading.current_thread().kept), finish(call, *args)),
+        lambda call, *args: (kept.append(current().kept), finish(call, *args)),
     )
     assert await get(answering(sync_to_async(thread_name))) == "200 ormbridge-worker-1"
     assert kept == [True]
