@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
@@ -55,6 +56,8 @@ class _Green(threading.local):
 
 
 green = _Green()
+if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
+    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
