@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import re
 import threading
 
 import pytest
@@ -31,6 +32,11 @@ if CHOICE == "postgresql":
         "PGPASSWORD": DATABASES["default"]["PASSWORD"],
     }
 
+    def unwatched(name):
+        """Return the source of an example whose log names nothing that blocks."""
+        source = example_source(f"green/{name}")
+        return source.replace('{"GREEN": True}', '{"GREEN": True, "GREEN_SLOW": 60}')
+
     # Examples.
 
     @pytest.mark.parametrize(
@@ -38,7 +44,7 @@ if CHOICE == "postgresql":
     )
     def test_examples(name, run_script, recorded):
         """Three queries wait on one thread; what blocks stops the loop; what is shared is mixed."""
-        recorded(f"green/{name}", run_script(example_source(f"green/{name}"), **SERVER))
+        recorded(f"green/{name}", run_script(unwatched(name), **SERVER))
 
     async def test_view(serve, load_example, pool_settings, statements, recorded):
         """With the one setting, Django's own methods and a function that says so run green."""
@@ -258,7 +264,7 @@ if CHOICE == "postgresql":
 
     def test_lock_held_across_a_query(run_script):
         """A ``Lock`` that another call holds across a query never comes free."""
-        source = example_source("green/lock_before").replace("RLock()", "Lock()")
+        source = unwatched("lock_before").replace("RLock()", "Lock()")
         waits = "    if lock.acquire(timeout=1):\n        number = next_number()\n"
         waits += "        lock.release()\n        return number\n"
         source = source.replace("    with lock:\n        return next_number()\n", waits)
@@ -268,17 +274,26 @@ if CHOICE == "postgresql":
         """While a green function waits for PostgreSQL, the loop turns."""
         pool_settings(GREEN=True)
         stats()
-        turned = threading.Event()
+        turned, loop = threading.Event(), asyncio.get_running_loop()
 
         def wait():
-            before = turned.is_set()
-            with connection.cursor() as cursor:
+            with connection.cursor() as cursor:  # it is connected
+                loop.call_soon_threadsafe(turned.set)
+                before = turned.is_set()
                 cursor.execute("SELECT pg_sleep(0.1)")
             return before, turned.is_set()
 
-        call = asyncio.ensure_future(database_sync_to_async(wait, green=True)())
-        asyncio.get_running_loop().call_later(0.001, turned.set)
-        assert await call == (False, True)
+        assert await database_sync_to_async(wait, green=True)() == (False, True)
+
+    def test_log_names_what_blocks(run_script, recorded):
+        """A function that blocks the loop is named in the log, with its stack, once."""
+        output = run_script(example_source("green/slow"), **SERVER)
+        assert output.count("WARNING ormbridge: ") == 1
+        # The bridge's own frames are above it.
+        output = re.sub(r'  File "[^"]*/ormbridge/.*\n.*\n', "", output)
+        output = re.sub(r'"[^"]*/script.py"', '"slow.py"', output)
+        # A busy machine looks later.
+        recorded("green/slow", re.sub(r"\d+\.\d s", "0.1 s", output))
 
     # Tools, and loops.
 
@@ -309,7 +324,7 @@ if CHOICE == "postgresql":
         source = example_source("green/one_thread")
         source = f"import uvloop\n{source}".replace("asyncio.run(main", "uvloop.run(main")
         lines = run_script(source, **SERVER).splitlines()
-        assert lines[1] == "3 connections, threads: MainThread"
+        assert lines[2:] == ["threads: MainThread", lines[1]]
 
     MIXED = """
 import threading
@@ -338,7 +353,7 @@ asyncio.run(main())
 
     def test_other_databases_run_on_threads(run_script):
         """Django's own methods run on a worker where they ask another database."""
-        source, _, _ = example_source("green/one_thread").partition("\ndef ask")
+        source, _, _ = example_source("green/one_thread").partition("\nseen = ")
         source = source.replace(
             '"NAME": "postgres"}}',
             '"NAME": "postgres"},'
