@@ -177,14 +177,14 @@ def test_kept_workers_are_no_hands(simulation):
 def test_call_that_must_not_wait_needs_no_hands(simulation):
     """A call that must not wait for a worker has one as long as the bound leaves one."""
     simulation.take(FEW)
-    assert simulation.pool.take(mock.Mock(calls=1), wait=False) is True
+    assert simulation.pool.take(mock.Mock(calls=1, loop=None), wait=False) is True
     assert len(simulation.running()) == FEW + 1
 
 
 def test_call_that_must_not_wait_goes_before_those_that_may(simulation):
     """It has a worker although others wait for their turn, until all workers run."""
     simulation.take(FEW + 5)
-    had = [simulation.pool.take(mock.Mock(calls=1), wait=False) for _ in range(MOST)]
+    had = [simulation.pool.take(mock.Mock(calls=1, loop=None), wait=False) for _ in range(MOST)]
     assert had == [True] * (MOST - FEW) + [False] * FEW
     now = simulation.pool.stats()
     assert (now.threads, now.waiting) == (MOST, 5)

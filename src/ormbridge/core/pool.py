@@ -38,7 +38,7 @@ class Pool:
     """A bounded pool of workers."""
 
     #: What its workers are; a wing may have others.
-    worker_type = Worker
+    worker_type: type[Worker] = Worker
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -80,7 +80,7 @@ class Pool:
                     self._waiting[lease] = None
                     self._queued += 1
                 return False
-            self._lease(worker, lease, now)
+            self._kept += worker.assign(lease, now)
         # Where it is in line after all, another worker may have it by now.
         return self.wake(worker, lease) or (not wait and not self.forget(lease))
 
@@ -173,8 +173,7 @@ class Pool:
             if worker.lease is not None:
                 self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
-            self._kept -= worker.kept
-            worker.kept = False
+            self._kept, worker.kept = self._kept - worker.kept, False
             first = next(iter(self._waiting), None)
             if first and (first.loop is not None or self._running() <= self._hands.count):
                 return self._serve_first(worker, now)
@@ -188,14 +187,8 @@ class Pool:
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)
         self._wait_seconds += now - lease.asked
-        self._lease(worker, lease, now)
+        self._kept += worker.assign(lease, now)
         return lease
-
-    def _lease(self, worker: Worker, lease: Leaseholder, now: float) -> None:
-        worker.lease, worker.since = lease, now
-        # One that runs elsewhere takes no hand.
-        worker.kept = lease.loop is not None
-        self._kept += worker.kept
 
     def retire(self, worker: Worker) -> bool:
         """Let *worker* go, idle for ``MAX_IDLE`` seconds. False if a lease is on its way to it."""
@@ -237,7 +230,6 @@ class Pool:
         with self._lock:
             now = time.monotonic()
             busy = [(each, each.lease, now - each.since) for each in self.workers if each.lease]
-            discarded = [each.connections.discarded for each in self.workers]
             snapshot = PoolStats(
                 max_threads=self.settings.max_threads,
                 threads=len(self.workers),
@@ -248,7 +240,7 @@ class Pool:
                 wait_seconds=self._wait_seconds,
                 run_seconds=self._run_seconds,
                 timeouts=self._timeouts,
-                discarded=self._discarded + sum(discarded),
+                discarded=self._discarded + sum(w.connections.discarded for w in self.workers),
             )
         # Naming a lease calls the user's code, which may come back here: outside the lock.
         holders = tuple((worker.name, str(lease), since) for worker, lease, since in busy)
@@ -272,7 +264,6 @@ class Pool:
             lease.refuse(PoolClosed(exiting))
         for worker in idle:
             worker.wake.release()
-        for worker in workers if refuse else ():
-            if (running := worker.lease) is not None:
-                running.dismiss(PoolClosed(exiting))
+        for running in [each.lease for each in workers if refuse and each.lease]:
+            running.dismiss(PoolClosed(exiting))
         return workers

@@ -28,7 +28,7 @@ from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from ..core.asgiref import move_locals, take_over
 from ..core.call import Call
@@ -66,7 +66,7 @@ class Runner:
 
     #: What it runs, if anything: a lease of its worker, on its loop.
     lease: Leaseholder | None = None
-    worker: Worker
+    worker: Any
     loop: AbstractEventLoop
 
     def __init__(self, own: set[Runner], idle: list[Runner]) -> None:
@@ -78,6 +78,7 @@ class Runner:
         self.rests = False
         #: How often it was switched to.
         self.turns = 0
+        self._loops: Any = getcurrent()
         self._greenlet = greenlet(self._run)
         self._greenlet.switch()
 
@@ -111,7 +112,7 @@ class Runner:
     def _run(self) -> None:
         while not self._ended:
             self._idle.append(self)
-            lease: Leaseholder | None = self._greenlet.parent.switch()  # type: ignore[union-attr]
+            lease: Leaseholder | None = self._loops.switch()
             self._own.add(self)
             while lease is not None:
                 if isinstance(lease, Call):
@@ -136,7 +137,7 @@ class Runner:
         """
         if not self.is_over():
             with suppress(GreenletExit):
-                return self._greenlet.parent.switch()  # type: ignore[union-attr]
+                return self._loops.switch()
         raise LoopClosedError("the event loop was closed, and a call on it was ended [loop-closed]")
 
     # Any thread
@@ -202,7 +203,7 @@ def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
 def begin(worker: Worker, lease: Leaseholder) -> bool:
     """Run *lease* on its loop's thread, for *worker*. False if it has no loop, or a closed one."""
     loop = lease.loop
-    if loop is None:
+    if loop is None or not hasattr(worker, "errand"):  # it was switched off meanwhile
         return False
     if _get_running_loop() is loop:
         _begin(worker, lease, loop)
@@ -264,7 +265,10 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     except LoopClosedError:
         done.acquire()
     take_over(variables)
-    if (error := outcome[1]) is not None:
-        outcome.clear()  # its traceback holds this frame
-        raise error
-    return outcome[0]
+    result, failure = outcome
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            outcome = failure = None  # type: ignore[assignment] # its traceback holds this frame
+    return result

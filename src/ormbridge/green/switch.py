@@ -19,7 +19,6 @@ from ..core import hooks
 from ..core.call import Call
 from ..core.pool import Pool
 from ..core.settings import Settings
-from ..core.worker import Worker
 from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped
 from . import psycopg as psycopg
@@ -40,7 +39,6 @@ def switch(settings: Settings) -> None:
     _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
     hooks.mark = _mark if settings.green else _do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
-    Pool.worker_type = GreenWorker if settings.green else Worker
 
 
 def _do_nothing(*args: object) -> None: ...
@@ -48,7 +46,7 @@ def _do_nothing(*args: object) -> None: ...
 
 def _is_postgresql(alias: str) -> bool:
     backend: Any = load_backend(connections.settings[alias]["ENGINE"])
-    return backend.DatabaseWrapper.vendor == "postgresql"
+    return bool(backend.DatabaseWrapper.vendor == "postgresql")
 
 
 def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: Any) -> None:
@@ -115,5 +113,6 @@ def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> An
     return run(*args, **kwargs)
 
 
+Pool.worker_type = GreenWorker
 hooks.begin, hooks.deliver, hooks.rescue = begin, _deliver, rescue
 AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]

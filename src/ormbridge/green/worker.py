@@ -83,8 +83,9 @@ class Wrappers:
 
     def _here(self) -> Any:
         worker = here.worker
-        local = worker is None or _get_running_loop() is not None
-        return self._local if local else worker.connections.aliases
+        if worker is None or _get_running_loop() is not None:
+            return self._local
+        return getattr(worker.connections, "aliases", self._local)
 
     def __getattr__(self, alias: str) -> Any:
         return getattr(self._here(), alias)
