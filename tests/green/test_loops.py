@@ -397,3 +397,21 @@ async def test_fork_in_a_green_function():
         return said, threading.get_ident()
 
     assert await database_sync_to_async(function, green=True)() == (b"went on", own)
+
+
+class LoopWithoutWatch(asyncio.SelectorEventLoop):
+    """A loop that watches no sockets, as Windows' proactor."""
+
+    add_reader = asyncio.AbstractEventLoop.add_reader
+
+
+def test_loop_that_watches_no_sockets():
+    """There everything runs on threads."""
+
+    async def run():
+        async with in_context(holds=True):
+            own = await green_where(), await database_sync_to_async(where)()
+        return {*own, await green_where()}
+
+    with asyncio.Runner(loop_factory=LoopWithoutWatch) as runner:
+        assert threading.get_ident() not in runner.run(run())

@@ -51,6 +51,8 @@ class _Green(threading.local):
     runner: Runner | None = None
     #: The loop that made the last call, its greenlets that run, and those that are idle.
     loop: AbstractEventLoop | None = None
+    #: Whether that can watch a socket: Windows' proactor cannot.
+    watches = True
     runners: set[Runner]
     idle: list[Runner]
 
@@ -167,6 +169,7 @@ def enter(loop: AbstractEventLoop) -> None:
         rescue(methodcaller("is_closed"))
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
+    green.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
     if begins:
         watch = _ends[loop] = _end_with(green.runners, green.idle)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it

@@ -57,7 +57,7 @@ def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: 
         watchdog.sleeps = True
     if watchdog.sleeps:
         watchdog.wake()
-    if _is_green(call.name) if said is None else said:
+    if green.watches and (_is_green(call.name) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)
