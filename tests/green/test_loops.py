@@ -1,4 +1,4 @@
-"""Event loops that green functions wait on: several, closed, left, moved, nested, of other kinds."""
+"""Event loops that green functions wait on: several, closed, left, moved, nested, other kinds."""
 
 import asyncio
 import gc

@@ -82,7 +82,7 @@ class Runner:
         self._ended = False
         #: Whether it waits for the next call of its lease.
         self.rests = False
-        #: How often it was switched to.
+        #: How often it was switched to, or back: an odd number while it has the thread.
         self.turns = 0
         self._loops: Any = getcurrent()
         self._greenlet = greenlet(self._run)
@@ -105,6 +105,7 @@ class Runner:
             elif not self._greenlet.dead:
                 self._greenlet.throw(GreenletExit)
         finally:
+            self.turns += 1
             _set_running_loop(loop)
             green.runner, here.worker = outside, worker
 
@@ -190,6 +191,14 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
             runner.end()
         idle.clear()
         _ends[asyncio.get_running_loop()] = None
+
+
+def at_work() -> list[Runner]:
+    """Return those that have a thread now. Any thread."""
+    with suppress(RuntimeError):  # one came or went this very moment
+        runners = [runner for own, _ in list(_runners.values()) for runner in list(own)]
+        return [runner for runner in runners if runner.turns % 2]
+    return []
 
 
 def _is_still(loop: AbstractEventLoop) -> bool:

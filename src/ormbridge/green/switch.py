@@ -54,7 +54,6 @@ def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: 
     loop = call.mailbox.loop
     if green.loop is not loop:
         enter(loop)
-        watchdog.sleeps = True
     if watchdog.sleeps:
         watchdog.wake()
     if green.watches and (_is_green(call.name) if said is None else said):
