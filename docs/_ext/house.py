@@ -40,7 +40,7 @@ from .record.words import enumerated
 
 PACKAGE = "src/ormbridge"
 # Units of the picture: its width, that of a box, and the room for lines of text and for arrows.
-WIDTH, BOX, NAME, LINE, GAP, RAIL, STEP = 360, 284, 17, 14, 10, 14, 9
+WIDTH, BOX, NAME, LINE, GAP, RAIL, STEP = 360, 284, 17, 14, 10, 12, 9
 #: Letters in a line of modules.
 LETTERS = 46
 

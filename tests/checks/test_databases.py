@@ -9,7 +9,7 @@ from django.core.checks import run_checks
 from django.db import connection, connections, transaction
 from django.db.utils import ConnectionHandler
 
-from ormbridge import checks, database_sync_to_async, stats
+from ormbridge import checks, database_sync_to_async, green, stats
 from tests.checks.conftest import POSTGRESQL, SQLITE
 from tests.core.support import run_python
 from tests.settings import CHOICE
@@ -446,6 +446,39 @@ def test_state_of_the_session_behind_pgbouncer(check, pool_settings, database, b
 def test_pgbouncer_without_state_of_the_session(check):
     """W010 is silent where nothing points to state on the session."""
     assert check(**BOUNCER, OPTIONS={"options": "", "sslmode": "require"}) == []
+
+
+# W011
+
+
+@pytest.mark.parametrize(
+    ("lacks", "databases", "says"),
+    [
+        ("greenlet", POSTGRESQL, "greenlet is not installed"),
+        ("psycopg", POSTGRESQL, "psycopg is not installed"),
+        (None, SQLITE, "no database is PostgreSQL"),
+    ],
+)
+def test_green_that_lacks_something(pool_settings, monkeypatch, lacks, databases, says):
+    """W011: what runs green needs greenlet, psycopg 3 and PostgreSQL."""
+    pool_settings(GREEN=True)
+    monkeypatch.setattr(green, "find_spec", lambda name: None if name == lacks else name)
+    monkeypatch.setattr(green, "connections", ConnectionHandler({"default": {**databases}}))
+    (warning,) = run_checks(tags=["ormbridge"])
+    assert str(warning) == (
+        f"?: (ormbridge.W011) ORMBRIDGE['GREEN'] is True, and {says}: everything runs on threads\n"
+        "\tHINT: install ormbridge[green], use PostgreSQL with psycopg 3, or leave GREEN out"
+    )
+    pool_settings()
+    assert run_checks(tags=["ormbridge"]) == []
+
+
+def test_green_that_lacks_nothing(pool_settings, monkeypatch):
+    """W011 is silent where all of it is there."""
+    pool_settings(GREEN=True)
+    monkeypatch.setattr(green, "find_spec", lambda name: name)
+    monkeypatch.setattr(green, "connections", ConnectionHandler({"default": {**POSTGRESQL}}))
+    assert run_checks(tags=["ormbridge"]) == []
 
 
 # How the checks come to run

@@ -37,6 +37,14 @@ def test_picture_has_an_arrow_for_each_import():
     assert [(of, to) for of, to in drawn if storeys.index(of) <= storeys.index(to)] == []
 
 
+def test_arrows_stay_in_the_picture():
+    """However many wings are imported, no arrow is cut off at the right."""
+    found = house.imports(SOURCE)
+    rooms = house.rooms(SOURCE)
+    picture = "".join(house.draw("", rooms, house.stack(rooms, found), found))
+    assert 0 < max(int(x) for x in re.findall(r"H(\d+)", picture)) < house.WIDTH
+
+
 def package(root: Path, **modules: str) -> None:
     """Make a package of folders with one module each."""
     for name, text in modules.items():
