@@ -40,7 +40,7 @@ class Gate:
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
     """Call *function*, which blocks: below a greenlet so that its event loop goes on."""
-    green = sys.modules.get("ormbridge.green.runner")
+    green = sys.modules.get("ormbridge.green.worker")
     return function(*args) if green is None else green.apart(function, *args)
 
 

@@ -116,8 +116,9 @@ def _reset_after_fork() -> None:
 
 def _mark_first(*args: object) -> None:
     """Do what :data:`.hooks.mark` does, for a call that may come before the wings are loaded."""
-    hooks.mark = hooks.do_nothing
     default_pool()
+    if hooks.mark is _mark_first:
+        hooks.mark = hooks.do_nothing
     hooks.mark(*args)
 
 

@@ -8,7 +8,8 @@ from ..core.errors import PoolTimeout
 from ..core.pool import Pool
 from ..core.route import Route
 from ..leases.lease import Lease
-from .runner import LoopClosedError, Runner, apart, green
+from .runner import LoopClosedError, Runner, green
+from .worker import apart
 
 
 class GreenLease(Lease):

@@ -17,7 +17,8 @@ from typing import Any
 
 import psycopg
 
-from .runner import Runner, apart, green
+from .runner import Runner, green
+from .worker import apart
 
 # psycopg.waiting.Wait, and Ready.
 _READ, _WRITE = 1, 2

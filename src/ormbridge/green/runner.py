@@ -3,7 +3,7 @@
 While it waits, for its server or for a thread, the loop goes on: :meth:`Runner.suspend` switches
 back to it, and a callback of the loop switches here again. A runner acts for a worker: it has the
 worker's lease and its connections. The worker's own thread sleeps meanwhile, and does what may
-block (:func:`apart`): connecting, closing, ``RESET``, functions that are not said to be green.
+block (:func:`.apart`): connecting, closing, ``RESET``, functions that are not said to be green.
 
 Guarantees:
 
@@ -17,13 +17,11 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from operator import methodcaller
@@ -32,11 +30,9 @@ from weakref import WeakKeyDictionary
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from ..core.asgiref import move_locals, take_over
 from ..core.call import Call
 from ..core.connections import ThreadConnections, here
 from ..core.errors import BridgeError
-from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
 
 
@@ -243,42 +239,3 @@ def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
     runner = idle.pop()
     runner.worker, runner.loop = worker, loop
     runner.resume(lease)
-
-
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Call *function*, which may block, on the worker's thread; wait for it in the greenlet.
-
-    Elsewhere than in a greenlet, or if the worker was given back, here. It runs in the context of
-    the caller.
-
-    :raises PoolTimeout: if the system starts no thread.
-    """
-    runner = green.runner
-    if runner is None or runner.worker.lease is not runner.lease:
-        return function(*args)
-    worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
-    run = partial(variables.run, move_locals, variables, partial(function, *args))
-    worker.errand = partial(_do, run, outcome, runner)
-    worker.wake.release()
-    if worker.ident is None:
-        try:
-            worker.start()
-        except Exception as error:
-            worker.errand = None
-            worker.wake.acquire()
-            raise no_thread(error, worker.pool.settings.max_threads) from error
-    with suppress(LoopClosedError):
-        runner.suspend()
-    try:
-        return outcome.result()  # waits, if the loop was closed
-    finally:
-        take_over(variables)
-        del outcome
-
-
-def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
-    try:
-        outcome.set_result(run())
-    except BaseException as error:
-        outcome.set_exception(error)
-    runner.wake()

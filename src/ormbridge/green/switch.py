@@ -23,9 +23,9 @@ from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped
 from . import psycopg as psycopg
 from .lease import GreenLease
-from .runner import apart, begin, enter, green, rescue
+from .runner import begin, enter, green, rescue
 from .watchdog import watchdog
-from .worker import GreenWorker
+from .worker import GreenWorker, apart
 
 _await_on_thread = AsyncToSync.__call__
 # Whether all functions are green, and whether all databases are PostgreSQL.

@@ -5,9 +5,12 @@ The thread does then what may block. See :mod:`.runner`.
 
 from __future__ import annotations
 
+import contextvars
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +18,51 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..core.asgiref import move_locals, take_over
 from ..core.connections import ThreadConnections, here
 from ..core.settings import Reset
+from ..core.stats import no_thread
 from ..core.worker import Worker
-from .runner import apart
+from .runner import LoopClosedError, Runner, green
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call *function*, which may block, on the worker's thread; wait for it in the greenlet.
+
+    Elsewhere than in a greenlet, or if the worker was given back, here. It runs in the context of
+    the caller.
+
+    :raises PoolTimeout: if the system starts no thread.
+    """
+    runner = green.runner
+    if runner is None or runner.worker.lease is not runner.lease:
+        return function(*args)
+    worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
+    run = partial(variables.run, move_locals, variables, partial(function, *args))
+    worker.errand = partial(_do, run, outcome, runner)
+    worker.wake.release()
+    if worker.ident is None:
+        try:
+            worker.start()
+        except Exception as error:
+            worker.errand = None
+            worker.wake.acquire()
+            raise no_thread(error, worker.pool.settings.max_threads) from error
+    with suppress(LoopClosedError):
+        runner.suspend()
+    try:
+        return outcome.result()  # waits, if the loop was closed
+    finally:
+        take_over(variables)
+        del outcome
+
+
+def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
+    try:
+        outcome.set_result(run())
+    except BaseException as error:
+        outcome.set_exception(error)
+    runner.wake()
 
 
 class GreenConnections(ThreadConnections):
