@@ -22,7 +22,9 @@ What is done is compared with what a small model expects:
 """
 
 import faulthandler
+import importlib
 import os
+from importlib.util import find_spec
 
 import pytest
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -59,8 +61,30 @@ def make_table(connection, **kwargs):
         cursor.execute("CREATE TEMPORARY TABLE written (number integer)")
 
 
+@pytest.fixture(params=["threads", "green"])
+def asked(request, monkeypatch, pool_settings):
+    """Return those who wait for the server on the loop's thread, None if none ever does."""
+    if request.param == "threads":
+        pool_settings(GREEN=False)
+        return None
+    if CHOICE != "postgresql" or find_spec("greenlet") is None:
+        pytest.skip("green functions need PostgreSQL, psycopg 3 and greenlet")
+    watch = importlib.import_module("ormbridge.green.psycopg").Watch
+    wait, asked = watch.wait, []
+
+    def note(self, runner, state):
+        asked.append(runner)
+        try:
+            return wait(self, runner, state)
+        finally:
+            asked.remove(runner)
+
+    monkeypatch.setattr(watch, "wait", note)
+    return asked
+
+
 @pytest.fixture
-def machine(monkeypatch, connection_settings):
+def machine(monkeypatch, connection_settings, asked):
     """Return the machine, with locks that tell who waits for them."""
     rest = Rest()
 
@@ -83,7 +107,8 @@ def machine(monkeypatch, connection_settings):
             connection_settings(using, OPTIONS={**options, "transaction_mode": "DEFERRED"})
     pools = {}
     connection_created.connect(make_table)
-    yield type("Machine", (Machine,), {"pools": pools, "rest": rest, "abandoned": []})
+    shared = {"pools": pools, "rest": rest, "abandoned": []}
+    yield type("Machine", (Machine,), {**shared, "green": asked is not None, "asked": [] if asked is None else asked})
     connection_created.disconnect(make_table)
     for pool in pools.values():
         process.end(pool)

@@ -34,7 +34,7 @@ from ormbridge.core.process import default_pool, end
 from ormbridge.postgres import canceller
 from ormbridge.postgres import connections as stopped
 from ormbridge.streaming.source import Source
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, apart
 from tests.core.support import ROOT, until
 from tests.settings import CHOICE
 from tests.support.blocks import beside, ended, first
@@ -531,7 +531,7 @@ async def test_read_ahead_in_a_transaction_is_not_stopped(network, rows, soon):
 
     def wait():
         queried.set()
-        assert go.wait(GUARD)
+        assert apart(go.wait, GUARD)
 
     async with atomic():
         with at_second_fetch(wait):

@@ -23,13 +23,13 @@ from ormbridge import (
     release,
     stream,
 )
-from ormbridge.core import process
+from ormbridge.core import hooks, process
 from ormbridge.core.hands import STALL
 from ormbridge.core.mailbox import LOOK
 from ormbridge.core.pool import Pool
 from ormbridge.core.settings import Settings
-from ormbridge.core.worker import Worker
-from tests.core.gate import GUARD
+from ormbridge.core.worker import Worker, current
+from tests.core.gate import GUARD, apart
 from tests.support.model import (
     ALIASES,
     Actor,
@@ -63,6 +63,9 @@ class Machine(OnWorkers, RuleBasedStateMachine):
     pools: dict  # by their bound, for the next example: starting threads takes time
     rest: Rest
     abandoned: list
+    #: Whether functions run on the loop's thread, and how many wait there for the server.
+    green: bool
+    asked: list
 
     @initialize(
         threads=st.integers(1, 3),
@@ -91,13 +94,15 @@ class Machine(OnWorkers, RuleBasedStateMachine):
         self._patch(transaction.Atomic, "__exit__", self._exit)
         self._patch(Worker, "start", self._start_thread)
         # Whether threads may be refused; then none has been started yet.
-        self.scarce = scarce
+        self.scarce = scarce = scarce and not self.green
         self.to_refuse = self.refusals = 0
         self.refused_last = False
         if scarce or (threads, scarce) not in self.pools:
-            self.pools[threads, scarce] = Pool(
-                Settings(max_threads=threads, timeout=TIMEOUT, max_idle=3600.0, reset=None)
+            settings = Settings(
+                max_threads=threads, timeout=TIMEOUT, max_idle=3600.0, reset=None, green=self.green
             )
+            hooks.load(settings)
+            self.pools[threads, scarce] = Pool(settings)
         process._pool = self.pool = self.pools[threads, scarce]
         self.discarded = self.pool.stats().discarded
         for kind in kinds:
@@ -225,7 +230,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
         job = self._submit(actor, kind, actor.unit, gated)
         self.number += 1
         wrapped = {
-            "bridge": database_sync_to_async(self._work),
+            "bridge": database_sync_to_async(self._work, green=self.number % 3 > 0),
             "native": sync_to_async(self._work),
             "anywhere": database_sync_to_async(self._work, thread_sensitive=False),
         }[kind]
@@ -281,7 +286,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
 
         def view():
             self._start(job)
-            frame.thread = threading.current_thread()
+            frame.thread = current()
             try:
                 async_to_sync(inside)()
             finally:
@@ -603,7 +608,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
         while ready:
             self._turn()
             self._let_workers_rest()
-            ready = bool(self.loop._ready)
+            ready = bool(self.loop._ready or self.asked)
 
     def _turn(self):
         self.loop.call_soon(self.loop.stop)
@@ -611,7 +616,8 @@ class Machine(OnWorkers, RuleBasedStateMachine):
 
     def _let_workers_rest(self):
         with self.rest.changed:
-            while not self.pool.workers <= self.rest.waiting:
+            # Where all that it did was green, a worker has no thread.
+            while not {each for each in self.pool.workers if each.ident} <= self.rest.waiting:
                 if not self.rest.changed.wait(PATIENCE):
                     raise AssertionError("a worker does not come to rest")
 
@@ -686,7 +692,7 @@ class Machine(OnWorkers, RuleBasedStateMachine):
                     cursor.execute("SELECT number FROM written")
                     found.extend((using, number) for (number,) in cursor.fetchall())
                     cursor.execute("DELETE FROM written")
-            gate.acquire()
+            apart(gate.acquire)
 
         found = []
         # One for each reader: a lock tells of one who waits for it.

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextvars
-import threading
 
 from django.db import connections, transaction
 
+from ormbridge.core.worker import current
+from tests.core.gate import apart
 from tests.support.model import ALIASES, Frame, Hook, atomics
 
 job_of_context = contextvars.ContextVar("job_of_context")
@@ -39,7 +40,7 @@ class OnWorkers:
             for unit in job.around.chain() if job.around and job.kind != "anywhere" else ():
                 unit.line = unit.line or job.line
             job.started = job.running = True
-            job.thread = threading.current_thread()
+            job.thread = current()
             # A call in a synchronous frame runs on the thread of the call that waits there.
             running = len({each.thread for each in self.jobs if each.running})
             self._check(running <= self.threads, f"{running} calls run at one time")
@@ -55,14 +56,14 @@ class OnWorkers:
     def _wait_at_gate(self, job):
         gate = job.gate
         if gate is not None and not self.failed:
-            gate.acquire()
+            apart(gate.acquire)  # a green function does not hold the loop there
         with self.rest.changed:
             job.running = False
 
     def _work(self, job, number, using, hooks):
         self._start(job)
         units = [] if job.kind == "anywhere" else atomics(job.around, using)
-        broken = (threading.current_thread(), using) in self.broken
+        broken = (current(), using) in self.broken
         try:
             with connections[using].cursor() as cursor:
                 cursor.execute(f"INSERT INTO written VALUES ({number})")
@@ -103,7 +104,7 @@ class OnWorkers:
             job.running = False
             raise
         self._check(not (unit.durable and unit.nested), f"{job} is durable, and in another block")
-        me = threading.current_thread()
+        me = current()
         unit.undoes = not unit.nested or (unit.savepoint and (me, unit.using) not in self.broken)
         unit.atomic = atomic_of_django
         self.units[atomic_of_django] = unit
@@ -119,7 +120,7 @@ class OnWorkers:
             self._start(job)
             # While COMMIT or ROLLBACK runs.
             self._wait_at_gate(job)
-        place = threading.current_thread(), unit.using
+        place = current(), unit.using
         stack = self.stacks[place[0]]
         self._check(stack[-1:] == [unit], f"{job} ends {unit}, and not the innermost block {stack}")
         unit.lost = place in self.broken

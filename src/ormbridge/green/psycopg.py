@@ -27,10 +27,7 @@ class Watch:
     """A loop's watch over the socket of one connection, until it is readable and nobody waits."""
 
     def __init__(self, raw: Any, loop: AbstractEventLoop) -> None:
-        """Begin to watch. On the thread of *loop*.
-
-        :raises NotImplementedError: if *loop* watches no sockets (Windows' proactor).
-        """
+        """Begin to watch. On the thread of *loop*."""
         self.loop = loop
         self.watching = True
         #: Who waits.

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from operator import methodcaller
@@ -49,11 +51,15 @@ class _Green(threading.local):
     runner: Runner | None = None
     #: The loop that made the last call, its greenlets that run, and those that are idle.
     loop: AbstractEventLoop | None = None
+    #: Whether that can watch a socket: Windows' proactor cannot.
+    watches = True
     runners: set[Runner]
     idle: list[Runner]
 
 
 green = _Green()
+if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
+    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
@@ -76,7 +82,7 @@ class Runner:
         self._ended = False
         #: Whether it waits for the next call of its lease.
         self.rests = False
-        #: How often it was switched to.
+        #: How often it was switched to, or back: an odd number while it has the thread.
         self.turns = 0
         self._loops: Any = getcurrent()
         self._greenlet = greenlet(self._run)
@@ -99,6 +105,7 @@ class Runner:
             elif not self._greenlet.dead:
                 self._greenlet.throw(GreenletExit)
         finally:
+            self.turns += 1
             _set_running_loop(loop)
             green.runner, here.worker = outside, worker
 
@@ -158,11 +165,13 @@ class Runner:
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
-    if loop not in _ends:
+    begins = loop not in _ends
+    if begins:
         rescue(methodcaller("is_closed"))
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
-    if loop not in _ends:
+    green.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
+    if begins:
         watch = _ends[loop] = _end_with(green.runners, green.idle)
         with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
             watch.__anext__().send(None)
@@ -182,6 +191,14 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
             runner.end()
         idle.clear()
         _ends[asyncio.get_running_loop()] = None
+
+
+def at_work() -> list[Runner]:
+    """Return those that have a thread now. Any thread."""
+    with suppress(RuntimeError):  # one came or went this very moment
+        runners = [runner for own, _ in list(_runners.values()) for runner in list(own)]
+        return [runner for runner in runners if runner.turns % 2]
+    return []
 
 
 def _is_still(loop: AbstractEventLoop) -> bool:
@@ -239,19 +256,9 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     runner = green.runner
     if runner is None or runner.worker.lease is not runner.lease:
         return function(*args)
-    worker, variables, done = runner.worker, contextvars.copy_context(), threading.Lock()
-    outcome: list[Any] = [None, None]
-    done.acquire()
-
-    def errand() -> None:
-        try:
-            outcome[0] = variables.run(move_locals, variables, partial(function, *args))
-        except BaseException as error:
-            outcome[1] = error
-        done.release()
-        runner.wake()
-
-    worker.errand = errand
+    worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
+    run = partial(variables.run, move_locals, variables, partial(function, *args))
+    worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     if worker.ident is None:
         try:
@@ -260,15 +267,18 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
             worker.errand = None
             worker.wake.acquire()
             raise no_thread(error, worker.pool.settings.max_threads) from error
-    try:
+    with suppress(LoopClosedError):
         runner.suspend()
-    except LoopClosedError:
-        done.acquire()
-    take_over(variables)
-    result, failure = outcome
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            outcome = failure = None  # type: ignore[assignment] # its traceback holds this frame
-    return result
+    try:
+        return outcome.result()  # waits, if the loop was closed
+    finally:
+        take_over(variables)
+        del outcome
+
+
+def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
+    try:
+        outcome.set_result(run())
+    except BaseException as error:
+        outcome.set_exception(error)
+    runner.wake()

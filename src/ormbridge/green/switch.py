@@ -37,11 +37,8 @@ def switch(settings: Settings) -> None:
     global _all, _only
     watchdog.slow = settings.green_slow
     _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
-    hooks.mark = _mark if settings.green else _do_nothing
+    hooks.mark = _mark if settings.green else hooks.do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
-
-
-def _do_nothing(*args: object) -> None: ...
 
 
 def _is_postgresql(alias: str) -> bool:
@@ -57,10 +54,9 @@ def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: 
     loop = call.mailbox.loop
     if green.loop is not loop:
         enter(loop)
-        watchdog.sleeps = True
     if watchdog.sleeps:
         watchdog.wake()
-    if _is_green(call.name) if said is None else said:
+    if green.watches and (_is_green(call.name) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)

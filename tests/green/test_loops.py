@@ -1,0 +1,417 @@
+"""Event loops that green functions wait on: several, closed, left, moved, nested, other kinds."""
+
+import asyncio
+import gc
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import User
+from django.db import connection
+
+from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
+from ormbridge.core import process
+from tests.core.gate import GUARD
+from tests.core.support import until
+from tests.support.canceller import Outside, in_context, pid
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def where():
+    """Use the database; return the thread."""
+    User.objects.exists()
+    return threading.get_ident()
+
+
+green_where = database_sync_to_async(where, green=True)
+
+
+def in_thread(function, *args):
+    """Call *function* on a thread of its own; return what it returns."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function, *args).result(GUARD)
+
+
+def assert_whole():
+    """See that every worker is free, and that all of them can be had."""
+    assert stats().idle == stats().threads
+    assert stats().waiting == 0
+    assert asyncio.run(green_where()) == threading.get_ident()
+
+
+# The connection is in the middle of a statement, and is discarded: what watches that is left open.
+cut_off = pytest.mark.filterwarnings(
+    "ignore:unclosed <socket:ResourceWarning",
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+)
+
+
+@pytest.fixture
+def held(transactional_db):
+    """Hold the tables, so that green functions wait for the server."""
+    outside = Outside()
+    yield outside
+    outside.close()
+
+
+def test_two_loops_at_once(green):
+    """Two loops in two threads share the pool; each runs its own green functions."""
+    green(MAX_THREADS=3)
+    together = threading.Barrier(2)
+
+    async def many():
+        own = threading.get_ident()
+        together.wait(GUARD)
+
+        async def one():
+            async with atomic():
+                seen = {await green_where() for _ in range(3)}
+                await database_sync_to_async(where)()
+            return seen
+
+        seen = await asyncio.gather(*(one() for _ in range(20)))
+        return set().union(*seen) == {own}
+
+    with ThreadPoolExecutor(2) as executor:
+        runs = [executor.submit(asyncio.run, many()) for _ in range(2)]
+        assert [run.result(GUARD) for run in runs] == [True, True]
+    assert stats().threads <= 3
+    assert_whole()
+
+
+def test_worker_goes_from_loop_to_loop(green):
+    """A connection that was waited for on one loop is waited for on the next one."""
+    green(MAX_THREADS=1)
+    green_pid = database_sync_to_async(pid, green=True)
+    pids = {asyncio.run(green_pid()) for _ in range(3)}
+    pids.add(in_thread(asyncio.run, green_pid()))
+    pids.add(asyncio.run(green_pid()))
+    assert len(pids) == 1
+
+
+def test_waiting_calls_of_two_loops(green):
+    """Who waits in line on another loop gets the worker there."""
+    green(MAX_THREADS=1)
+    entered, leave = threading.Event(), threading.Event()
+
+    async def hold():
+        async with in_context(holds=True):
+            await green_where()
+            entered.set()
+            await asyncio.to_thread(leave.wait, GUARD)
+
+    async def wait():
+        call = asyncio.create_task(green_where())
+        await until(lambda: stats().waiting == 1)
+        leave.set()
+        return await call, threading.get_ident()
+
+    with ThreadPoolExecutor(2) as executor:
+        holder = executor.submit(asyncio.run, hold())
+        assert entered.wait(GUARD)
+        seen, own = executor.submit(asyncio.run, wait()).result(GUARD)
+        holder.result(GUARD)
+    assert seen == own
+    assert_whole()
+
+
+def test_loop_that_is_moved_to_another_thread(green):
+    """A loop that goes on, on another thread, has green functions there."""
+    green(MAX_THREADS=1)
+    loop = asyncio.new_event_loop()
+    here = loop.run_until_complete(green_where())
+    there = in_thread(loop.run_until_complete, asyncio.wait_for(green_where(), GUARD))
+    again = loop.run_until_complete(green_where())
+    assert (here, again) == (threading.get_ident(), threading.get_ident())
+    assert there != here
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    assert_whole()
+
+
+@cut_off
+def test_loop_closed_with_a_call_that_waits(green, held):
+    """A green function whose loop was closed under it ends with an error; its worker is free."""
+    green(MAX_THREADS=1)
+    errors = []
+
+    def function():
+        try:
+            return User.objects.count()
+        except BaseException as error:
+            errors.append(str(error))
+            raise
+
+    async def begin():
+        task = asyncio.create_task(database_sync_to_async(function, green=True)())
+        await held.sees(1)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    loop.close()
+    task._log_destroy_pending = False
+    del task
+    held.let_go()
+    assert asyncio.run(green_where()) == threading.get_ident()
+    assert errors == ["the event loop was closed, and a call on it was ended [loop-closed]"]
+    assert_whole()
+
+
+@cut_off
+def test_loop_closed_with_calls_in_line(green, held):
+    """What waited in line behind it is not run any more, and loses no worker."""
+    green(MAX_THREADS=1)
+    ran = []
+
+    async def begin():
+        first = asyncio.create_task(green_where())
+        await held.sees(1)
+        rest = [asyncio.create_task(database_sync_to_async(ran.append, green=True)(1))]
+        rest.append(asyncio.create_task(database_sync_to_async(ran.append)(2)))
+        await until(lambda: stats().waiting == 2)
+        return [first, *rest]
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(begin())
+    loop.close()
+    for task in tasks:
+        task._log_destroy_pending = False
+    del tasks, task
+    held.let_go()
+    assert asyncio.run(green_where()) == threading.get_ident()
+    assert_whole()
+
+
+def test_loop_that_ends_waits_for_what_runs(green, held):
+    """A loop that shuts down ends what it runs first."""
+    green(MAX_THREADS=1)
+    ended = []
+
+    def function():
+        try:
+            User.objects.exists()
+        finally:
+            ended.append(stats().holders[0][0])
+
+    async def begin():
+        task = asyncio.create_task(database_sync_to_async(function, green=True)())
+        await held.sees(1)
+        return task
+
+    asyncio.run(begin())  # which cancels the task, and so its statement
+    assert ended == ["ormbridge-worker-1"]
+    held.let_go()
+    assert_whole()
+
+
+def test_loop_left_without_a_shutdown(green):
+    """A loop that nobody shuts down keeps no worker, and is freed."""
+    green(MAX_THREADS=1)
+    left = []
+    for _ in range(5):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(green_where()) == threading.get_ident()
+        loop.close()
+        left.append(weakref.ref(loop))
+        del loop
+    assert_whole()
+    gc.collect()
+    # The connection knows the last one that it was waited for on, and the thread its last one.
+    assert [loop() for loop in left[:-2]] == [None] * 3
+
+
+def test_loops_that_ended_are_freed(green):
+    """So is each one that was shut down."""
+    green(MAX_THREADS=1)
+    left = []
+
+    async def work():
+        left.append(weakref.ref(asyncio.get_running_loop()))
+        await green_where()
+
+    for _ in range(5):
+        asyncio.run(work())
+    for _ in range(5):
+        in_thread(asyncio.run, work())
+    assert_whole()
+    gc.collect()
+    assert sum(loop() is not None for loop in left) <= 2
+
+
+def test_request_that_rests_as_its_loop_ends(green):
+    """A request that its loop's end leaves open has its worker given back."""
+    green(MAX_THREADS=1)
+
+    async def application(scope, receive, send):
+        await green_where()
+        await asyncio.Event().wait()
+
+    async def begin():
+        scope = {"type": "http", "method": "GET", "path": "/"}
+        request = asyncio.create_task(BridgeMiddleware(application)(scope, None, None))
+        await until(lambda: [holder[1] for holder in stats().holders] == ["GET /, idle"])
+        return request
+
+    loop = asyncio.new_event_loop()
+    request = loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert stats().idle == stats().threads == 1
+    request.cancel()
+    loop.run_until_complete(asyncio.wait([request]))
+    loop.close()
+    assert_whole()
+
+
+async def test_asyncio_run_in_a_green_function(green):
+    """Another event loop in a green function works; the one around it stands still meanwhile."""
+    green(MAX_THREADS=2)
+
+    async def inner():
+        await asyncio.sleep(0)
+        seen = [await database_sync_to_async(where)()]
+        seen.append(await green_where())
+        async with atomic():
+            seen.append(await green_where())
+        return seen
+
+    def function():
+        User.objects.exists()
+        seen = asyncio.run(inner())
+        User.objects.exists()
+        return seen
+
+    own = threading.get_ident()
+    seen = await database_sync_to_async(function, green=True)()
+    assert [thread == own for thread in seen] == [False, True, True]
+    assert await green_where() == own
+    await until(lambda: stats().idle == stats().threads)
+
+
+async def test_asyncio_run_without_a_worker(green):
+    """Where no other worker is free, a call from there is refused, as on a thread."""
+    green(MAX_THREADS=1)
+
+    def function():
+        return asyncio.run(green_where())
+
+    with pytest.raises(Exception, match="loop-on-worker"):
+        await database_sync_to_async(function, green=True)()
+    assert await green_where() == threading.get_ident()
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python before 3.12")
+async def test_eager_tasks(green):
+    """Tasks that begin at once, some in the middle of others, are right."""
+    green(MAX_THREADS=2)
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+    async def one(number):
+        async with atomic():
+            calls = [green_where(), User.objects.acount(), database_sync_to_async(where)()]
+            seen = await asyncio.gather(*calls)
+            await User.objects.acreate(username=str(number))
+        return seen[0]
+
+    seen = await asyncio.gather(*(one(number) for number in range(20)))
+    assert set(seen) == {threading.get_ident()}
+    assert await database_sync_to_async(User.objects.count, green=True)() == 20
+
+
+def test_debug_mode(green, caplog):
+    """In debug mode, in which a loop looks at who calls it, all is as without."""
+    green(MAX_THREADS=2)
+    caplog.set_level("ERROR")
+    assert asyncio.run(use_everything(), debug=True) == 20
+    assert caplog.text == ""
+    assert_whole()
+
+
+@pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+def test_uvloop(green, held):
+    """uvloop's loops do."""
+    import uvloop
+
+    held.let_go()
+    green(MAX_THREADS=2)
+    assert uvloop.run(use_everything()) == 20
+    assert_whole()
+
+
+async def use_everything():
+    """Make calls of all kinds at one time; return how many rows were written."""
+
+    async def one(number):
+        async with in_context(holds=number % 2):
+            async with atomic():
+                await User.objects.acreate(username=str(number))
+                assert await green_where() == threading.get_ident()
+                assert await database_sync_to_async(where)() != threading.get_ident()
+                assert await database_sync_to_async(async_to_sync(count), green=True)()
+            task = asyncio.create_task(database_sync_to_async(sleep, green=True)())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+
+    await asyncio.gather(*(one(number) for number in range(20)))
+    await until(lambda: stats().idle == stats().threads)
+    return await User.objects.acount()
+
+
+async def count():
+    return await User.objects.acount()
+
+
+def sleep():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(60)")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+async def test_fork_in_a_green_function():
+    """The child of a green function goes on in that function, and never in the event loop."""
+    own = threading.get_ident()
+
+    def function():
+        User.objects.exists()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                connection.connection = None  # it is the parent's
+                process._pool = None
+                User.objects.exists()
+                os.write(writer, b"went on")
+            finally:
+                os._exit(0)
+        os.close(writer)
+        said = os.read(reader, 100)
+        os.close(reader)
+        os.waitpid(child, 0)
+        User.objects.exists()
+        return said, threading.get_ident()
+
+    assert await database_sync_to_async(function, green=True)() == (b"went on", own)
+
+
+class LoopWithoutWatch(asyncio.SelectorEventLoop):
+    """A loop that watches no sockets, as Windows' proactor."""
+
+    add_reader = asyncio.AbstractEventLoop.add_reader
+
+
+def test_loop_that_watches_no_sockets():
+    """There everything runs on threads."""
+
+    async def run():
+        async with in_context(holds=True):
+            own = await green_where(), await database_sync_to_async(where)()
+        return {*own, await green_where()}
+
+    with asyncio.Runner(loop_factory=LoopWithoutWatch) as runner:
+        assert threading.get_ident() not in runner.run(run())
