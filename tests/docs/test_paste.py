@@ -231,6 +231,8 @@ PARTS = {
     "connections/tenant",
     "database_access/clean_up",
     "deployment/settings",
+    "green/settings",
+    "green/view",
     "observing/log",
     "streaming/read_ahead",
     "transactions/advisory_lock",
