@@ -179,13 +179,3 @@ if CHOICE == "postgresql":
         output = re.sub(r'"[^"]*/script.py"', '"slow.py"', output)
         # A busy machine looks later.
         recorded("green/slow", re.sub(r"\d+\.\d s", "0.1 s", output))
-
-    # Tools, and loops.
-
-    def test_uvloop(run_script):
-        """On uvloop it is the same."""
-        pytest.importorskip("uvloop")
-        source = example_source("green/one_thread")
-        source = f"import uvloop\n{source}".replace("asyncio.run(main", "uvloop.run(main")
-        lines = run_script(source, **SERVER).splitlines()
-        assert lines[2:] == ["threads: MainThread", lines[1]]
