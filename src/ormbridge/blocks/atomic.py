@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, overload
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
@@ -116,7 +116,8 @@ class AtomicBlock(OpenBlock):
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
         variables = contextvars.copy_context()
-        call = bridge.make_call(name, mailbox_of(loop), variables, function, True)
+        using = self._atomic.using or DEFAULT_DB_ALIAS
+        call = bridge.make_call(name, mailbox_of(loop), variables, function, using)
         call.awaits = None
         return call
 

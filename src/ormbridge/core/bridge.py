@@ -95,7 +95,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         variables = contextvars.copy_context() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
-        call = self.make_call(self.func, mailbox, variables, child, self._green)
+        green = hooks.green if self._green is None else self._green
+        call = self.make_call(self.func, mailbox, variables, child, green)
         future, awaited = call.future, call.awaits
         try:
             place(call, self._anywhere)
@@ -115,7 +116,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
 
         :param name: see :class:`.Call`.
         :param variables: the context to run it in.
-        :param green: whether it may run on the loop's thread; None if its function is to say.
+        :param green: whether it may run on the loop's thread, or the alias of the database that it
+            asks; None if its function is to say.
         """
         # A method, and called like asgiref calls it: tools that trace calls replace it.
         # To ask has_locals() here costs less than on the thread, which has other things in its

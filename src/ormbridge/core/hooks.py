@@ -21,6 +21,8 @@ load: Callable[[Any], object] = do_nothing
 #: Have a call run on its event loop's thread, if it may; see
 #: :meth:`.DatabaseSyncToAsync.make_call`.
 mark: Callable[..., object] = do_nothing
+#: Whether a function of the bridge may, that does not say; None if that is up to the function.
+green: bool | None = None
 #: Run a lease, the second argument, on behalf of a worker, the first one, elsewhere than on the
 #: worker's thread. Returns whether it is run there. Any thread.
 begin: Callable[[Any, Any], object] = do_nothing

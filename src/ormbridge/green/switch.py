@@ -28,15 +28,16 @@ from .watchdog import watchdog
 from .worker import GreenWorker, apart
 
 _await_on_thread = AsyncToSync.__call__
-# Whether all functions are green, and whether all databases are PostgreSQL.
-_all = _only = False
+# Whether all databases are PostgreSQL.
+_only = False
 
 
 def switch(settings: Settings) -> None:
     """Switch it on or off, as *settings* say, for calls that are made from now on."""
-    global _all, _only
+    global _only
     watchdog.slow = settings.green_slow
-    _all, _only = settings.green == "all", all(map(_is_postgresql, connections.settings))
+    _only = all(map(_is_postgresql, connections.settings))
+    hooks.green = True if settings.green == "all" else None
     hooks.mark = _mark if settings.green else hooks.do_nothing
     LeaseContext.lease_type = GreenLease if settings.green else Lease
 
@@ -46,9 +47,10 @@ def _is_postgresql(alias: str) -> bool:
     return bool(backend.DatabaseWrapper.vendor == "postgresql")
 
 
-def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: Any) -> None:
+def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> None:
     """Have *call* run on its loop's thread if that may be.
 
+    :param said: see :meth:`.DatabaseSyncToAsync.make_call`.
     :param error: the exception that is being handled, or None.
     """
     loop = call.mailbox.loop
@@ -56,6 +58,8 @@ def _mark(call: Call, said: bool | None, error: Any, variables: Context, child: 
         enter(loop)
     if watchdog.sleeps:
         watchdog.wake()
+    if isinstance(said, str):
+        said = _only or _is_postgresql(said)
     if green.watches and (_is_green(call.name) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
@@ -71,8 +75,6 @@ def _run_handling(error: BaseException, run: Callable[[], Any]) -> Any:
 
 def _is_green(func: Any) -> bool:
     """Say whether *func* is Django's own behind an ``a``-method, on PostgreSQL."""
-    if _all:
-        return True
     function = getattr(func, "__func__", func)
     if not (may_be_stopped(func) and function.__module__.startswith("django.")):
         return False

@@ -13,13 +13,14 @@ import traceback
 from contextvars import Context
 from types import CodeType
 
+from ..core import call
 from ..core.errors import logger
 from .runner import Runner, at_work
 
 # Looks in each GREEN_SLOW seconds, and those without a greenlet at work after which it sleeps.
 _LOOKS, _IDLE = 4, 40
-# Frames of a stack that are shown, at the most.
-_FRAMES = 8
+# Frames of a stack that are shown, at the most; the function's are above those of the bridge.
+_FRAMES, _CALL = 8, call.__file__
 
 
 class Watchdog:
@@ -56,7 +57,9 @@ class Watchdog:
         if frame is None or frame.f_code in self._told:
             return
         self._told.add(frame.f_code)
-        stack = "".join(traceback.format_stack(frame)[-_FRAMES:])
+        frames = traceback.extract_stack(frame)
+        begin = max((at for at, each in enumerate(frames) if each.filename == _CALL), default=-1)
+        stack = "".join(traceback.format_list(frames[begin + 1 :][-_FRAMES:]))
         message = "%s holds up the event loop: it has not returned to it for %.1f s, here:\n%s"
         logger.warning(message, runner.worker.connections.running, seconds, stack)
 

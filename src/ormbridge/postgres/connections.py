@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -111,12 +111,13 @@ def seen_by_server(raw: Any) -> Generator[None, None, None]:
     if hasattr(raw, "pgconn"):  # psycopg 3
         with suppress(Exception):  # broken or closed
             watch = socket_of(raw)
-    yield
-    if watch is not None:
-        with watch, suppress(OSError):
-            watch.settimeout(_PATIENCE)
-            while raw.closed and watch.recv(4096):  # b"": the server has closed its end
-                pass
+    with watch or nullcontext():
+        yield
+        if watch is not None:
+            with suppress(OSError):
+                watch.settimeout(_PATIENCE)
+                while raw.closed and watch.recv(4096):  # b"": the server has closed its end
+                    pass
 
 
 hooks.closing = seen_by_server

@@ -69,6 +69,7 @@ class Source:
 
     def __init__(self, queryset: Any, chunk_size: int) -> None:
         self.name = f"stream of {queryset.model._meta.label}"
+        self._alias: str = queryset.db
         self._chunks = read_chunks(queryset, chunk_size)
         #: The thread of the cursor, from the first chunk on.
         self.thread: threading.Thread | None = None
@@ -94,7 +95,7 @@ class Source:
         # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
         variables = contextvars.copy_context()
-        call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, True)
+        call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, self._alias)
         call.iteration = anchor, self.close
         self.call = call
         future: Any = call.future
