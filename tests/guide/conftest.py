@@ -10,7 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 
 import ormbridge
-from tests.core.gate import GUARD
+from tests.core.gate import PROCESS_GUARD
 from tests.support.examples import example_source
 
 
@@ -45,7 +45,7 @@ def run_python(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        timeout=GUARD * 2,
+        timeout=PROCESS_GUARD,
         check=False,  # who called says what failed
     )
 

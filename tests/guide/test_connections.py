@@ -29,7 +29,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
-from tests.core.gate import GUARD
+from tests.core.gate import PROCESS_GUARD
 from tests.core.support import until
 from tests.core.test_connections import resets
 from tests.guide.conftest import run_python
@@ -268,7 +268,7 @@ if INITDB is not None:  # the tests' own server is nobody's to fill up
                 subprocess.run(
                     command,
                     check=True,
-                    timeout=GUARD * 2,
+                    timeout=PROCESS_GUARD,
                     stdout=subprocess.DEVNULL,
                     cwd="/",
                     **user,
