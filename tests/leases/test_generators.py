@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 from unittest import mock
 
 import pytest
@@ -14,6 +15,7 @@ from ormbridge import (
     database_sync_to_async,
     stats,
 )
+from ormbridge.leases.generators import SuspendedGenerators
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.support.applications import serve
 from tests.support.http import connect, disconnect, get, say
@@ -136,6 +138,28 @@ async def test_generator_that_outlives_its_request_keeps_no_worker(pool_settings
     for number in range(5):
         assert await get(application) == f"200 {number}"
         await no_worker_is_leased()
+
+
+async def test_generator_let_go_of_before_its_worker_rests_keeps_no_worker(gate, monkeypatch):
+    """A request that ends while its worker goes to rest has that look again."""
+    close_unused, times = SuspendedGenerators.close_unused, itertools.count(1)
+
+    def close_and_wait(self):
+        close_unused(self)
+        if next(times) == 3:  # before the call, after it, and before the rest
+            gate()
+
+    monkeypatch.setattr(SuspendedGenerators, "close_unused", close_and_wait)
+    left = (number for number in range(10))
+
+    async def application(scope, receive, send):
+        await sync_to_async(next)(left)
+        await gate.entered()
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+    gate.open.set()
+    await no_worker_is_leased()
 
 
 async def test_iteration_of_a_client_that_left_keeps_no_worker():

@@ -1,4 +1,7 @@
-"""Users in the transaction of a test."""
+"""Users in the transaction of a test, and a call that ends while the end of a test waits for it."""
+
+import time
+from unittest import mock
 
 import pytest
 from django.contrib.auth.models import User
@@ -14,3 +17,11 @@ def bob(db):
 async def eve(async_db):
     """Make a user in the transaction of the test, from async code."""
     return await User.objects.acreate(username="eve")
+
+
+@pytest.fixture
+def late(gate, monkeypatch):
+    """Return a gate that opens as soon as the end of a test waits for it."""
+    clock = mock.Mock(wraps=time, sleep=lambda seconds: gate.open.set())
+    monkeypatch.setattr("ormbridge.testing.ending.time", clock)
+    return gate

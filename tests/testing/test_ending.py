@@ -1,7 +1,8 @@
 """Nobody is connected to a test database any more when Django drops it."""
 
 import asyncio
-import threading
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from django.db import connection, connections
 
 from ormbridge import database_sync_to_async, stats
 from ormbridge.testing.ending import close_everything, disconnect_others, free_before_drop
+from tests.core.gate import GUARD, block_until
 from tests.core.support import workers_end
 from tests.settings import CHOICE
 
@@ -86,10 +88,55 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
             (message,) = disconnect_others(connection)
         assert "by a connection opened by another program, or around Django: idle, " in message
 
-    def test_who_is_about_to_leave_is_not_named(other):
+    def test_who_is_about_to_leave_is_not_named(other, monkeypatch):
         """A connection that is being closed is given the moment that the server takes for it."""
-        other.inc_thread_sharing()
-        timer = threading.Timer(0.05, other.close)
-        timer.start()
-        assert disconnect_others(connection) == []
-        timer.join()
+        monkeypatch.setattr("ormbridge.testing.ending._NOTICED", GUARD)
+
+        def close_once_seen(execute, *arguments):
+            execute(*arguments)
+            other.close()
+
+        with connection.execute_wrapper(close_once_seen):
+            assert disconnect_others(connection) == []
+
+    @pytest.fixture
+    def watcher(other):
+        """Open a third connection to the database, which comes after *other* by number."""
+        watcher = connection.copy()
+        watcher.connect()
+        if watcher.connection.info.backend_pid < other.connection.info.backend_pid:
+            watcher.connection, other.connection = other.connection, watcher.connection
+        watcher.inc_thread_sharing()
+        yield watcher
+        watcher.close()
+
+    def test_who_is_disconnected_is_waited_for(other, watcher, monkeypatch):
+        """Who takes long to end, as here for a lock, is waited for."""
+        monkeypatch.setattr("ormbridge.testing.ending._NOTICED", GUARD)
+        # So that it looks only once whether they leave by themselves.
+        time = mock.Mock(monotonic=itertools.count(step=2 * GUARD).__next__)
+        monkeypatch.setattr("ormbridge.testing.ending.time", time)
+        with other.cursor() as cursor:
+            cursor.execute("CREATE TEMPORARY TABLE kept ()")  # is dropped as the connection ends
+            cursor.execute("SELECT pg_my_temp_schema()::regnamespace::text")
+            (schema,) = cursor.fetchone()
+        watcher.set_autocommit(False)
+        watcher.cursor().execute(f"LOCK TABLE {schema}.kept IN ACCESS SHARE MODE")
+
+        def is_waited_for():
+            with watcher.cursor() as cursor:
+                cursor.execute("SELECT pg_stat_clear_snapshot()")
+                cursor.execute(
+                    "SELECT FROM pg_stat_activity WHERE wait_event = 'BackendTermination'"
+                    " AND datname = current_database()"
+                )
+                return cursor.rowcount
+
+        def watch():
+            block_until(is_waited_for)
+            watcher.close()
+
+        with ThreadPoolExecutor() as threads:
+            watching = threads.submit(watch)
+            disconnect_others(connection)
+            watching.result()  # fails where the next was disconnected before *other* had ended

@@ -1,7 +1,6 @@
 """Tests that commit: calls run in parallel, and nobody is connected at their end."""
 
 import asyncio
-import threading
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -50,17 +49,16 @@ def test_committed_test_closes_connections(transactional_db):
     assert [each.connection for each in seen] == [None, None]
 
 
-def test_committed_test_waits_for_running_calls(transactional_db, gate):
+def test_committed_test_waits_for_running_calls(transactional_db, late):
     """A call that nobody awaits any more may end before the tables are emptied."""
 
     async def give_up():
-        task = asyncio.create_task(database_sync_to_async(gate)())
-        await gate.entered()
+        task = asyncio.create_task(database_sync_to_async(late)())
+        await late.entered()
         task.cancel()
 
     with many_transactions() as left:
         asyncio.run(give_up())
-        threading.Timer(0.05, gate.open.set).start()
     assert left == []
 
 

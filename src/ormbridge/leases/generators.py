@@ -44,20 +44,16 @@ class _Suspended:
         self.unused = False
 
 
-class SuspendedGenerators:
-    """The generators that keep one lease."""
+class SuspendedGenerators(dict[int, _Suspended]):
+    """The generators that keep one lease, by their ids. Only its thread adds and removes them."""
 
     def __init__(self, lease: Any) -> None:
         self._lease = weakref.ref(lease)
-        self._suspended: dict[int, _Suspended] = {}  # by the generator's id
-
-    def __bool__(self) -> bool:
-        return bool(self._suspended)
 
     def of_current_task(self) -> bool:
         """Say whether the running task iterates on one of them."""
         task = current_task()
-        return any(each.task == task for each in list(self._suspended.values()))
+        return any(each.task == task for each in list(self.values()))
 
     def note(self, call: Call) -> None:
         """See what has become of the generator that *call*, which has run, was given."""
@@ -65,7 +61,7 @@ class SuspendedGenerators:
         if generator is None:
             return
         if not generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-            self._suspended.pop(id(generator), None)
+            self.pop(id(generator), None)
             _owners.pop(generator, None)
             return
         anchor: Any = generator
@@ -75,7 +71,7 @@ class SuspendedGenerators:
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
-        suspended = self._suspended[id(generator)] = _Suspended(call.task, close)
+        suspended = self[id(generator)] = _Suspended(call.task, close)
         suspended.unused = anchor is None  # collected while the call ran
         if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
@@ -97,7 +93,7 @@ class SuspendedGenerators:
         """Let go of those on which no task that lives on iterates."""
         own = current_task()  # with which the context ends
         # A copy: the worker may be closing others, without the lock.
-        for suspended in list(self._suspended.values()):
+        for suspended in list(self.values()):
             task = suspended.task() if suspended.task not in (None, own) else None
             if all_of_them or task is None or task.done():
                 suspended.unused = True
@@ -105,9 +101,9 @@ class SuspendedGenerators:
 
     def close_unused(self) -> None:
         """Let go of those on which nobody iterates. Runs on the worker, without the lock."""
-        for key, suspended in list(self._suspended.items()):
+        for key, suspended in list(self.items()):
             if suspended.unused:
-                self._suspended.pop(key, None)
+                self.pop(key, None)
                 if suspended.close is not None:
                     with bounded(), suppress(Exception):  # the connection broke
                         suspended.close()

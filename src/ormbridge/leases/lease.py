@@ -250,6 +250,8 @@ class Lease:
                 call = self.running = self.line.take()
                 if call is not None:
                     return call
+                if any(each.unused for each in self._generators.values()):
+                    continue  # since it looked: who does not rest yet is not woken
                 over = self.over = self.over or not self._is_kept()
                 self._resting = wait and not over
             # Before the outcome is handed over: once the loop is awake, it has the interpreter.
