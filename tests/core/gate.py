@@ -11,6 +11,8 @@ from ormbridge.core.worker import current
 
 GUARD = 60.0
 """Seconds after which a test that hangs gives up. No test depends on the figure."""
+PROCESS_GUARD = 5 * GUARD
+"""The same for a process that a test starts, which imports everything first."""
 
 
 class Gate:

@@ -21,7 +21,7 @@ from ormbridge.core import process
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import stats
 from ormbridge.core.worker import Worker, current
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, PROCESS_GUARD
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +122,7 @@ def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=2 * GUARD,
+        timeout=PROCESS_GUARD,
     )
 
 

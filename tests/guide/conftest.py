@@ -14,7 +14,7 @@ import pytest
 from django.contrib.auth.models import User
 
 import ormbridge
-from tests.core.gate import GUARD
+from tests.core.gate import PROCESS_GUARD
 from tests.settings import CHOICE
 from tests.support.examples import example_source
 
@@ -50,7 +50,7 @@ def run_python(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        timeout=GUARD * 2,
+        timeout=PROCESS_GUARD,
         check=False,  # who called says what failed
     )
 
@@ -127,7 +127,7 @@ def own_server(options: str = "", password: str = "") -> Iterator[str]:
             subprocess.run(
                 [INITDB.with_name(program), "-D", f"{name}/data", *arguments],
                 check=True,
-                timeout=GUARD * 2,
+                timeout=PROCESS_GUARD,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
                 **user,

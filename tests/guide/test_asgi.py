@@ -25,7 +25,7 @@ from django.test import AsyncClient
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, PROCESS_GUARD
 from tests.core.support import until
 from tests.support.examples import example_source
 from tests.support.http import connect, disconnect, get, request, say
@@ -83,7 +83,7 @@ def project(tmp_path):
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=GUARD * 2,
+                timeout=PROCESS_GUARD,
             )
             assert (finished.returncode, finished.stderr) == (0, "")
             return finished.stdout

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from docs._ext.record import markers, recordings
-from tests.core.gate import GUARD
+from tests.core.gate import PROCESS_GUARD
 from tests.settings import CHOICE
 from tests.support.examples import example_source
 
@@ -29,7 +29,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
-        self.servers: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[str]] = []
         programs = folder.parent / "bin"
         programs.mkdir()
         (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -69,14 +69,14 @@ class Reader:
             text=True,
             process_group=0,  # the shell and what it starts end together
         )
+        self.processes.append(process)
         if " uvicorn mysite" in command:
-            self.servers.append(process)
             assert process.stdout is not None
             for line in process.stdout:
                 if "Uvicorn running" in line:
                     return ""
             raise AssertionError(f"{command} has ended")
-        output, _ = process.communicate(timeout=GUARD)
+        output, _ = process.communicate(timeout=PROCESS_GUARD)
         assert process.returncode == 0, output
         return output
 
@@ -90,15 +90,16 @@ def free_port() -> int:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[Reader]:
-    """Return a reader whose servers are stopped in the end."""
+    """Return a reader whose servers, and what hangs, are stopped in the end."""
     folder.mkdir()
     reader = Reader(folder)
     try:
         yield reader
     finally:
-        for server in reader.servers:
-            os.killpg(server.pid, 15)
-            server.communicate(timeout=GUARD)
+        for process in reader.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, 15)
+                process.communicate(timeout=PROCESS_GUARD)
 
 
 def steps() -> Iterator[tuple[str, str, str]]:

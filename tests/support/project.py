@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management import call_command
 
 from tests import settings as test_settings
-from tests.core.gate import GUARD
+from tests.core.gate import PROCESS_GUARD
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,5 +82,5 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=2 * GUARD,
+            timeout=PROCESS_GUARD,
         )
