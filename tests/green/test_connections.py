@@ -14,8 +14,8 @@ from django.http import HttpResponse
 from ormbridge import atomic, database_sync_to_async, pinned, stats
 from ormbridge.core import process
 from tests.core.gate import GUARD
-from tests.core.support import no_worker_is_leased, thread_name
 from tests.core.settings import sqlite
+from tests.core.support import no_worker_is_leased, thread_name
 from tests.support.canceller import in_context, pid
 from tests.support.http import get
 

@@ -1,7 +1,8 @@
-"""Event loops that green functions wait on: several, closed, left, moved, nested, of other kinds."""
+"""Event loops that green functions wait on: several, closed, left, moved, nested, other kinds."""
 
 import asyncio
 import gc
+import importlib
 import os
 import threading
 import weakref
@@ -15,7 +16,8 @@ from django.db import connection
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
 from ormbridge.core import process
-from tests.core.gate import GUARD
+from ormbridge.core.connections import ThreadConnections
+from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import until
 from tests.support.canceller import Outside, in_context, pid
 
@@ -207,6 +209,41 @@ def test_loop_that_ends_waits_for_what_runs(green, held):
     asyncio.run(begin())  # which cancels the task, and so its statement
     assert ended == ["ormbridge-worker-1"]
     held.let_go()
+    assert_whole()
+
+
+def test_loop_that_ends_under_a_call_on_a_thread(green, monkeypatch):
+    """A call that takes too long, on its worker's thread, is waited for; the worker goes on."""
+    green(MAX_THREADS=1)
+    runner = importlib.import_module("ormbridge.green.runner").Runner
+    monkeypatch.setattr(ThreadConnections, "BOUND", -1.0)
+    gate, end, wake = Gate(), runner.end, runner.wake
+
+    def open_and_end(self):
+        gate.open.set()
+        end(self)
+
+    def wake_late(self):
+        """Wake one that was ended after it has come to its end."""
+        if self._ended and threading.get_ident() != self.thread:
+            block_until(lambda: self._greenlet.dead)
+        wake(self)
+
+    monkeypatch.setattr(runner, "end", open_and_end)
+    monkeypatch.setattr(runner, "wake", wake_late)
+
+    async def begin():
+        async with in_context(holds=True):
+            await green_where()
+            call = asyncio.create_task(database_sync_to_async(gate)())
+            await gate.entered()
+            return call
+
+    loop = asyncio.new_event_loop()
+    call = loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert loop.run_until_complete(call) == "ormbridge-worker-1"
+    loop.close()
     assert_whole()
 
 

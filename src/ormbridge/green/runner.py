@@ -25,7 +25,6 @@ from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from functools import partial
-from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -55,8 +54,8 @@ class _Green(threading.local):
 
 
 green = _Green()
-if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
-    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
+# The child goes on in its function, and not in the loop. There is no fork on Windows.
+getattr(os, "register_at_fork", dict)(after_in_child=partial(setattr, green, "runner", None))
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
@@ -116,22 +115,22 @@ class Runner:
             self._idle.append(self)
             lease: Leaseholder | None = self._greenlet.parent.switch()  # type: ignore[union-attr]
             self._own.add(self)
+            self.lease = lease
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
-                self.lease = lease
-                lease = self.worker.serve(lease)
-                self.lease = None
+                self.lease = lease = self.worker.serve(lease)
                 if lease is not None and lease.loop is not self.loop:
                     pool: Any = self.worker.pool
                     pool._wake(self.worker, lease)  # noqa: SLF001 # the system may refuse a thread
-                    lease = None
+                    self.lease = lease = None
                 elif lease is not None:
                     self.wake()  # what came of the last one goes first
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
-            del self.loop  # or that would live as long as this
+            if not self._ended:  # else an errand may ask for it, and nobody keeps this
+                del self.loop
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -162,7 +161,7 @@ class Runner:
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
     if loop not in _ends:
-        rescue(methodcaller("is_closed"))
+        rescue(closed=True)
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
     if loop not in _ends:
@@ -187,15 +186,11 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
         _ends[asyncio.get_running_loop()] = None
 
 
-def _is_still(loop: AbstractEventLoop) -> bool:
-    return not loop.is_running()
-
-
-def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
-    """End what waits on the calling thread in loops that are *lost*: they do not run."""
+def rescue(closed: bool = False) -> None:
+    """End what waits on the calling thread in loops that do not run, or were *closed*."""
     own = threading.get_ident()
     for loop, (runners, idle) in list(_runners.items()):
-        if lost(loop):
+        if not loop.is_running() and (loop.is_closed() or not closed):
             for runner in [each for each in (*runners, *idle) if each.thread == own]:
                 runner.end()
             if loop.is_closed() and not runners:
