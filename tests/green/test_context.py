@@ -134,7 +134,7 @@ def raise_again():
         raise LookupError
     except LookupError as error:
         contexts.append(error.__context__)
-    raise  # noqa: PLE0704 - it is what is tested
+    raise
 
 
 contexts = []
@@ -145,12 +145,13 @@ async def test_function_knows_what_is_handled(green_or_not):
     """In a function the exception that its caller handles is handled, on threads as well."""
     contexts.clear()
     call = database_sync_to_async(raise_again, green=green_or_not)
+    outside = KeyError("outside")
     try:
-        raise KeyError("outside")
-    except KeyError as outside:
+        raise outside
+    except KeyError:
         with pytest.raises(KeyError) as caught:
             await call()
-        assert (contexts, caught.value) == ([outside], outside)
+    assert (contexts, caught.value) == ([outside], outside)
     with pytest.raises(RuntimeError, match="No active exception"):
         await call()
 

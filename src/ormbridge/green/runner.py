@@ -59,8 +59,8 @@ getattr(os, "register_at_fork", dict)(after_in_child=partial(setattr, green, "ru
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
-# None once it has ended: it knows its loop, which is to be freed.
-_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None] | None] = WeakKeyDictionary()
+# They know their loops, and so are forgotten once these are closed: by rescue().
+_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
 
 
 class Runner:
@@ -154,7 +154,7 @@ class Runner:
         try:
             (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume)
         except RuntimeError:  # the loop is closed
-            if own and self.rests:
+            if own and green.runner is not self:
                 self.end()
 
 
@@ -183,7 +183,6 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
         for runner in idle:
             runner.end()
         idle.clear()
-        _ends[asyncio.get_running_loop()] = None
 
 
 def rescue(closed: bool = False) -> None:
