@@ -108,7 +108,8 @@ def machine(monkeypatch, connection_settings, asked):
     pools = {}
     connection_created.connect(make_table)
     shared = {"pools": pools, "rest": rest, "abandoned": []}
-    yield type("Machine", (Machine,), {**shared, "green": asked is not None, "asked": [] if asked is None else asked})
+    shared |= {"green": asked is not None, "asked": [] if asked is None else asked}
+    yield type("Machine", (Machine,), shared)
     connection_created.disconnect(make_table)
     for pool in pools.values():
         process.end(pool)

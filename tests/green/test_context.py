@@ -42,7 +42,11 @@ async def test_variables_and_locals_go_in_and_come_back():
 
 
 async def test_calls_at_one_time_do_not_mix_them():
+<<<<<<< HEAD
     """Each of several green functions that wait at one time has its own, as have their tasks."""
+=======
+    """Each of several green functions that wait at one time has its own, and so has its task."""
+>>>>>>> w-gtest
 
     async def one(number):
         variable.set(number)
@@ -67,17 +71,20 @@ async def test_variable_that_is_set_in_an_errand_comes_back():
     """What runs on the worker's thread for a green function changes that one's variables."""
 
     def set_there():
-        variable.set(variable.get() + " and there")
-        local.value = threading.get_ident()
+        variable.set(f"{variable.get()} and there")
+        local.value = f"{local.value} and there"
+        ran_on.append(threading.get_ident())
 
     def function():
+        local.value = "here"
         apart(set_there)
-        return variable.get()
+        return variable.get(), local.value
 
+    ran_on = []
     variable.set("here")
-    assert await green_call(function) == "here and there"
-    assert variable.get() == "here and there"
-    assert local.value != threading.get_ident()
+    assert await green_call(function) == ("here and there", "here and there")
+    assert (variable.get(), local.value) == ("here and there", "here and there")
+    assert ran_on != [threading.get_ident()]
 
 
 async def test_variable_that_is_set_in_async_to_sync_comes_back():
@@ -122,6 +129,35 @@ async def test_exception_has_that_which_is_handled_as_its_context(green_or_not):
     inside, outside = await handled(green_or_not)
     assert inside.__context__ is outside
     assert inside.__cause__ is None
+
+
+def raise_again():
+    """Catch an error and see its context; raise again what the caller handles."""
+    User.objects.exists()
+    try:
+        raise LookupError
+    except LookupError as error:
+        contexts.append(error.__context__)
+    raise
+
+
+contexts = []
+
+
+@pytest.mark.parametrize("green_or_not", [True, False])
+async def test_function_knows_what_is_handled(green_or_not):
+    """In a function the exception that its caller handles is handled, on threads as well."""
+    contexts.clear()
+    call = database_sync_to_async(raise_again, green=green_or_not)
+    outside = KeyError("outside")
+    try:
+        raise outside
+    except KeyError:
+        with pytest.raises(KeyError) as caught:
+            await call()
+    assert (contexts, caught.value) == ([outside], outside)
+    with pytest.raises(RuntimeError, match="No active exception"):
+        await call()
 
 
 @pytest.mark.parametrize("green_or_not", [True, False])

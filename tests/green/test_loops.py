@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import threading
 import weakref
@@ -15,9 +16,10 @@ from django.db import connection
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
 from ormbridge.core import process
-from tests.core.gate import GUARD
+from ormbridge.core.connections import ThreadConnections
+from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import until
-from tests.support.canceller import Outside, in_context, pid
+from tests.support.canceller import Outside, in_context
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,6 +31,13 @@ def where():
 
 
 green_where = database_sync_to_async(where, green=True)
+
+
+def ask_for_pid():
+    """Return the number of the backend, by the word of the server."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
 
 
 def in_thread(function, *args):
@@ -87,7 +96,7 @@ def test_two_loops_at_once(green):
 def test_worker_goes_from_loop_to_loop(green):
     """A connection that was waited for on one loop is waited for on the next one."""
     green(MAX_THREADS=1)
-    green_pid = database_sync_to_async(pid, green=True)
+    green_pid = database_sync_to_async(ask_for_pid, green=True)
     pids = {asyncio.run(green_pid()) for _ in range(3)}
     pids.add(in_thread(asyncio.run, green_pid()))
     pids.add(asyncio.run(green_pid()))
@@ -210,6 +219,53 @@ def test_loop_that_ends_waits_for_what_runs(green, held):
     assert_whole()
 
 
+def test_loop_that_ends_under_a_call_on_a_thread(green, monkeypatch):
+    """A call that takes too long, on its worker's thread, is waited for; the worker goes on."""
+    green(MAX_THREADS=1)
+    runner = importlib.import_module("ormbridge.green.runner").Runner
+    monkeypatch.setattr(ThreadConnections, "BOUND", -1.0)
+    gate, end, wake = Gate(), runner.end, runner.wake
+
+    def open_and_end(self):
+        gate.open.set()
+        end(self)
+
+    def wake_late(self):
+        """Wake one that was ended after it has come to its end."""
+        if self._ended and threading.get_ident() != self.thread:
+            block_until(lambda: self._greenlet.dead)
+        wake(self)
+
+    monkeypatch.setattr(runner, "end", open_and_end)
+    monkeypatch.setattr(runner, "wake", wake_late)
+
+    async def begin():
+        async with in_context(holds=True):
+            await green_where()
+            call = asyncio.create_task(database_sync_to_async(gate)())
+            await gate.entered()
+            return call
+
+    loop = asyncio.new_event_loop()
+    call = loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert loop.run_until_complete(call) == "ormbridge-worker-1"
+    loop.close()
+    assert_whole()
+
+
+def test_loop_that_goes_on_after_its_shutdown(green):
+    """What comes after a loop has ended its async generators still runs, as they may do."""
+    green(MAX_THREADS=1)
+    loop = asyncio.new_event_loop()
+    for _ in range(2):
+        call = asyncio.wait_for(green_where(), GUARD)
+        assert loop.run_until_complete(call) == threading.get_ident()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    assert_whole()
+
+
 def test_loop_left_without_a_shutdown(green):
     """A loop that nobody shuts down keeps no worker, and is freed."""
     green(MAX_THREADS=1)
@@ -244,9 +300,10 @@ def test_loops_that_ended_are_freed(green):
     assert sum(loop() is not None for loop in left) <= 2
 
 
-def test_request_that_rests_as_its_loop_ends(green):
-    """A request that its loop's end leaves open has its worker given back."""
+def test_request_that_rests_as_its_loop_ends(green, monkeypatch):
+    """A request that its loop's end leaves open has its worker given back, at once."""
     green(MAX_THREADS=1)
+    monkeypatch.setattr(ThreadConnections, "BOUND", 10 * GUARD)
 
     async def application(scope, receive, send):
         await green_where()
@@ -260,10 +317,29 @@ def test_request_that_rests_as_its_loop_ends(green):
 
     loop = asyncio.new_event_loop()
     request = loop.run_until_complete(begin())
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), GUARD))
     assert stats().idle == stats().threads == 1
     request.cancel()
     loop.run_until_complete(asyncio.wait([request]))
+    loop.close()
+    assert_whole()
+
+
+def test_call_of_a_request_as_its_loop_ends(green):
+    """A call that a resting request makes just as its loop shuts down still runs."""
+    green(MAX_THREADS=1)
+
+    async def work():
+        async with in_context(holds=True):
+            await green_where()
+            await until(lambda: [each[1] for each in stats().holders] == ["test, idle"])
+            end = asyncio.create_task(asyncio.get_running_loop().shutdown_asyncgens())
+            call = asyncio.create_task(green_where())  # it is in line as the end begins
+            await asyncio.wait_for(end, GUARD)
+            return await call
+
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(work()) == threading.get_ident()
     loop.close()
     assert_whole()
 

@@ -31,6 +31,7 @@ class GreenLease(Lease):
             return super()._rouse()
         rested, self._resting = self._resting, False
         if rested:
+            self._runner.rests = False
             self._runner.wake()
         return rested
 

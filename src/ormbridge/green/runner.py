@@ -24,7 +24,6 @@ from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from functools import partial
-from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,13 +53,13 @@ class _Green(threading.local):
 
 
 green = _Green()
-if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
-    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
+# The child goes on in its function, and not in the loop. There is no fork on Windows.
+getattr(os, "register_at_fork", dict)(after_in_child=partial(setattr, green, "runner", None))
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()
-# None once it has ended: it knows its loop, which is to be freed.
-_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None] | None] = WeakKeyDictionary()
+# They know their loops, and so are forgotten once these are closed: by rescue().
+_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
 
 
 class Runner:
@@ -117,9 +116,11 @@ class Runner:
             self._idle.append(self)
             lease: Leaseholder | None = self._loops.switch()
             self._own.add(self)
+            self.lease = lease
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
+<<<<<<< HEAD
                 self.lease, turn = lease, self.turns
                 lease = self.worker.serve(lease)
                 self.lease = None
@@ -128,10 +129,20 @@ class Runner:
                     lease = None
                 elif lease is not None and turn == self.turns:  # it never waited: the loop must
                     self.wake()
+=======
+                self.lease = lease = self.worker.serve(lease)
+                if lease is not None and lease.loop is not self.loop:
+                    pool: Any = self.worker.pool
+                    pool._wake(self.worker, lease)  # noqa: SLF001 # the system may refuse a thread
+                    self.lease = lease = None
+                elif lease is not None:
+                    self.wake()  # what came of the last one goes first
+>>>>>>> w-gtest
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
-            del self.loop  # or that would live as long as this
+            if not self._ended:  # else an errand may ask for it, and nobody keeps this
+                del self.loop
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -155,15 +166,20 @@ class Runner:
         try:
             (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume)
         except RuntimeError:  # the loop is closed
-            if own and self.rests:
+            if own and green.runner is not self:
                 self.end()
 
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
+<<<<<<< HEAD
     begins = loop not in _ends
     if begins:
         rescue(methodcaller("is_closed"))
+=======
+    if loop not in _ends:
+        rescue(closed=True)
+>>>>>>> w-gtest
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
     green.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
@@ -186,9 +202,9 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
         for runner in idle:
             runner.end()
         idle.clear()
-        _ends[asyncio.get_running_loop()] = None
 
 
+<<<<<<< HEAD
 def at_work() -> list[Runner]:
     """Return those that have a thread now. Any thread."""
     with suppress(RuntimeError):  # one came or went this very moment
@@ -203,9 +219,13 @@ def _is_still(loop: AbstractEventLoop) -> bool:
 
 def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
     """End what waits on the calling thread in loops that are *lost*: they do not run."""
+=======
+def rescue(closed: bool = False) -> None:
+    """End what waits on the calling thread in loops that do not run, or were *closed*."""
+>>>>>>> w-gtest
     own = threading.get_ident()
     for loop, (runners, idle) in list(_runners.items()):
-        if lost(loop):
+        if not loop.is_running() and (loop.is_closed() or not closed):
             for runner in [each for each in (*runners, *idle) if each.thread == own]:
                 runner.end()
             if loop.is_closed() and not runners:
