@@ -42,11 +42,7 @@ async def test_variables_and_locals_go_in_and_come_back():
 
 
 async def test_calls_at_one_time_do_not_mix_them():
-<<<<<<< HEAD
     """Each of several green functions that wait at one time has its own, as have their tasks."""
-=======
-    """Each of several green functions that wait at one time has its own, and so has its task."""
->>>>>>> w-gtest
 
     async def one(number):
         variable.set(number)

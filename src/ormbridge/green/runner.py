@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -120,24 +120,13 @@ class Runner:
             while lease is not None:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
-<<<<<<< HEAD
-                self.lease, turn = lease, self.turns
-                lease = self.worker.serve(lease)
-                self.lease = None
-                if lease is not None and lease.loop is not self.loop:
-                    self.worker.pool.wake(self.worker, lease)
-                    lease = None
-                elif lease is not None and turn == self.turns:  # it never waited: the loop must
-                    self.wake()
-=======
+                turn = self.turns
                 self.lease = lease = self.worker.serve(lease)
                 if lease is not None and lease.loop is not self.loop:
-                    pool: Any = self.worker.pool
-                    pool._wake(self.worker, lease)  # noqa: SLF001 # the system may refuse a thread
+                    self.worker.pool.wake(self.worker, lease)
                     self.lease = lease = None
-                elif lease is not None:
-                    self.wake()  # what came of the last one goes first
->>>>>>> w-gtest
+                elif lease is not None and turn == self.turns:  # it never waited: the loop must
+                    self.wake()
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
@@ -172,14 +161,9 @@ class Runner:
 
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
-<<<<<<< HEAD
     begins = loop not in _ends
     if begins:
-        rescue(methodcaller("is_closed"))
-=======
-    if loop not in _ends:
         rescue(closed=True)
->>>>>>> w-gtest
         _runners[loop] = set(), []
     green.loop, (green.runners, green.idle) = loop, _runners[loop]
     green.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
@@ -204,7 +188,6 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
         idle.clear()
 
 
-<<<<<<< HEAD
 def at_work() -> list[Runner]:
     """Return those that have a thread now. Any thread."""
     with suppress(RuntimeError):  # one came or went this very moment
@@ -213,16 +196,8 @@ def at_work() -> list[Runner]:
     return []
 
 
-def _is_still(loop: AbstractEventLoop) -> bool:
-    return not loop.is_running()
-
-
-def rescue(lost: Callable[[AbstractEventLoop], bool] = _is_still) -> None:
-    """End what waits on the calling thread in loops that are *lost*: they do not run."""
-=======
 def rescue(closed: bool = False) -> None:
     """End what waits on the calling thread in loops that do not run, or were *closed*."""
->>>>>>> w-gtest
     own = threading.get_ident()
     for loop, (runners, idle) in list(_runners.items()):
         if not loop.is_running() and (loop.is_closed() or not closed):
