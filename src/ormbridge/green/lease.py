@@ -44,7 +44,11 @@ class GreenLease(Lease):
     def _run(self, call: Call) -> bool:
         opened = self._connections.opened if self._connections is not None else ()
         # What was given to on_commit() is anybody's.
-        if self._runner is None or call.loop is None or (call.closes and any(each.run_on_commit for each in opened)):
+        if (
+            self._runner is None
+            or call.loop is None
+            or (call.closes and any(each.run_on_commit for each in opened))
+        ):
             try:
                 return bool(apart(super()._run, call))
             except PoolTimeout as error:  # the system starts no thread

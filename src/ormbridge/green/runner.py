@@ -129,8 +129,6 @@ class Runner:
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
-            if not self._ended:  # else an errand may ask for it, and nobody keeps this
-                del self.loop
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -266,5 +264,3 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         outcome.clear()  # its traceback holds this frame
         raise error
     return outcome[0]
-
-
