@@ -72,10 +72,10 @@ def asked(request, monkeypatch, pool_settings):
     watch = importlib.import_module("ormbridge.green.psycopg").Watch
     wait, asked = watch.wait, []
 
-    def note(self, runner, state):
+    def note(self, runner):
         asked.append(runner)
         try:
-            return wait(self, runner, state)
+            return wait(self, runner)
         finally:
             asked.remove(runner)
 

@@ -1,11 +1,12 @@
 """Whose connections a green function has, and on which thread they are opened and closed."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.contrib.auth.models import User
 from django.db import connection, connections
 from django.db.models.expressions import RawSQL
@@ -71,8 +72,6 @@ class Around:
     seen = None
 
     def __init__(self, get_response):
-        from asgiref.sync import markcoroutinefunction
-
         self.get_response = get_response
         markcoroutinefunction(self)
 
@@ -143,6 +142,24 @@ async def test_closed_in_a_green_function(green, where):
     assert await database_sync_to_async(function, green=True)()
     assert [word for word, _ in where][:3] == ["connect", "close", "connect"]
     assert {thread for _, thread in where} == {"ormbridge-worker-1"}
+
+
+async def test_pool_of_psycopg(green, connection_settings):
+    """Where psycopg hands connections from worker to worker, each is waited for by who has it."""
+    pytest.importorskip("psycopg_pool")
+    options = connections.settings["default"]["OPTIONS"]
+    pool = {"min_size": 1, "max_size": 3}
+    connection_settings(CONN_MAX_AGE=0, OPTIONS={**options, "pool": pool})
+    green(MAX_THREADS=3)
+
+    async def one(number):
+        async with atomic():
+            await User.objects.acreate(username=str(number))
+            assert len({await green_pid(), await bridged_pid(), await green_pid()}) == 1
+
+    await asyncio.gather(*(one(number) for number in range(30)))
+    assert await count() == 30
+    await database_sync_to_async(lambda: connections["default"].close_pool())()
 
 
 @pytest.fixture

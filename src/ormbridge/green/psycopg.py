@@ -1,27 +1,24 @@
 """Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
-psycopg 3 does all of its waiting there. It is given a generator that says for what: for the socket
-to be readable, writable, or both. The socket is watched through a handle of its own, once for each
+psycopg 3 does all of its waiting there. It is given a generator that says for what, in the words of
+``selectors``: for the socket to be readable, writable, or both. The socket is watched through a handle of its own, once for each
 connection: whoever closes the connection, on whatever thread, the loop only sees that it ended.
 """
 
 from __future__ import annotations
 
 import os
-import select
 from asyncio import AbstractEventLoop
 from collections.abc import Generator
 from contextvars import Context
 from functools import partial
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any
 
 import psycopg
 
 from .runner import Runner, green
 from .worker import apart
-
-# psycopg.waiting.Wait, and Ready.
-_READ, _WRITE = 1, 2
 
 
 class Watch:
@@ -31,16 +28,23 @@ class Watch:
         """Begin to watch. On the thread of *loop*."""
         self.loop = loop
         self.watching = True
-        #: Who waits.
-        self.runner: Runner | None = None
+        self._runner: Runner | None = None
         self._fd = os.dup(raw.fileno())
         # In no context: that of a request would be kept.
         Context().run(loop.add_reader, self._fd, self._readable)
 
+    def wait(self, runner: Runner) -> int:
+        """Wait in the greenlet until the socket is readable."""
+        self._runner = runner
+        try:
+            ready: int = runner.suspend()
+            return ready
+        finally:
+            self._runner = None
+
     def _readable(self) -> None:
-        runner, self.runner = self.runner, None
-        if runner is not None:
-            runner.resume(_READ)
+        if self._runner is not None:
+            self._runner.resume(EVENT_READ)
         else:  # a thread reads from it, it ended, or has news
             self.watching = False
             self.loop.remove_reader(self._fd)
@@ -49,10 +53,10 @@ class Watch:
         os.close(self._fd)
 
 
-def _writable(raw: Any, seconds: float | None) -> int:
-    poll = select.poll()
-    poll.register(raw.fileno(), select.POLLIN | select.POLLOUT)
-    return sum(_WRITE if event & select.POLLOUT else _READ for _, event in poll.poll(seconds))
+def _ready(raw: Any, seconds: float | None) -> int:
+    with DefaultSelector() as selector:
+        selector.register(raw.fileno(), EVENT_READ | EVENT_WRITE)
+        return sum(events for _, events in selector.select(seconds))
 
 
 _wait_on_thread = psycopg.Connection.wait
@@ -69,19 +73,15 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
     try:
         state = next(gen)
         while True:
-            if state & _WRITE:
-                ready = _writable(self, 0) or apart(_writable, self, None)
+            if state & EVENT_WRITE:
+                ready = _ready(self, 0) or apart(_ready, self, None)
             else:
                 if watch is None or watch.loop is not runner.loop or not watch.watching:
                     watch = vars(self)["ormbridge_watch"] = Watch(self, runner.loop)
-                watch.runner = runner
-                ready = runner.suspend()
+                ready = watch.wait(runner)
             state = gen.send(ready)
     except StopIteration as end:
         return end.value
-    finally:
-        if watch is not None:
-            watch.runner = None
 
 
 psycopg.Connection.wait = wait  # type: ignore[method-assign]

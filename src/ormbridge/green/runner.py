@@ -130,8 +130,6 @@ class Runner:
                     with suppress(LoopClosedError):
                         self.suspend()
             self._own.discard(self)
-            if not self._ended:  # else an errand may ask for it, and nobody keeps this
-                del self.loop
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
