@@ -1,8 +1,9 @@
 """Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
 psycopg 3 does all of its waiting there. It is given a generator that says for what, in the words of
-``selectors``: for the socket to be readable, writable, or both. The socket is watched through a handle of its own, once for each
-connection: whoever closes the connection, on whatever thread, the loop only sees that it ended.
+``selectors``: for the socket to be readable, writable, or both. The socket is watched through a
+handle of its own, once for each connection: whoever closes the connection, on whatever thread, the
+loop only sees that it ended.
 """
 
 from __future__ import annotations
