@@ -18,7 +18,7 @@ from ormbridge import (
     stats,
 )
 from ormbridge.postgres import canceller as canceller_module
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, apart
 from tests.core.support import Sampler, until
 from tests.support.canceller import cancellers, in_context, postgresql
 
@@ -143,7 +143,7 @@ async def test_storm(nobody_else, pool_settings, monkeypatch, seed):
     assert (stats().waiting, stats().holders, stats().timeouts) == (0, (), 0)
     assert sampler.most <= WORKERS
     together = threading.Barrier(WORKERS)
-    meet = database_sync_to_async(lambda: together.wait(GUARD))
+    meet = database_sync_to_async(lambda: apart(together.wait, GUARD))
     await asyncio.gather(*(meet() for _ in range(WORKERS)))
     # A transaction is there as a whole or not at all, and those that were not cancelled are there.
     names = await database_sync_to_async(
