@@ -1,4 +1,4 @@
-"""Wait for PostgreSQL in a greenlet: what psycopg's synchronous ``Connection.wait`` does on threads.
+"""Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
 psycopg 3 does all of its waiting there. It is given a generator that says for what: for the socket
 to be readable, writable, or both. The socket is watched through a handle of its own, once for each
@@ -73,7 +73,7 @@ class Watch:
 _wait_on_thread = psycopg.Connection.wait
 
 
-def wait(self: Any, gen: Generator[int, int, Any], *args: Any, **kwargs: Any) -> Any:
+def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
     """Do what ``Connection.wait`` does; in a greenlet, let the loop go on meanwhile."""
     runner = green.runner
     if runner is None or runner.is_over():

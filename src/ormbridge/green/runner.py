@@ -68,7 +68,7 @@ class Runner:
 
     #: What it runs, if anything: a lease of its worker, on its loop.
     lease: Leaseholder | None = None
-    worker: Worker
+    worker: Any  # a GreenWorker
     loop: AbstractEventLoop
 
     def __init__(self, own: set[Runner], idle: list[Runner]) -> None:
@@ -260,7 +260,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     except LoopClosedError:
         done.acquire()
     take_over(variables)
-    if (error := outcome[1]) is not None:
+    if (failure := outcome[1]) is not None:
         outcome.clear()  # its traceback holds this frame
-        raise error
+        raise failure
     return outcome[0]

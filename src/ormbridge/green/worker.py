@@ -1,4 +1,4 @@
-"""A worker whose lease may run elsewhere than on its thread, and its connections (step 4 of a call).
+"""A worker whose lease may run elsewhere than on its thread, and its connections (step 4).
 
 The thread does then what may block. See :mod:`.runner`.
 """
@@ -104,7 +104,8 @@ class Wrappers:
 
 def _wrappers() -> dict[str, Any] | None:
     worker = here.worker
-    return None if worker is None or _get_running_loop() is not None else worker.connections.wrappers
+    elsewhere = worker is None or _get_running_loop() is not None
+    return None if elsewhere else worker.connections.wrappers
 
 
 def _call(function: Callable[..., Any] = bool, *args: Any) -> Any:
@@ -117,4 +118,4 @@ def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
 
 
 _handler: Any = connections
-_handler._connections = Wrappers(_handler._connections)
+_handler._connections = Wrappers(_handler._connections)  # noqa: SLF001 # there is no other way
