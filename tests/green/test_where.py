@@ -160,6 +160,15 @@ async def test_overridden_method_runs_on_a_thread():
     assert group.saved_on != threading.get_ident()
 
 
+@pytest.mark.parametrize("method", ["acreate", "aget_or_create", "aupdate_or_create"])
+async def test_method_that_saves_runs_where_the_save_may(method):
+    """What calls a ``save()`` of the project's runs on a thread as well."""
+    async with in_context(holds=True):
+        found = await getattr(Overridden.objects, method)(name="one")
+    group = found[0] if isinstance(found, tuple) else found
+    assert group.saved_on != threading.get_ident()
+
+
 @pytest.mark.parametrize("robust", [False, True])
 async def test_on_commit_runs_on_a_thread(robust):
     """What was given to ``on_commit()`` may do anything, and so runs on a thread."""
