@@ -129,7 +129,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         job = functools.partial(handler, mailbox.loop, info, awaits, run, child)
         call = Call(job, name, mailbox)
         call.awaits = awaits
-        hooks.mark(call, green, info[1], variables, child)
+        if hooks.mark is not None:
+            hooks.mark(call, green, info[1], variables, child)
         return call
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:

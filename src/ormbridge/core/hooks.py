@@ -11,36 +11,35 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
-def do_nothing(*args: object) -> None:
-    """Do nothing: no wing is loaded, or it has nothing to do."""
+def _do_nothing(*args: object) -> None: ...
 
 
 #: Load the wings that settings, the argument, ask for. Called as the pool is made, on the thread of
 #: the first call.
-load: Callable[[Any], object] = do_nothing
+load: Callable[[Any], object] = _do_nothing
 #: Have a call run on its event loop's thread, if it may; see
 #: :meth:`.DatabaseSyncToAsync.make_call`.
-mark: Callable[..., object] = do_nothing
+mark: Callable[..., object] | None = None
 #: Whether a function of the bridge may, that does not say; None if that is up to the function.
 green: bool | None = None
 #: Run a lease, the second argument, on behalf of a worker, the first one, elsewhere than on the
 #: worker's thread. Returns whether it is run there. Any thread.
-begin: Callable[[Any, Any], object] = do_nothing
+begin: Callable[[Any, Any], object] = _do_nothing
 #: Hand the outcome of a call to its caller at once, where that is safe. Returns whether it did.
-deliver: Callable[[Any], object] = do_nothing
+deliver: Callable[[Any], object] = _do_nothing
 #: End what waits on the calling thread for an event loop that does not run.
-rescue: Callable[[], object] = do_nothing
+rescue: Callable[[], object] = _do_nothing
 #: Look after a connection, Django's object, which was opened or comes back from a lease; the second
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
-attend: Callable[[Any, Any], object] = do_nothing
+attend: Callable[[Any, Any], object] = _do_nothing
 #: Stop a call that runs and whose outcome nobody awaits. Any thread; returns at once.
-stop: Callable[[Any], object] = do_nothing
+stop: Callable[[Any], object] = _do_nothing
 #: See to the connections of a thread, the argument, on which a statement was stopped. On that
 #: thread.
-settle: Callable[[Any], object] = do_nothing
+settle: Callable[[Any], object] = _do_nothing
 #: Break the connections on which a thread, the first argument, waits in vain. Any thread; never
 #: waits. The second one is the call for whose sake; if its worker is done with it, nothing happens.
 #: None is for what the thread does after a lease: RESET, or the rollback of what was left.
-cut: Callable[[Any, Any], object] = do_nothing
+cut: Callable[[Any, Any], object] = _do_nothing
 #: Make a block in which a driver's connection is closed. On its thread.
 closing: Callable[[Any], AbstractContextManager[object]] = nullcontext

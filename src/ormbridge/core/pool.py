@@ -130,7 +130,7 @@ class Pool:
 
     def wake(self, worker: Worker, lease: Leaseholder) -> bool:
         """Set *worker* to work for *lease*. False if the system has no thread, and that waits."""
-        if hooks.begin(worker, lease):
+        if lease.loop is not None and hooks.begin(worker, lease):
             return True
         worker.wake.release()
         if worker.ident is None:
@@ -174,8 +174,8 @@ class Pool:
                 self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
             self._kept, worker.kept = self._kept - worker.kept, False
-            first = next(iter(self._waiting), None)
-            if first and (first.loop is not None or self._running() <= self._hands.count):
+            hand = self._running() <= self._hands.count
+            if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
                 return self._serve_first(worker, now)
             worker.lease = None
             if self._closed:

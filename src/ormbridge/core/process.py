@@ -118,8 +118,9 @@ def _mark_first(*args: object) -> None:
     """Do what :data:`.hooks.mark` does, for a call that may come before the wings are loaded."""
     default_pool()
     if hooks.mark is _mark_first:
-        hooks.mark = hooks.do_nothing
-    hooks.mark(*args)
+        hooks.mark = None
+    elif hooks.mark is not None:
+        hooks.mark(*args)
 
 
 def _reload(setting: str, **kwargs: object) -> None:

@@ -120,7 +120,7 @@ class Worker(threading.Thread):
         lease = self._wait()
         while lease is not None:
             lease = self.serve(lease)
-            if lease is None or hooks.begin(self, lease):
+            if lease is None or (lease.loop is not None and hooks.begin(self, lease)):
                 lease = None  # an idle worker keeps nothing of the last call
                 lease = self._wait()
 

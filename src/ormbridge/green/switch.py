@@ -38,7 +38,7 @@ def switch(settings: Settings) -> None:
     watchdog.slow = settings.green_slow
     _only = all(map(_is_postgresql, connections.settings))
     hooks.green = True if settings.green == "all" else None
-    hooks.mark = _mark if settings.green else hooks.do_nothing
+    hooks.mark = _mark if settings.green else None
     LeaseContext.lease_type = GreenLease if settings.green else Lease
 
 
