@@ -80,7 +80,7 @@ class Pool:
                     self._waiting[lease] = None
                     self._queued += 1
                 return False
-            self._kept += worker.assign(lease, now)
+            worker.lease, worker.since = lease, now
         # Where it is in line after all, another worker may have it by now.
         return self.wake(worker, lease) or (not wait and not self.forget(lease))
 
@@ -158,7 +158,7 @@ class Pool:
         return True
 
     def keep(self, worker: Worker) -> None:
-        """Note that the lease of *worker* keeps it between calls. Runs on the worker."""
+        """Note that the lease of *worker* keeps it between calls, or runs elsewhere."""
         if not worker.kept:
             with self._lock:
                 worker.kept = True
@@ -187,7 +187,7 @@ class Pool:
     def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
         lease, _ = self._waiting.popitem(last=False)
         self._wait_seconds += now - lease.asked
-        self._kept += worker.assign(lease, now)
+        worker.lease, worker.since = lease, now
         return lease
 
     def retire(self, worker: Worker) -> bool:

@@ -98,16 +98,11 @@ class Worker(threading.Thread):
         #: pool's lock.
         self.lease: Leaseholder | None = None
         self.since = 0.0
-        #: Whether that lease keeps it between calls, or runs elsewhere: then it is no hand.
+        #: Whether that lease keeps it between calls, or runs elsewhere. Guarded by the pool's lock.
         self.kept = False
         # Released once for each lease handed to the idle worker, and once where the pool closes.
         self.wake = threading.Lock()
         self.wake.acquire()
-
-    def assign(self, lease: Leaseholder, now: float) -> bool:
-        """Have *lease* begin. Returns :attr:`kept`. The pool's lock is held."""
-        self.lease, self.since, self.kept = lease, now, lease.loop is not None
-        return self.kept
 
     def start(self) -> None:
         """Start the thread, in no context: Sentry would have it in the request that asks first."""

@@ -121,6 +121,7 @@ class Runner:
                 if isinstance(lease, Call):
                     lease.function = lease.lean
                 turn = self.turns
+                self.worker.pool.keep(self.worker)
                 self.lease = lease = self.worker.serve(lease)
                 if lease is not None and lease.loop is not self.loop:
                     self.worker.pool.wake(self.worker, lease)
