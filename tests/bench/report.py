@@ -32,17 +32,21 @@ from tests.bench.rows import (
 
 #: Ratios between these are no difference: two processes of one program differ by as much.
 SAME = 0.97, 1.03
-_SPREAD = "by less than the rounds differ among each other; with 50 callers it is reached"
+_SPREAD = "by less than the rounds differ among each other"
+_FEW = (
+    "with so few callers each query wakes a thread, and then the loop, for itself alone; where more "
+    "wait, several share that"
+)
 _FULL = (
     "the processors are full: the program shares them with PostgreSQL and the proxy, and takes "
     "more of them for a query than plain threads do"
 )
 #: Why a mark was missed in the recorded run: (row, what it is held against), the reason.
 CAUSES: dict[tuple[str, str], str] = {
-    ("orm-5", CHANNELS): (
-        "with so few callers each query wakes a thread, and then the loop, for itself alone; where "
-        "more wait, several share that"
-    ),
+    ("orm", CHANNELS): _SPREAD,
+    ("orm-5", CHANNELS): _FEW,
+    ("orm-10", CHANNELS): _FEW,
+    ("orm-20", CHANNELS): _FEW,
     ("orm-1000", CHANNELS): _SPREAD,
     ("orm-10000", CHANNELS): _SPREAD,
     ("latency-5", BOUND): _FULL,
