@@ -34,8 +34,8 @@ from tests.bench.rows import (
 SAME = 0.97, 1.03
 _SPREAD = "by less than the rounds differ among each other"
 _FEW = (
-    "with so few callers each query wakes a thread, and then the loop, for itself alone; where more "
-    "wait, several share that"
+    "with so few callers each query wakes a thread, and then the loop, for itself alone; where "
+    "more wait, several share that"
 )
 _FULL = (
     "the processors are full: the program shares them with PostgreSQL and the proxy, and takes "
