@@ -38,7 +38,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     if runner is None or runner.worker.lease is not runner.lease:
         return function(*args)
     worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
-    run = partial(variables.run, move_locals, variables, partial(function, *args))
+    run: Any = partial(variables.run, move_locals, variables, partial(function, *args))
     worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     if worker.ident is None:
