@@ -382,7 +382,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(allow_parallel=True)
 def typing(session: nox.Session) -> None:
     """Check the types (mypy strict and pyright), and those that users see."""
-    install(session, "tests", "typing")
+    install(session, "tests", "typing", extras="channels,postgres")
     session.run("mypy")
     session.run("pyright")
     run_tests(session, "tests/typing")
