@@ -125,8 +125,9 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         run: Callable[..., Any] = variables.run
         if has_locals(variables):
             run = functools.partial(run, move_locals, variables)
-        handler, info, awaits = self.thread_handler, sys.exc_info(), Tasks()
-        job = functools.partial(handler, mailbox.loop, info, awaits, run, child)
+        awaits: Tasks = []
+        info = sys.exc_info()
+        job = functools.partial(self.thread_handler, mailbox.loop, info, awaits, run, child)
         call = Call(job, name, mailbox)
         call.awaits = awaits
         if hooks.mark is not None:
