@@ -10,6 +10,7 @@ from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.contrib.auth.models import User
 from django.db import connection, connections
 from django.db.models.expressions import RawSQL
+from django.db.utils import ConnectionDoesNotExist
 from django.http import HttpResponse
 
 from ormbridge import atomic, database_sync_to_async, pinned, stats
@@ -206,6 +207,37 @@ async def test_other_databases_stay_on_threads(sqlite_beside, green):
     own = threading.get_ident()
     assert [thread == own for thread in ran_on][:2] == [False, True]
     assert not any(thread == own for thread in ran_on[2:])
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("options", [{}, {"using": "other"}])
+async def test_save_to_another_database_stays_on_a_thread(sqlite_beside, green, options):
+    """Where a row is saved counts, and not where it is from."""
+    green(MAX_THREADS=1)
+    user, ran_on = await User.objects.acreate(username="one"), []
+
+    def note(execute, *args):
+        ran_on.append(threading.get_ident())
+        return execute(*args)
+
+    def watch():
+        for alias in ("default", "other"):
+            connections[alias].ensure_connection()
+            connections[alias].execute_wrappers.append(note)
+
+    async with in_context(holds=True):
+        await sync_to_async(watch)()
+        await user.asave(**options)
+    assert {thread == threading.get_ident() for thread in ran_on} == {not options}
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_block_of_an_unknown_database(sqlite_beside, green):
+    """It is refused in Django's words, as it is on threads."""
+    green(MAX_THREADS=1)
+    with pytest.raises(ConnectionDoesNotExist, match="'nowhere' doesn't exist"):
+        async with atomic(using="nowhere"):
+            pass
 
 
 async def test_current_worker_is_that_of_the_connections():

@@ -111,22 +111,23 @@ async def test_nothing_is_left(do, green):
     assert counts[1]["Runner"] <= 3
 
 
+async def keeping(kept, do):
+    """*do*, with a value in the context; add a reference to that to *kept*."""
+    value = Kept()
+    kept.append(weakref.ref(value))
+    variable.set(value)
+    del value
+    await do()
+
+
 @pytest.mark.parametrize("do", [way for way in WAYS if way is not give_up])  # which sets a timer
 async def test_context_is_freed(do, green):
     """The variables of a task end with it: no idle greenlet, worker or watch has them."""
     green(MAX_THREADS=1)
     await plain_count()
     kept = []
-
-    async def task():
-        value = Kept()
-        kept.append(weakref.ref(value))
-        variable.set(value)
-        del value
-        await do()
-
     for _ in range(3):
-        await asyncio.create_task(task())
+        await asyncio.create_task(keeping(kept, do))
     await come_to_rest()
     gc.collect()
     assert [ref() for ref in kept] == [None] * 3
@@ -136,15 +137,7 @@ async def test_context_of_the_first_call_is_freed(green):
     """Nor has what begins with the first call of a loop, and lasts as long as that."""
     green(MAX_THREADS=1)
     kept = []
-
-    async def first():
-        value = Kept()
-        kept.append(weakref.ref(value))
-        variable.set(value)
-        del value
-        await request()
-
-    await asyncio.create_task(first(), context=contextvars.Context())
+    await asyncio.create_task(keeping(kept, request), context=contextvars.Context())
     await come_to_rest()
     gc.collect()
     assert kept[0]() is None

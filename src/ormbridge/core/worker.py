@@ -73,10 +73,6 @@ class Employer(Protocol):
         """Let *worker* go. Returns False if a lease is on its way to it."""
         ...
 
-    def wake(self, worker: Worker, lease: Leaseholder) -> bool:
-        """Set *worker* to work for *lease*."""
-        ...
-
     def leave(self, worker: Worker) -> Leaseholder | None:
         """Forget *worker*, or keep it for the lease that is returned."""
 

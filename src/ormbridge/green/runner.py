@@ -44,17 +44,18 @@ class _Green(threading.local):
 
     #: The greenlet that has it; None if the loop has.
     runner: Runner | None = None
-    #: The loop that made the last call, its greenlets that run, and those that are idle.
+    #: The loop that made the last call.
     loop: AbstractEventLoop | None = None
     #: Whether that can watch a socket: Windows' proactor cannot.
     watches = True
+    #: Its greenlets that run, and those that are idle.
     runners: set[Runner]
     idle: list[Runner]
 
 
 green = _Green()
-# The child goes on in its function, and not in the loop. There is no fork on Windows.
-getattr(os, "register_at_fork", dict)(after_in_child=partial(setattr, green, "runner", None))
+if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
+    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
 # Those of each loop that run, those that are idle, and what has them end with it.
 _runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
 _runners = WeakKeyDictionary()

@@ -12,7 +12,6 @@ from typing import Any
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
 from django.db.models import Model
-from django.db.utils import load_backend
 
 from ..asgi.context import LeaseContext
 from ..core import hooks
@@ -20,7 +19,7 @@ from ..core.call import Call
 from ..core.pool import Pool
 from ..core.settings import Settings
 from ..leases.lease import Lease
-from ..postgres.canceller import may_be_stopped
+from ..postgres.canceller import may_be_stopped, on_postgresql
 from . import psycopg as psycopg
 from .lease import GreenLease
 from .runner import begin, enter, green, rescue
@@ -28,23 +27,19 @@ from .watchdog import watchdog
 from .worker import GreenWorker, apart
 
 _await_on_thread = AsyncToSync.__call__
-# Whether all databases are PostgreSQL.
-_only = False
+# The databases that are PostgreSQL, and whether there are others.
+_ours, _others = frozenset[str](), True
 
 
 def switch(settings: Settings) -> None:
     """Switch it on or off, as *settings* say, for calls that are made from now on."""
-    global _only
+    global _ours, _others
     watchdog.slow = settings.green_slow
-    _only = all(map(_is_postgresql, connections.settings))
+    _ours = frozenset(on_postgresql())
+    _others = len(_ours) < len(connections.settings)
     hooks.green = True if settings.green == "all" else None
     hooks.mark = _mark if settings.green else None
     LeaseContext.lease_type = GreenLease if settings.green else Lease
-
-
-def _is_postgresql(alias: str) -> bool:
-    backend: Any = load_backend(connections.settings[alias]["ENGINE"])
-    return bool(backend.DatabaseWrapper.vendor == "postgresql")
 
 
 def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> None:
@@ -59,8 +54,8 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     if watchdog.sleeps:
         watchdog.wake()
     if isinstance(said, str):
-        said = _only or _is_postgresql(said)
-    if green.watches and (_is_green(call.name) if said is None else said):
+        said = said in _ours
+    if green.watches and (_is_green(call.name, child) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)
@@ -73,17 +68,20 @@ def _run_handling(error: BaseException, run: Callable[[], Any]) -> Any:
         return run()
 
 
-def _is_green(func: Any) -> bool:
-    """Say whether *func* is Django's own behind an ``a``-method, on PostgreSQL."""
+def _is_green(func: Any, child: Any) -> bool:
+    """Say whether *func*, called by *child*, is Django's behind an ``a``-method, on PostgreSQL."""
     called, owner = [getattr(func, "__func__", func)], getattr(func, "__self__", None)
     if "create" in getattr(func, "__name__", ""):  # it saves, and save() may be anybody's
         called.append(getattr(getattr(owner, "model", None), "save", Model.save))
     if not (may_be_stopped(func) and all(f.__module__.startswith("django.") for f in called)):
         return False
+    if not _others:
+        return True
     alias = getattr(owner, "db", None)
     if isinstance(owner, Model):
-        alias = owner._state.db  # noqa: SLF001 # it is documented
-    return _only or (alias is not None and _is_postgresql(alias))
+        # The second is documented.
+        alias = getattr(child, "keywords", {}).get("using") or owner._state.db  # noqa: SLF001
+    return alias in _ours
 
 
 def _deliver(call: Call) -> bool:

@@ -79,8 +79,10 @@ class GreenConnections(ThreadConnections):
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
         # Without a thread nothing was connected, and RESET does not wait.
-        waits = reset is not None and here.worker.ident is not None
-        (apart if waits else _call)(super().lease_ends, reset, failed)
+        if reset is not None and here.worker.ident is not None:
+            apart(super().lease_ends, reset, failed)
+        else:
+            super().lease_ends(reset, failed)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended."""
@@ -138,15 +140,14 @@ class Wrappers:
         place = self._here()
         setattr(place, alias, wrapper)
         if place is not self._local:  # it is used on whichever thread acts for the worker
-            wrapper.validate_thread_sharing = _call
+            wrapper.validate_thread_sharing = _may_be_used_here
             wrapper.connect = partial(_connect, weakref.ref(wrapper))
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
 
 
-def _call(function: Callable[..., Any] = bool, *args: Any) -> Any:
-    return function(*args)
+def _may_be_used_here() -> None: ...
 
 
 def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:

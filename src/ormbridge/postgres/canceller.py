@@ -38,7 +38,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +72,7 @@ _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
 
 def stop(call: Any) -> None:
     """Stop *call*, which runs and whose outcome nobody awaits. Returns at once."""
-    if call.awaits is None or call.stopping or call.ended or not _any_database_can():
+    if call.awaits is None or call.stopping or call.ended or not any(on_postgresql()):
         return
     call.stopping = True
     try:
@@ -145,9 +145,11 @@ def bounded() -> Generator[None, None, None]:
         own.catch_up()
 
 
-def _any_database_can() -> bool:
-    engines = (settings["ENGINE"] for settings in connections.settings.values())
-    return any(load_backend(engine).DatabaseWrapper.vendor == "postgresql" for engine in engines)
+def on_postgresql() -> Iterator[str]:
+    """Yield the alias of each database that is PostgreSQL."""
+    for alias, settings in connections.settings.items():
+        if load_backend(settings["ENGINE"]).DatabaseWrapper.vendor == "postgresql":
+            yield alias
 
 
 def _stop(call: Call) -> None:
