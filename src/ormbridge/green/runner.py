@@ -188,11 +188,11 @@ async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[
         idle.clear()
 
 
-def at_work() -> list[Runner]:
-    """Return those that have a thread now. Any thread."""
+def at_work() -> list[tuple[Runner, int]]:
+    """Return those that have a thread now, each with its turns. Any thread."""
     with suppress(RuntimeError):  # one came or went this very moment
         runners = [runner for own, _ in list(_runners.values()) for runner in list(own)]
-        return [runner for runner in runners if runner.turns % 2]
+        return [(each, turns) for each in runners if (turns := each.turns) % 2]
     return []
 
 

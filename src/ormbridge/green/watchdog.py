@@ -43,9 +43,8 @@ class Watchdog:
         idle = 0
         while idle < _IDLE:
             time.sleep(self.slow / _LOOKS)
-            now, runners = time.monotonic(), at_work()
-            idle = 0 if runners else idle + 1
-            turns = {(runner, runner.turns) for runner in runners}
+            now, turns = time.monotonic(), at_work()
+            idle = 0 if turns else idle + 1
             seen = {turn: seen.get(turn, now) for turn in turns}
             for (runner, _), since in seen.items():
                 if now - since >= self.slow:
