@@ -108,7 +108,8 @@ async def test_nothing_is_left(do, green):
         counts.append(alive())
     grown = counts[1] - counts[0]
     assert grown.total() < 10, grown  # a timer knows the context in which it was set
-    assert counts[1]["Runner"] <= 3
+    # The watchdog knows for a moment what it saw, of a test before this one as well.
+    await until(lambda: alive()["Runner"] <= 3)
 
 
 async def keeping(kept, do):
