@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from asgiref.sync import SyncToAsync
@@ -66,6 +66,7 @@ class RouteGround(Ground):
 GROUND = RouteGround()
 #: What :func:`call_on_route` stands in for.
 call_of_asgiref = SyncToAsync.__call__
+_make_call: Any = DatabaseSyncToAsync.make_call
 
 
 async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,27 +80,29 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         return await call_of_asgiref(self, *args, **kwargs)
     loop = asyncio.get_running_loop()
     variables = contextvars.copy_context() if self.context is None else self.context
-    child = functools.partial(self.func, *args, **kwargs)
-    call = DatabaseSyncToAsync.make_call(self, self.func, mailbox_of(loop), variables, child)
-    future, awaited = call.future, call.awaits
-    call.awaits = awaited if may_be_stopped(self.func) else None
+    child = partial(self.func, *args, **kwargs)
+    make = partial(_make_call, self, self.func, mailbox_of(loop), variables, child)
     try:
-        outcome = answer(call.function, child, loop, variables)
+        outcome = answer(make, child, loop, variables)
         if isinstance(outcome, asyncio.Future):
             return await outcome
-        call.route = route
+        call = make()
+        awaited, call.route = call.awaits, route
+        call.awaits = awaited if may_be_stopped(self.func) else None
         route.check(call)
-        if outcome is not None and isinstance(route, LeaseContext):
-            return await route.do_without(call, outcome)
-        route.place(call)
-        return await future  # type: ignore[misc]
-    except asyncio.CancelledError as error:
-        return await go_on(call, error, awaited)
+        try:
+            if outcome is not None and isinstance(route, LeaseContext):
+                return await route.do_without(call, outcome)
+            future: Any = call.future
+            route.place(call)
+            return await future
+        except asyncio.CancelledError as error:
+            return await go_on(call, error, awaited)
     finally:
         if self.context is None:
             take_over(variables)
         # An exception's traceback holds this frame, which must not hold the exception.
-        del call, future, child
+        call = future = child = make = None  # type: ignore[assignment]
 
 
 SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]

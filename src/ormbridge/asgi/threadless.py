@@ -20,6 +20,7 @@ import asyncio
 import contextvars
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
@@ -32,7 +33,7 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
 from django.http.response import HttpResponseBase
 
-from ..core.call import name_of
+from ..core.call import Call, name_of
 
 # Middleware that only takes notes. Most tools do more in theirs: Elastic's and Scout's look at
 # request.user, which may query; SqlCommenter's is about the connections of its thread.
@@ -58,20 +59,21 @@ def needs_thread(part: Any) -> bool:
 
 
 def answer(
-    job: Any,
+    make: Callable[[], Call],
     child: functools.partial[Any],
     loop: asyncio.AbstractEventLoop,
     context: contextvars.Context,
 ) -> asyncio.Future[Any] | list[Any] | None:
-    """Do *job*, which calls *child*, and return the outcome.
+    """Do what the call of *make* does, which calls *child*, and return the outcome.
 
-    :param context: that in which *job* does it.
+    :param context: that in which it does it.
     :returns: None if it needs a thread; a list of what *child* calls if it needs one and does
         nothing but send a signal of a request, or close a response.
     """
     function, owner = _inside(child.func)
     middleware = function if owner is None else owner
     future = loop.create_future()
+    job: Any = None
     if not _takes_notes(type(middleware).__module__):
         parts = _parts_of(function, owner)
         if parts is None and not (function in _THREADLESS or _is_quiet(function, owner, child)):
@@ -94,6 +96,7 @@ def answer(
         handle: Any = convert_exception_to_response(functools.partial(_pass_through, middleware))
         return loop.create_task(handle(*child.args), context=context)
     try:
+        job = job or make().function
         future.set_result(job())
     except Exception as error:
         future.set_exception(error)

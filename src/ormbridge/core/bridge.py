@@ -24,6 +24,7 @@ from .asgiref import has_locals, move_locals, take_over
 from .call import Call, Job
 from .cleaning import close_old_connections_outside_transactions, without_old_connections
 from .mailbox import Mailbox, mailbox_of
+from .process import default_pool
 from .route import place
 
 _P = ParamSpec("_P")
@@ -119,6 +120,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         :param green: whether it may run on the loop's thread, or the alias of the database that it
             asks; None if its function is to say.
         """
+        default_pool()  # which loads the wings
         # A method, and called like asgiref calls it: tools that trace calls replace it.
         # To ask has_locals() here costs less than on the thread, which has other things in its
         # caches.

@@ -70,9 +70,8 @@ class Pool:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             # Who is in line may only wait for its turn to run.
-            limited = wait and lease.loop is None
-            hands = self._hands.count if limited else self.settings.max_threads
-            worker = None if limited and self._waiting else self._free_or_new(hands)
+            no_hand = self._waiting or self._running() >= self._hands.count
+            worker = None if wait and lease.loop is None and no_hand else self._free_or_new()
             if worker is None:
                 if wait:
                     if not self._waiting:
@@ -80,14 +79,12 @@ class Pool:
                     self._waiting[lease] = None
                     self._queued += 1
                 return False
-            worker.lease, worker.since = lease, now
+            self._assign(worker, now, lease)
         # Where it is in line after all, another worker may have it by now.
         return self.wake(worker, lease) or (not wait and not self.forget(lease))
 
-    def _free_or_new(self, hands: int) -> Worker | None:
-        """Return a worker that is free, or new, if one more of *hands* may run."""
-        if self._running() >= hands:
-            return None
+    def _free_or_new(self) -> Worker | None:
+        """Return a worker that is free, or new, if there may be one more."""
         if self._idle:
             return self._idle.popitem()[0]
         if len(self.workers) >= self.settings.max_threads:
@@ -122,10 +119,11 @@ class Pool:
     def _begin_next(self) -> bool:
         """Have one more worker begin, for who waits longest. False if none may, or can."""
         with self._lock:
-            worker = self._free_or_new(self._hands.count) if self._waiting else None
+            may_run = self._waiting and self._running() < self._hands.count
+            worker = self._free_or_new() if may_run else None
             if worker is None:
                 return False
-            lease = self._serve_first(worker, time.monotonic())
+            lease = self._assign(worker, time.monotonic())
         return self.wake(worker, lease)
 
     def wake(self, worker: Worker, lease: Leaseholder) -> bool:
@@ -147,6 +145,7 @@ class Pool:
         """
         with self._lock:
             self.workers.discard(worker)
+            self._kept -= worker.kept
             self._waiting[lease] = None
             self._waiting.move_to_end(lease, last=False)
             if self.workers:  # the next look finds one that became free, or asks the system again
@@ -158,7 +157,7 @@ class Pool:
         return True
 
     def keep(self, worker: Worker) -> None:
-        """Note that the lease of *worker* keeps it between calls, or runs elsewhere."""
+        """Note that the lease of *worker* keeps it between calls."""
         if not worker.kept:
             with self._lock:
                 worker.kept = True
@@ -176,7 +175,7 @@ class Pool:
             self._kept, worker.kept = self._kept - worker.kept, False
             hand = self._running() <= self._hands.count
             if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
-                return self._serve_first(worker, now)
+                return self._assign(worker, now)
             worker.lease = None
             if self._closed:
                 worker.wake.release()
@@ -184,10 +183,12 @@ class Pool:
                 self._idle[worker] = None
             return None
 
-    def _serve_first(self, worker: Worker, now: float) -> Leaseholder:
-        lease, _ = self._waiting.popitem(last=False)
+    def _assign(self, worker: Worker, now: float, lease: Leaseholder | None = None) -> Leaseholder:
+        # By default, to the lease that waits longest. What runs elsewhere is no hand.
+        lease = lease or self._waiting.popitem(last=False)[0]
         self._wait_seconds += now - lease.asked
-        worker.lease, worker.since = lease, now
+        worker.lease, worker.since, worker.kept = lease, now, lease.loop is not None
+        self._kept += worker.kept
         return lease
 
     def retire(self, worker: Worker) -> bool:
@@ -202,7 +203,7 @@ class Pool:
         """
         with self._lock:
             if self._waiting:
-                return self._serve_first(worker, time.monotonic())
+                return self._assign(worker, time.monotonic())
             self.workers.discard(worker)
             self._discarded += worker.connections.discarded
             return None

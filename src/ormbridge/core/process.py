@@ -114,20 +114,10 @@ def _reset_after_fork() -> None:
     _pool = None
 
 
-def _mark_first(*args: object) -> None:
-    """Do what :data:`.hooks.mark` does, for a call that may come before the wings are loaded."""
-    default_pool()
-    if hooks.mark is _mark_first:
-        hooks.mark = None
-    elif hooks.mark is not None:
-        hooks.mark(*args)
-
-
 def _reload(setting: str, **kwargs: object) -> None:
     # override_settings in a test: the next call meets a pool with the new settings.
     global _pool
     if setting == "ORMBRIDGE":
-        hooks.mark = _mark_first
         if _pool is not None:
             _pool.close(refuse=False)
         _pool = None
@@ -138,7 +128,6 @@ def _reload(setting: str, **kwargs: object) -> None:
 threading._register_atexit(_close_at_exit)  # type: ignore[attr-defined]
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_reset_after_fork)
-hooks.mark = _mark_first
 setting_changed.connect(_reload, dispatch_uid="ormbridge.pool")
 if django_settings.configured:
     load_settings()  # better to fail here than at the first call

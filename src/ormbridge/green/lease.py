@@ -20,7 +20,7 @@ class GreenLease(Lease):
 
     def __init__(self, context: Route, pool: Pool, held: bool) -> None:
         super().__init__(context, pool, held)
-        self.loop = green.loop if green.watches else None
+        self.loop = green.loop if green.greenlets.watches else None
         self._runner: Runner | None = None
 
     def _has_worker(self) -> bool:

@@ -25,9 +25,8 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import getcurrent, greenlet
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, here
@@ -44,36 +43,25 @@ class _Green(threading.local):
 
     #: The greenlet that has it; None if the loop has.
     runner: Runner | None = None
-    #: The loop that made the last call.
+    #: The loop that made the last call, and its greenlets.
     loop: AbstractEventLoop | None = None
-    #: Whether that can watch a socket: Windows' proactor cannot.
-    watches = True
-    #: Its greenlets that run, and those that are idle.
-    runners: set[Runner]
-    idle: list[Runner]
+    greenlets: Greenlets
 
 
 green = _Green()
 if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
     os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
-# Those of each loop that run, those that are idle, and what has them end with it.
-_runners: WeakKeyDictionary[AbstractEventLoop, tuple[set[Runner], list[Runner]]]
-_runners = WeakKeyDictionary()
-# They know their loops, and so are forgotten once these are closed: by rescue().
-_ends: WeakKeyDictionary[AbstractEventLoop, AsyncGenerator[None]] = WeakKeyDictionary()
 
 
 class Runner:
-    """A greenlet, and the worker whose leases it runs."""
+    """A greenlet, and the worker whose leases it runs until there is none."""
 
-    #: What it runs, if anything: a lease of its worker, on its loop.
+    #: What it runs: a lease of its worker, on its loop.
     lease: Leaseholder | None = None
-    worker: Any
-    loop: AbstractEventLoop
 
-    def __init__(self, own: set[Runner], idle: list[Runner]) -> None:
-        """Make one that is idle, on the thread of a loop, which has *own* and *idle* ones."""
-        self._own, self._idle = own, idle
+    def __init__(self, greenlets: Greenlets, worker: Any) -> None:
+        """Make one on the thread of the loop, which begins with what :meth:`resume` is given."""
+        self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
         self.thread = threading.get_ident()
         self._ended = False
         #: Whether it waits for the next call of its lease.
@@ -82,24 +70,20 @@ class Runner:
         self.turns = 0
         self._loops: Any = getcurrent()
         self._greenlet = greenlet(self._run)
-        self._greenlet.switch()
 
     # On the loop's thread, outside of greenlets
 
     def resume(self, *value: Any) -> None:
         """Go on in the greenlet, until it waits again or ends.
 
-        :param value: what :meth:`suspend` returns there; the lease, to an idle one.
+        :param value: what :meth:`suspend` returns there; the first lease, at the beginning.
         """
         outside, worker, loop = green.runner, here.worker, _get_running_loop()
         green.runner, here.worker = self, self.worker
         self.turns += 1
         _set_running_loop(None)
         try:
-            if not self._ended:
-                self._greenlet.switch(*value)
-            elif not self._greenlet.dead:
-                self._greenlet.throw(GreenletExit)
+            self._greenlet.switch(*value)  # one that has ended returns at once
         finally:
             self.turns += 1
             _set_running_loop(loop)
@@ -112,26 +96,25 @@ class Runner:
 
     # In the greenlet
 
-    def _run(self) -> None:
-        while not self._ended:
-            self._idle.append(self)
-            lease: Leaseholder | None = self._loops.switch()
-            self._own.add(self)
+    def _run(self, lease: Leaseholder | None) -> None:
+        running = self.greenlets.running
+        running.add(self)
+        while lease is not None:
             self.lease = lease
-            while lease is not None:
-                if isinstance(lease, Call):
-                    lease.function = lease.lean
-                turn = self.turns
-                self.worker.pool.keep(self.worker)
-                self.lease = lease = self.worker.serve(lease)
-                if lease is not None and lease.loop is not self.loop:
-                    self.worker.pool.wake(self.worker, lease)
-                    self.lease = lease = None
-                elif lease is not None and turn == self.turns:  # it never waited: the loop must
-                    self.wake()
-                    with suppress(LoopClosedError):
-                        self.suspend()
-            self._own.discard(self)
+            if isinstance(lease, Call):
+                lease.function = lease.lean
+            turn = self.turns
+            lease = self.worker.serve(lease)
+            if lease is not None and lease.loop is not self.loop:
+                self.lease = None
+                self.worker.pool.wake(self.worker, lease)
+                break
+            if lease is not None and turn == self.turns:  # it never waited: the loop must
+                self.wake()
+                with suppress(LoopClosedError):
+                    self.suspend()
+        self.lease = None
+        running.discard(self)
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -139,8 +122,9 @@ class Runner:
         :raises LoopClosedError: if the loop is closed.
         """
         if not self.is_over():
-            with suppress(GreenletExit):
-                return self._loops.switch()
+            value = self._loops.switch()
+            if not self._ended:
+                return value
         raise LoopClosedError("the event loop was closed, and a call on it was ended [loop-closed]")
 
     # Any thread
@@ -159,39 +143,66 @@ class Runner:
                 self.end()
 
 
+class Greenlets:
+    """Those of one event loop."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self.loop = loop
+        #: Whether it can watch a socket: Windows' proactor cannot.
+        self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
+        #: Those that run.
+        self.running: set[Runner] = set()
+        # Those that have their answer, and go on in later turns of the loop.
+        self._due: dict[Runner, Any] = {}
+        self._turns = False  # one went on in this turn
+        #: What has them end with the loop: its shutdown_asyncgens() does.
+        self.ends = self._end()
+        with suppress(StopIteration):  # it has begun
+            self.ends.__anext__().send(None)
+
+    def go_on(self, runner: Runner, value: Any) -> None:
+        """Resume *runner* with *value*: one in each turn of the loop, so that it keeps turning."""
+        if self._turns:
+            self._due[runner] = value
+        else:
+            self._turns = True
+            self.loop.call_soon(self._next)
+            runner.resume(value)
+
+    def _next(self) -> None:
+        self._turns = False
+        if self._due:
+            runner = next(iter(self._due))
+            self.go_on(runner, self._due.pop(runner))
+
+    async def _end(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:  # the loop shuts down: wait for what runs, and for nothing else
+            deadline = time.monotonic() + ThreadConnections.BOUND + 1
+            while self.running:
+                late = time.monotonic() > deadline
+                for runner in [each for each in self.running if each.rests or late]:
+                    runner.end()
+                await asyncio.sleep(0.001)
+
+
+# They know their loops, and are forgotten once these are closed: by rescue().
+_greenlets: dict[AbstractEventLoop, Greenlets] = {}
+
+
 def enter(loop: AbstractEventLoop) -> None:
     """Note that code on *loop* makes a call. On its thread."""
-    begins = loop not in _ends
-    if begins:
+    if loop not in _greenlets:
         rescue(closed=True)
-        _runners[loop] = set(), []
-    green.loop, (green.runners, green.idle) = loop, _runners[loop]
-    green.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
-    if begins:
-        watch = _ends[loop] = _end_with(green.runners, green.idle)
-        with suppress(StopIteration):  # it has begun; the loop's shutdown_asyncgens() ends it
-            watch.__anext__().send(None)
-
-
-async def _end_with(runners: set[Runner], idle: list[Runner]) -> AsyncGenerator[None]:
-    try:
-        yield
-    finally:  # it shuts down: wait for what runs, and for nothing else
-        deadline = time.monotonic() + ThreadConnections.BOUND + 1
-        while runners:
-            late = time.monotonic() > deadline
-            for runner in [runner for runner in runners if runner.rests or late]:
-                runner.end()
-            await asyncio.sleep(0.001)
-        for runner in idle:
-            runner.end()
-        idle.clear()
+        _greenlets[loop] = Greenlets(loop)
+    green.loop, green.greenlets = loop, _greenlets[loop]
 
 
 def at_work() -> list[tuple[Runner, int]]:
     """Return those that have a thread now, each with its turns. Any thread."""
     with suppress(RuntimeError):  # one came or went this very moment
-        runners = [runner for own, _ in list(_runners.values()) for runner in list(own)]
+        runners = [each for own in list(_greenlets.values()) for each in list(own.running)]
         return [(each, turns) for each in runners if (turns := each.turns) % 2]
     return []
 
@@ -199,13 +210,12 @@ def at_work() -> list[tuple[Runner, int]]:
 def rescue(closed: bool = False) -> None:
     """End what waits on the calling thread in loops that do not run, or were *closed*."""
     own = threading.get_ident()
-    for loop, (runners, idle) in list(_runners.items()):
+    for loop, greenlets in list(_greenlets.items()):
         if not loop.is_running() and (loop.is_closed() or not closed):
-            for runner in [each for each in (*runners, *idle) if each.thread == own]:
+            for runner in [each for each in greenlets.running if each.thread == own]:
                 runner.end()
-            if loop.is_closed() and not runners:
-                _runners.pop(loop, None)
-                _ends.pop(loop, None)
+            if loop.is_closed() and not greenlets.running:
+                _greenlets.pop(loop, None)
 
 
 def begin(worker: Worker, lease: Leaseholder) -> bool:
@@ -226,11 +236,4 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
     if green.loop is not loop:
         enter(loop)
-    idle = green.idle
-    while idle and idle[-1].thread != threading.get_ident():  # the loop ran on another one
-        del idle[-1]
-    if not idle:
-        Runner(green.runners, idle)
-    runner = idle.pop()
-    runner.worker, runner.loop = worker, loop
-    runner.resume(lease)
+    Runner(green.greenlets, worker).resume(lease)

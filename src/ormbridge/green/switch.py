@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -55,7 +54,7 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
         watchdog.wake()
     if isinstance(said, str):
         said = said in _ours
-    if green.watches and (_is_green(call.name, child) if said is None else said):
+    if green.greenlets.watches and (_is_green(call.name, child) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)
@@ -89,7 +88,7 @@ def _deliver(call: Call) -> bool:
     runner = green.runner
     if runner is None or runner.loop is not call.mailbox.loop:
         return False
-    with suppress(RuntimeError):  # the loop is closed
+    if not runner.loop.is_closed():
         call.deliver()
     return True
 
