@@ -8,6 +8,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import pairwise
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -195,6 +196,33 @@ def test_loop_closed_with_calls_in_line(green, held):
     held.let_go()
     assert asyncio.run(green_where()) == threading.get_ident()
     assert_whole()
+
+
+async def test_loop_turns_between_two_answers(green, held):
+    """Where many have their answer at one time, the loop still turns after each of them."""
+    green(MAX_THREADS=3)
+    went_on = []
+
+    async def call(name):
+        def function():
+            User.objects.exists()
+            went_on.append(name)
+
+        await database_sync_to_async(function, green=True)()
+
+    async def turn():
+        while len([each for each in went_on if each != "turn"]) < 3:
+            went_on.append("turn")
+            await asyncio.sleep(0)
+
+    calls = [asyncio.create_task(call(name)) for name in "abc"]
+    await held.sees(3)
+    held.let_go()
+    block_until(lambda: not held.waiting() and held.at_work() == 0)  # all three can be read now
+    await asyncio.gather(turn(), *calls)
+    order = "".join("-" if each == "turn" else each for each in went_on)
+    assert sorted(order.replace("-", "")) == ["a", "b", "c"]
+    assert not {"ab", "ac", "ba", "bc", "ca", "cb"} & {*map("".join, pairwise(order))}, order
 
 
 def test_loop_that_ends_waits_for_what_runs(green, held):

@@ -43,6 +43,14 @@ class Outside:
         ).fetchone()
         return number
 
+    def at_work(self):
+        """Return how many others have a statement that is not done."""
+        (number,) = self.watcher.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state = 'active' AND pid <> pg_backend_pid()"
+        ).fetchone()
+        return number
+
     async def sees(self, number):
         """Wait until *number* statements wait for the tables."""
         async with asyncio.timeout(GUARD):
