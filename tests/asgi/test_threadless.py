@@ -13,7 +13,10 @@ from asgiref.testing import ApplicationCommunicator
 from channels import consumer
 from channels.db import aclose_old_connections
 from channels.generic.http import AsyncHttpConsumer
+from django.contrib import messages
 from django.contrib.auth.models import AnonymousUser
+from django.contrib.messages.storage.cookie import CookieStorage
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SessionOfCookies
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
@@ -726,20 +729,84 @@ async def test_headers_and_cookies_take_no_worker(serve):
     assert stats().threads == 0
 
 
-async def test_middleware_that_startproject_writes_down(serve, monkeypatch):
-    """Of its thirteen calls those of sessions and messages take a worker."""
+@pytest.fixture
+def placed(monkeypatch):
+    """Return what is sent to a worker: steps of the middleware of sessions and messages."""
     placed = []
     place = LeaseContext.place
-    monkeypatch.setattr(
-        LeaseContext, "place", lambda self, call: (placed.append(str(call)), place(self, call))
-    )
+
+    def note(self, call):
+        _, _, method = str(call).partition("SessionMiddleware.")
+        placed.append(f"session {method}" if method else f"messages {str(call).rpartition('.')[2]}")
+        place(self, call)
+
+    monkeypatch.setattr(LeaseContext, "place", note)
+    return placed
+
+
+async def test_middleware_that_startproject_writes_down(serve, placed):
+    """None of its thirteen calls takes a worker."""
     assert (await get(serve(pong, *MIDDLEWARE))).startswith("200 ")
-    sessions = "django.contrib.sessions.middleware.SessionMiddleware.process_"
-    messages = "django.contrib.messages.middleware.MessageMiddleware.process_"
-    assert placed == [
-        *(f"{sessions}request", f"{messages}request"),
-        *(f"{messages}response", f"{sessions}response"),
-    ]
+    assert placed == []
+    assert stats().threads == 0
+
+
+async def test_sessions_and_messages_are_saved_on_a_worker(serve, settings, placed):
+    """A session that was changed, and a message that was added or shown."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+
+    async def change(request):
+        request.session["seen"] = True
+        return HttpResponse()
+
+    async def add(request):
+        messages.info(request, "hello")
+        return HttpResponse()
+
+    async def show(request):
+        return HttpResponse(list(messages.get_messages(request)))
+
+    for view, expected in (
+        (change, ["session process_response"]),
+        (add, ["messages process_response"]),
+        (show, ["messages process_response"]),
+    ):
+        assert (await get(serve(view, *MIDDLEWARE))).startswith("200")
+        assert placed == expected
+        placed.clear()
+
+
+class SessionStore(SessionOfCookies):
+    """A project's own: who knows what it does."""
+
+
+class MessageStorage(CookieStorage):
+    """The same for messages."""
+
+
+ALL_OF_SESSIONS = ["session process_request", "session process_response"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("SESSION_ENGINE", __name__, ALL_OF_SESSIONS),
+        (
+            "MESSAGE_STORAGE",
+            f"{__name__}.MessageStorage",
+            ["messages process_request", "messages process_response"],
+        ),
+        ("SESSION_SAVE_EVERY_REQUEST", True, None),
+    ],
+)
+async def test_sessions_of_ones_own_take_a_worker(
+    serve, settings, placed, setting, value, expected
+):
+    """Sessions and messages that others keep run on a worker; and what is saved each time."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    setattr(settings, setting, value)
+    assert (await get(serve(pong, *MIDDLEWARE))).startswith("200 ")
+    assert placed == expected if expected else "session process_response" in placed
 
 
 async def test_error_of_a_middleware_without_a_worker(serve, settings):

@@ -232,8 +232,8 @@ def green(found):
     return (
         f"On the event loop's own thread: {versus(query, 'on threads', 'queries a second')} with "
         f"50 callers, {versus(ten, 'on threads')} with 10. Of requests that make one query, "
-        f"{versus(made, 'on threads', 'a second')}; with the middleware of startproject, part of "
-        f"which stays on threads, {versus(middleware, 'on threads')}. While 50 callers make the "
+        f"{versus(made, 'on threads', 'a second')}; with the middleware of startproject, "
+        f"{versus(middleware, 'on threads')}. While 50 callers make the "
         f"query, the loop is late by {late[0]} at the 99th percentile, and by {late[1]} with "
         "threads."
     )

@@ -19,7 +19,7 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection
-from django.db.models.signals import post_init
+from django.db.models.signals import post_init, post_save
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import path
@@ -308,17 +308,27 @@ async def test_calls_of_a_request_run_one_at_a_time(site, gate):
     assert len(gate.threads) == 2
 
 
-async def test_middleware_of_django_takes_a_worker(site, settings):
-    """Django's sessions run on a worker, also around a view that does not."""
-    site(as_view(get_event_loop_thread))
+async def test_session_is_saved_on_a_worker(transactional_db, site, settings):
+    """A session that a view has changed is saved on the worker of the request."""
+    threads = []
+
+    def note_thread(**kwargs):
+        threads.append(get_thread_name())
+
+    async def view(request):
+        request.session["seen"] = stats().threads
+        return HttpResponse()
+
+    site(view)
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
-    application = BridgeMiddleware(ASGIHandler())
-    assert await get(application) == f"200 {threading.current_thread().name}"
-    assert stats().threads == 1
-
-
-async def get_event_loop_thread():
-    return get_thread_name()
+    post_save.connect(note_thread, sender=Session)
+    try:
+        assert await get(BridgeMiddleware(ASGIHandler())) == "200"
+    finally:
+        post_save.disconnect(note_thread, sender=Session)
+    assert threads == ["ormbridge-worker-1"]
+    (session,) = await database_sync_to_async(lambda: list(Session.objects.all()))()
+    assert session.get_decoded() == {"seen": 0}
 
 
 async def test_state_of_a_connection_stays_with_the_request(transactional_db, site, gate):

@@ -3,8 +3,8 @@
 Workers clean their own connections, so a job that asks for nothing else is done where it is, on the
 event loop's thread, which has no connections: Channels' ``aclose_old_connections`` before each
 message, Django's handlers of ``request_started`` and ``request_finished``, middleware that only
-takes notes, and what Django's own does with headers and cookies. A request or message that does not
-use the database takes no worker, unless Django's sessions or messages are around it.
+takes notes, and what Django's own does with headers, cookies, and sessions and messages that it has
+not to save. A request or message that does not use the database takes no worker.
 
 Tools that trace calls wrap all of these, also from one call to the next. What counts is what they
 say that they wrap (``__wrapped__``, as :func:`functools.wraps` and wrapt's proxies have it); what
@@ -48,6 +48,11 @@ _QUIET = (
     "django.middleware.common.CommonMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 )
+# And that which saves something of the request: where that is, and the setting that says what.
+_SAVES = {
+    "django.contrib.sessions.middleware.SessionMiddleware": ("session", "SESSION_ENGINE"),
+    "django.contrib.messages.middleware.MessageMiddleware": ("_messages", "MESSAGE_STORAGE"),
+}
 # Wrappers around a function, at the most: a mock has no end of them.
 _LAYERS = 50
 
@@ -128,9 +133,16 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
 def _is_quiet(function: Any, owner: Any, child: functools.partial[Any]) -> bool:
     """Say whether *owner*, Django's middleware and no subclass, asks nobody in *child*."""
     cls, name = name_of(type(owner)), getattr(function, "__name__", None)
-    own = cls in _QUIET and name_of(function) == f"{cls}.{name}" and not settings.CSRF_USE_SESSIONS
-    # process_view() may read the body of other requests.
-    return own and (name != "process_view" or child.args[0].method in ("GET", "HEAD"))
+    known = cls in _QUIET or cls in _SAVES
+    if not known or name_of(function) != f"{cls}.{name}" or settings.CSRF_USE_SESSIONS:
+        return False
+    request, (place, setting) = child.args[0], _SAVES.get(cls, ("", ""))
+    if name == "process_view":  # it may read the body of other requests
+        return request.method in ("GET", "HEAD")
+    kept = getattr(request, place, None)
+    to_save = any(getattr(kept, sign, False) for sign in ("modified", "used", "added_new"))
+    theirs = place and not getattr(settings, setting).startswith("django.contrib.")
+    return not (to_save or theirs or (place and settings.SESSION_SAVE_EVERY_REQUEST))
 
 
 def _takes_notes(module: str) -> bool:

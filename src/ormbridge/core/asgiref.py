@@ -60,7 +60,7 @@ class Ground(CurrentThreadExecutor):
 
     def is_next(self) -> bool:
         """Say whether asgiref sends the calls of the running code here: no frame is in between."""
-        return _current() is self
+        return getattr(AsyncToSync.executors, "current", None) is self
 
     @property
     def _work_items(self) -> Any:  # type: ignore[override] # asgiref only reads it
@@ -96,7 +96,7 @@ class GroundBelow:
         self._frame: CurrentThreadExecutor | None = None
 
     async def __aenter__(self) -> None:
-        frame = self._frame = _current()
+        frame = self._frame = getattr(AsyncToSync.executors, "current", None)
         if frame is not self._ground:
             context = self._context = ThreadSensitiveContext(executor=self._ground)
             await context.__aenter__()  # type: ignore[no-untyped-call]
@@ -113,20 +113,11 @@ class GroundBelow:
             AsyncToSync.executors.current = self._frame
 
 
-def _current() -> CurrentThreadExecutor | None:
-    """Return what asgiref's ``AsyncToSync.executors`` holds, at a fraction of the price."""
-    if not isinstance(_variable, contextvars.ContextVar):
-        return getattr(AsyncToSync.executors, "current", None)
-    known = _variable.get(None)
-    own = known is not None and known.thread_id == threading.get_ident()
-    return known.data.get("current") if own else None
-
-
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
     """Return the executor of the innermost live frame above the caller on *loop*, or None."""
     executor: CurrentThreadExecutor | None = None
     if not isinstance(_variable, contextvars.ContextVar) or _variable.get(None) is not None:
-        executor = _innermost_live(_current())
+        executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
         if executor is None:
             # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,
             # to wait for a second one could deadlock.

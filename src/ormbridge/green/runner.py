@@ -201,10 +201,9 @@ def enter(loop: AbstractEventLoop) -> None:
 
 def at_work() -> list[tuple[Runner, int]]:
     """Return those that have a thread now, each with its turns. Any thread."""
-    with suppress(RuntimeError):  # one came or went this very moment
-        runners = [each for own in list(_greenlets.values()) for each in list(own.running)]
-        return [(each, turns) for each in runners if (turns := each.turns) % 2]
-    return []
+    # Copies, each made in one step.
+    runners = [each for own in list(_greenlets.values()) for each in list(own.running)]
+    return [(each, turns) for each in runners if (turns := each.turns) % 2]
 
 
 def rescue(closed: bool = False) -> None:

@@ -140,14 +140,11 @@ class Wrappers:
         place = self._here()
         setattr(place, alias, wrapper)
         if place is not self._local:  # it is used on whichever thread acts for the worker
-            wrapper.validate_thread_sharing = _may_be_used_here
+            wrapper.validate_thread_sharing = lambda: None
             wrapper.connect = partial(_connect, weakref.ref(wrapper))
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
-
-
-def _may_be_used_here() -> None: ...
 
 
 def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:

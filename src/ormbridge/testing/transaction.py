@@ -114,7 +114,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
+                (SyncToAsync, "thread_sensitive_context", lambda default=None: everywhere),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -189,10 +189,6 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
-
-
-def _always(value: object, default: object = None) -> object:
-    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
