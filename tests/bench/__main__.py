@@ -186,7 +186,9 @@ def summary(row, rounds, lost, took):
     names = [name for name in row["contestants"] if name not in lost]
     found = [{name: figures(turns[name]) for name in names} for turns in rounds]
     rates = [{name: one["calls_per_second"] for name, one in each.items()} for each in found]
-    reach = {name: wanted for name, wanted in row["reach"].items() if name in row["contestants"]}
+    goals = {key: row[key] for key in ("reach", "green") if key in row}
+    for key, ratios in goals.items():
+        goals[key] = {name: one for name, one in ratios.items() if name in row["contestants"]}
     contestants = {
         name: {UNFINISHED: lost[name]}
         if name in lost
@@ -197,7 +199,7 @@ def summary(row, rounds, lost, took):
         if OURS in names and name != OURS and all(rate[name] for rate in rates):
             ratio = spread([rate[OURS] / rate[name] for rate in rates])
             contestants[name]["ratio"] = ratio
-    return {**row, "reach": reach, "rounds": len(rounds), "took": took, "contestants": contestants}
+    return {**row, **goals, "rounds": len(rounds), "took": took, "contestants": contestants}
 
 
 def machine():

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import django
 from django.conf import settings
+from django.db import transaction
 
 from tests.bench import Failed
 from tests.bench.rows import (
@@ -118,6 +119,29 @@ def username():
     return User.objects.all()[0].username
 
 
+def three():
+    """Make it three times in a transaction."""
+    with transaction.atomic():
+        for _ in range(3):
+            name = username()
+    return name
+
+
+async def native_three():
+    """Do so on an async connection."""
+    from django.contrib.auth.models import User
+    from django_async_backend.db import close_old_async_connections
+    from django_async_backend.db.transaction import async_atomic
+
+    try:
+        async with async_atomic():
+            for _ in range(3):
+                users = [user async for user in User.async_objects.all()[:1]]
+        return users[0].username
+    finally:
+        await close_old_async_connections()
+
+
 async def native_username():
     """Make the same query on an async connection, and give that back to its pool."""
     from django.contrib.auth.models import User
@@ -130,7 +154,8 @@ async def native_username():
         await close_old_async_connections()  # as after each request
 
 
-FUNCTIONS = {"noop": noop, "username": username}
+FUNCTIONS = {"noop": noop, "username": username, "three": three}
+NATIVE_FUNCTIONS = {"username": native_username, "three": native_three}
 
 
 async def iterate(name, limit, busy):
@@ -183,7 +208,7 @@ def wrap(name, function):
 
         return getattr(asgi, function)(name)
     if name == NATIVE:
-        return native_username
+        return NATIVE_FUNCTIONS[function]
     if name == RAW:
         return raw()
     function = FUNCTIONS.get(function, function)

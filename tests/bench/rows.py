@@ -27,8 +27,9 @@ CALLERS = (1, 2, 5, 10, 20, 50, 1000, 10_000)
 CONNECTIONS = (1, 2, 5, 10, 20, 50, 100)
 LATENCIES = (0, 1, 5, 50)
 
-# What is called ("function"), by how many callers, by whom; the ratios that ormbridge is to reach,
-# and the figures that it may have at most ("most"), less what it is without the bridge ("without").
+# What is called ("function"), by how many callers, by whom; the ratios that ormbridge is to reach
+# ("reach"; "green" on the event loop's thread), and the figures that it may have at most ("most",
+# "green most"), less what it is without the bridge ("without").
 # How much longer a turn is where calls are slow, and how many rounds a set of processes has, if
 # that is fewer than for the others. Rows that call the same function share their processes, but for
 # those that are apart; where they are fresh, each turn has a process of its own. What is counted
@@ -55,7 +56,16 @@ ROWS = {
         "callers": 50,
         "contestants": [*WITH_GREEN, "asgiref", FREE, TO_THREAD, ANYIO, RAW],
         "reach": {BOUND: 1.0, CHANNELS: 1.25},
+        "green": {OURS: 1.0, BEFORE: 1.6, NATIVE: 1.25},
         "apart": True,
+    },
+    "three": {
+        "title": "A transaction of three such queries, 50 callers",
+        "function": "three",
+        "callers": 50,
+        "contestants": WITH_GREEN,
+        "reach": {},
+        "green": {NATIVE: 1.1},
     },
     **{
         f"orm-{callers}": {
@@ -64,6 +74,7 @@ ROWS = {
             "callers": callers,
             "contestants": WITH_GREEN if callers <= 20 else GROWTH,
             "reach": {CHANNELS: 1.05 if callers < 5 else 1.25},
+            "green": {NATIVE: 1.1} if callers <= 20 else {},
             "longer": 2 / 3,
             # Each turn lasts until all are served, which is several seconds.
             **({"apart": True, "rounds": 1} if callers == max(CALLERS) else {}),
@@ -79,6 +90,7 @@ ROWS = {
             "callers": 50,
             "contestants": WITH_GREEN if delay == 5 else GROWTH,
             "reach": {BOUND: 0.9, CHANNELS: 5.2, BEFORE: 0.97} if delay == 5 else {},
+            "green": {BEFORE: 0.97, NATIVE: 1.05} if delay == 5 else {},
             **({"longer": 3, "rounds": 2} if delay == max(LATENCIES) else {}),
         }
         for delay in LATENCIES
@@ -105,6 +117,7 @@ ROWS = {
         "callers": 50,
         "contestants": [OURS, GREEN, PLAIN, POOL],
         "reach": {POOL: 2.2, BEFORE: 1.25},
+        "green": {POOL: 3.0, BEFORE: 1.7},
         "unit": "request",
         "longer": 3,
     },
@@ -169,6 +182,7 @@ ROWS = {
         "contestants": [OURS, GREEN, CHANNELS, *NATIVES, IDLE],
         "reach": {},
         "most": {"p99_ms": 4.0},
+        "green most": {"p99_ms": 2.5},
         "longer": 2,
     },
     "waiting": {
@@ -193,6 +207,8 @@ ROWS = {
         "fresh": True,
     },
 }
+# With as many callers as threads, each of those has all to itself.
+ROWS["orm-10"]["green"] |= {BEFORE: 2.0}
 
 
 def asks_database(row):

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.bench import UNFINISHED, charts, report
-from tests.bench.rows import BOUND, CHANNELS, NATIVE, OURS, PLAIN, POOL, ROWS
+from tests.bench.rows import BOUND, CHANNELS, GREEN, NATIVE, OURS, PLAIN, POOL, ROWS
 
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "docs/_recorded/bench.json").read_text(encoding="utf-8"))
@@ -192,6 +192,23 @@ def test_mark_is_missed_by_who_did_not_finish(lost):
     row = result("noop", **{OURS: 100, CHANNELS: 10, lost: None})
     ((_, _, seen, well),) = report.marks(row)
     assert (seen, well) == ("no figure", False)
+
+
+def test_marks_of_green():
+    """What runs on the loop's thread is held against others by its own figures."""
+    rates = {OURS: 100, GREEN: 120, NATIVE: 80}
+    seen = {other: (seen, well) for other, _, seen, well in report.marks(result("orm-1", **rates))}
+    assert seen[GREEN, NATIVE] == ("1.50", True)
+    rates = {OURS: 100, GREEN: 84, NATIVE: 80}
+    seen = {other: (seen, well) for other, _, seen, well in report.marks(result("orm-1", **rates))}
+    assert seen[GREEN, NATIVE] == ("1.05", False)
+    row = result("delay", **{OURS: 100, GREEN: 100})
+    for late, well in ((2.5, True), (2.6, False)):
+        row["contestants"][GREEN]["p99_ms"] = row["contestants"][OURS]["p99_ms"] = spread(late)
+        found = {other: verdict for other, _, _, verdict in report.marks(row)}
+        assert found[GREEN, "p99_ms"] is well
+    row["contestants"][GREEN] = {UNFINISHED: HANGS}
+    assert [seen for other, _, seen, _ in report.marks(row) if other[0] == GREEN] == ["no figure"]
 
 
 @pytest.mark.parametrize("lost", ["ormbridge", "plain Channels"])
