@@ -9,7 +9,10 @@ The six steps of a call, in the order to read them:
 5. ``worker``: run it, with step 4 before and after;
 6. ``mailbox``: hand the outcome to its event loop.
 
-Around them: ``settings``, ``stats``, ``errors``, ``process`` (one pool, exit, fork) and ``hooks``
-(what the wings do at the core's bidding). A *lease* is what has a worker: a call, or in the wings
-several that run one after the other.
+Around them: ``settings``, ``stats``, ``errors``, ``process`` (one pool, exit, fork) and ``hooks``.
+
+A *lease* is what has a worker: a call, or in the wings several that run one after the other. The
+*wings* are the packages beside this one: ``leases``, ``asgi``, ``blocks``, ``streaming``,
+``postgres`` with its canceller, ``green``, ``testing``. They fill ``hooks`` as they are imported,
+and the package's ``__init__`` sets ``hooks.load``, which imports those that every project needs.
 """

@@ -43,6 +43,37 @@ CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 _variable = getattr(getattr(AsyncToSync.executors, "_storage", None), "_data", None)
 
 
+def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
+    """Return the executor of the innermost live frame above the caller on *loop*, or None."""
+    executor: CurrentThreadExecutor | None = None
+    if not isinstance(_variable, contextvars.ContextVar) or _variable.get(None) is not None:
+        executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
+        if executor is None:
+            # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,
+            # to wait for a second one could deadlock.
+            hiding = SyncToAsync.thread_sensitive_context.get(None)
+            executor = _innermost_live(getattr(hiding, "_old_executor", None))
+    if executor is None and AsyncToSync.loop_thread_executors:
+        # A task that lost its context still runs on a loop that async_to_sync started.
+        executor = AsyncToSync.loop_thread_executors.get(loop)
+    return executor
+
+
+def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
+    """Return the thread that waits in the frame of *executor*."""
+    return executor._work_thread
+
+
+def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
+    # The caller's own thread runs this loop, so it can't be waiting to run anything else.
+    own = threading.current_thread()
+    while executor is not None and (
+        isinstance(executor, Ground) or executor._broken or executor._work_thread is own
+    ):
+        executor = executor._old_executor
+    return executor
+
+
 class Ground(CurrentThreadExecutor):
     """An executor that lies under all frames of its context, and is none itself.
 
@@ -113,27 +144,6 @@ class GroundBelow:
             AsyncToSync.executors.current = self._frame
 
 
-def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
-    """Return the executor of the innermost live frame above the caller on *loop*, or None."""
-    executor: CurrentThreadExecutor | None = None
-    if not isinstance(_variable, contextvars.ContextVar) or _variable.get(None) is not None:
-        executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
-        if executor is None:
-            # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,
-            # to wait for a second one could deadlock.
-            hiding = SyncToAsync.thread_sensitive_context.get(None)
-            executor = _innermost_live(getattr(hiding, "_old_executor", None))
-    if executor is None and AsyncToSync.loop_thread_executors:
-        # A task that lost its context still runs on a loop that async_to_sync started.
-        executor = AsyncToSync.loop_thread_executors.get(loop)
-    return executor
-
-
-def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
-    """Return the thread that waits in the frame of *executor*."""
-    return executor._work_thread
-
-
 class Guest:
     """A work item that has a frame's thread for as long as it likes, in the frame's place."""
 
@@ -178,16 +188,6 @@ class Guest:
                 item = frame._work_items.popleft()
             item.run()
             del item
-
-
-def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
-    # The caller's own thread runs this loop, so it can't be waiting to run anything else.
-    own = threading.current_thread()
-    while executor is not None and (
-        isinstance(executor, Ground) or executor._broken or executor._work_thread is own
-    ):
-        executor = executor._old_executor
-    return executor
 
 
 def child_of(job: object) -> functools.partial[Any] | None:

@@ -54,7 +54,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     :param func: a synchronous callable.
     :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
         asgiref: the one thread of the surrounding context or process. ``False`` means any free
-        worker, even under a synchronous frame; where none is free, as if it was left out.
+        worker, even under a synchronous frame; where none is free, as if it was left out, but never
+        in a transaction.
     :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
         its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.
@@ -63,8 +64,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         without ``thread_sensitive=False``.
 
     The call itself raises what the function raises (``StopIteration`` as ``RuntimeError``),
-    :exc:`PoolTimeout` if it had to wait longer than ``TIMEOUT`` seconds for a worker, and
-    :exc:`PoolClosed` while the interpreter exits.
+    :exc:`PoolTimeout` if it had to wait longer than ``TIMEOUT`` seconds for a worker, or at once
+    where waiting is no use, and :exc:`PoolClosed` while the interpreter exits.
 
     See `asgiref's SyncToAsync <https://github.com/django/asgiref#function-wrappers>`_.
     """

@@ -5,12 +5,14 @@ decides: the worker runs it, the awaiting task cancels it, the pool refuses it. 
 others come too late.
 
 Where a call waits: in the pool's line, for a worker; below a synchronous frame, among what asgiref
-has for the frame's thread; in a route (``leases/``), for its turn on that one's thread. The
-attributes under "For the wings" are theirs.
+has for the frame's thread; in a route (``leases/``), for its turn on that one's thread. Each wait
+ends with the worker, the thread or the turn, when the call is cancelled, after ``TIMEOUT`` seconds
+(below a frame: if a lease has its thread, see :data:`hosts`), and at exit. The attributes under
+"For the wings" are theirs.
 
 **Cancellation.** A call that has not started never starts. One that runs keeps its worker until the
 function returns; its outcome is then dropped, because the awaiting task has gone on. Where that is
-allowed and the database is PostgreSQL, its statement is cancelled (:mod:`.canceller`).
+allowed and the database is PostgreSQL, its statement is cancelled (``postgres/canceller.py``).
 """
 
 from __future__ import annotations
@@ -84,11 +86,13 @@ class Call:
         self.calls = 0
         #: The route of the code that makes it.
         self.route: object = None
+        #: Whether it must not join a transaction on the thread where it runs.
+        self.stays_out = False
+        # For the wings
         #: The event loop on whose thread it may run; None for a thread of its own.
         self.loop: asyncio.AbstractEventLoop | None = None
         #: The function to run there.
         self.lean: Job | None = None
-        # For the wings
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
         #: An argument of the function that, suspended, needs its connection again.
@@ -97,12 +101,11 @@ class Call:
         self.iteration: tuple[weakref.ref[Any], Callable[[], object]] | None = None
         #: The task that iterates on it.
         self.task: weakref.ref[asyncio.Task[Any]] | None = None
-        #: Whether it must not join a transaction on the thread where it runs.
-        self.stays_out = False
-        #: The calls that are looked at, where this is one of them.
+        #: As :attr:`watched`: those that have waited for PostgreSQL for too long.
         self.glances: OrderedDict[Any, float] | None = None
         # From here to its end
-        #: What the function awaits through async_to_sync; None if the call is never stopped.
+        #: What the function awaits through async_to_sync. None says to the canceller that the call
+        #: is never stopped: who cancels that all the same keeps the list.
         self.awaits: list[asyncio.Task[Any]] | None = None
         #: The worker's, once it runs there.
         self.connections: ThreadConnections | None = None

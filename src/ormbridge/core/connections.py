@@ -63,8 +63,10 @@ class ThreadConnections:
         #: Held to cancel what :attr:`running` does, to finish that, and to break or close a
         #: connection: a pool may hand it on. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
-        #: Connections with a statement that was cancelled, and why they have to be discarded.
-        #: Guarded by :attr:`finishing` while a call runs.
+        #: Connections with a statement that was cancelled, and why they have to be discarded; None
+        #: if that is yet to be found out: :data:`.hooks.settle` does, as the call ends, and keeps
+        #: one whose server has carried the request out. Guarded by :attr:`finishing` while a call
+        #: runs.
         self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
 
     def adopt_thread(self) -> None:

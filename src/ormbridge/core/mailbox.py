@@ -1,10 +1,10 @@
 """The way back: outcomes are handed to an event loop in batches (step 6 of a call).
 
 One mailbox an event loop, as a rule: loops that take turns on a thread get new ones. Workers post
-from their threads; the first item in an empty mailbox wakes the loop, the others ride along. Waking
-a loop is a system call and a switch of threads, so this is where the speed is. As long as enough
-calls wait to keep the workers busy, outcomes wait for the next look at the pool: what their callers
-do next could not start sooner.
+from their threads. An item wakes the loop unless a delivery is on its way, which then takes it
+along: one waking a delivery, seldom one more. Waking a loop is a system call and a switch of
+threads, so this is where the speed is. As long as enough calls wait to keep the workers busy,
+outcomes wait for the next look at the pool: what their callers do next could not start sooner.
 
 It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
 call: whoever began to wait first is the first whose time is up.

@@ -3,8 +3,9 @@
 Guarantees:
 
 * there are never more workers than the bound, and none is started while one is free;
-* a free worker goes to the lease that has waited longest; of several free workers the one used last
-  is taken, so that few connections stay warm and the others can retire after ``MAX_IDLE``;
+* a free worker goes to the lease that has waited longest, but for one that may not wait; of several
+  free workers the one used last is taken, so that few connections stay warm and the others can
+  retire after ``MAX_IDLE``;
 * while leases wait, no more workers run than :mod:`.hands` says;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
@@ -60,6 +61,9 @@ class Pool:
     def take(self, lease: Leaseholder, wait: bool = True) -> bool:
         """Give *lease* a worker, if nobody waits and one more may run, or put it in line.
 
+        Without *wait* it may have any worker that is free or may exist, past the line and the
+        hands. So may one that runs on its loop's thread.
+
         :returns: whether the lease has a worker, or its error: the system may refuse to start the
             first thread. Without *wait*, a lease that has neither is not in line.
         :raises PoolClosed: if the interpreter is exiting.
@@ -98,6 +102,7 @@ class Pool:
         return len(self._waiting) >= self._hands.count
 
     def _running(self) -> int:
+        """Return how many are hands: not idle, nor kept between calls, nor run elsewhere."""
         return len(self.workers) - len(self._idle) - self._kept
 
     def look(self) -> bool:
@@ -194,7 +199,7 @@ class Pool:
     def retire(self, worker: Worker) -> bool:
         """Let *worker* go, idle for ``MAX_IDLE`` seconds. False if a lease is on its way to it."""
         with self._lock:
-            return self._idle.pop(worker, self) is None  # as all that are in it
+            return self._idle.pop(worker, self) is None  # all values are; else it was not there
 
     def leave(self, worker: Worker) -> Leaseholder | None:
         """Forget *worker*, whose connections are closed; or keep it for the lease it returns.
@@ -211,7 +216,7 @@ class Pool:
     def forget(self, lease: Leaseholder) -> bool:
         """Take *lease*, which gave up, out of the line. Returns whether it was there."""
         with self._lock:
-            return self._waiting.pop(lease, self) is None  # as all that are in it
+            return self._waiting.pop(lease, self) is None  # all values are; else it was not there
 
     def time_out(self, call: Leaseholder, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Count *call*, which has waited for a worker for too long. Returns its error.
@@ -221,6 +226,7 @@ class Pool:
         with self._lock:
             self._timeouts += 1
         if self not in seen:
+            # No call is hit: this is for those that hang in the clean-up after a lease.
             for worker in list(self.workers):
                 hooks.cut(worker.connections, None)
             seen[self] = self.stats()
