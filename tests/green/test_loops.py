@@ -5,6 +5,7 @@ import gc
 import importlib
 import os
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -199,14 +200,18 @@ def test_loop_closed_with_calls_in_line(green, held):
 
 
 async def test_loop_turns_between_two_answers(green, held):
-    """Where many have their answer at one time, the loop still turns after each of them."""
+    """Where many have their answer at one time, and each is long at work, the loop turns."""
     green(MAX_THREADS=3)
+    runner = importlib.import_module("ormbridge.green.runner")
     went_on = []
 
     async def call(name):
         def function():
             User.objects.exists()
             went_on.append(name)
+            end = time.monotonic() + 2 * runner.SLICE
+            while time.monotonic() < end:
+                pass
 
         await database_sync_to_async(function, green=True)()
 

@@ -33,6 +33,9 @@ from ..core.connections import ThreadConnections, here
 from ..core.errors import BridgeError
 from ..core.worker import Leaseholder, Worker
 
+#: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
+SLICE = 0.001
+
 
 class LoopClosedError(BridgeError):
     """The event loop was closed while a greenlet on it waited."""
@@ -97,24 +100,21 @@ class Runner:
     # In the greenlet
 
     def _run(self, lease: Leaseholder | None) -> None:
-        running = self.greenlets.running
-        running.add(self)
-        while lease is not None:
+        self.greenlets.running.add(self)
+        while lease is not None and lease.loop is self.loop:
             self.lease = lease
             if isinstance(lease, Call):
                 lease.function = lease.lean
             turn = self.turns
             lease = self.worker.serve(lease)
-            if lease is not None and lease.loop is not self.loop:
-                self.lease = None
-                self.worker.pool.wake(self.worker, lease)
-                break
             if lease is not None and turn == self.turns:  # it never waited: the loop must
                 self.wake()
                 with suppress(LoopClosedError):
                     self.suspend()
         self.lease = None
-        running.discard(self)
+        if lease is not None:
+            self.worker.pool.wake(self.worker, lease)
+        self.greenlets.running.discard(self)
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -152,28 +152,30 @@ class Greenlets:
         self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
         #: Those that run.
         self.running: set[Runner] = set()
-        # Those that have their answer, and go on in later turns of the loop.
+        # Those that have their answer, and go on in a later turn of the loop: each has until then.
         self._due: dict[Runner, Any] = {}
-        self._turns = False  # one went on in this turn
+        self._until = 0.0  # the end of this turn; 0.0 before the first of them
         #: What has them end with the loop: its shutdown_asyncgens() does.
         self.ends = self._end()
         with suppress(StopIteration):  # it has begun
             self.ends.__anext__().send(None)
 
     def go_on(self, runner: Runner, value: Any) -> None:
-        """Resume *runner* with *value*: one in each turn of the loop, so that it keeps turning."""
-        if self._turns:
-            self._due[runner] = value
-        else:
-            self._turns = True
+        """Resume *runner* with *value*; not in this turn of the loop if others took long in it."""
+        now = time.monotonic()
+        if not self._until:
+            self._until = now + SLICE
             self.loop.call_soon(self._next)
+        if now < self._until and runner not in self._due:
             runner.resume(value)
+        else:
+            self._due[runner] = value
 
     def _next(self) -> None:
-        self._turns = False
-        if self._due:
-            runner = next(iter(self._due))
-            self.go_on(runner, self._due.pop(runner))
+        self._until = 0.0
+        due, self._due = self._due, {}
+        for runner, value in due.items():
+            self.go_on(runner, value)
 
     async def _end(self) -> AsyncGenerator[None]:
         try:
@@ -181,9 +183,9 @@ class Greenlets:
         finally:  # the loop shuts down: wait for what runs, and for nothing else
             deadline = time.monotonic() + ThreadConnections.BOUND + 1
             while self.running:
-                late = time.monotonic() > deadline
-                for runner in [each for each in self.running if each.rests or late]:
-                    runner.end()
+                for runner in list(self.running):
+                    if runner.rests or time.monotonic() > deadline:
+                        runner.end()
                 await asyncio.sleep(0.001)
 
 
