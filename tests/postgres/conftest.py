@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from ormbridge.core.connections import ThreadConnections
 from ormbridge.postgres import canceller as canceller_module
 from tests.core.gate import GUARD
 from tests.support.canceller import Outside, cancellers
@@ -34,7 +35,11 @@ def cancellers_end():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return a function that waits until the canceller has looked at the worker *number* times."""
+    """Return a function that waits until the canceller has looked at the worker *number* times.
+
+    It goes on looking for longer than its few seconds: the machine may stand still for so long.
+    """
+    monkeypatch.setattr(ThreadConnections, "BOUND", GUARD)
     looked = threading.Semaphore(0)
     look = canceller_module._cancel_statements
 
