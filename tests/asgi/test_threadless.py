@@ -22,10 +22,11 @@ from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connection, reset_queries
 from django.dispatch import Signal, dispatcher
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import get_token
 from django.middleware.security import SecurityMiddleware
 from django.utils.decorators import async_only_middleware
+from django.utils.functional import SimpleLazyObject
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
@@ -807,6 +808,26 @@ async def test_sessions_of_ones_own_take_a_worker(
     setattr(settings, setting, value)
     assert (await get(serve(pong, *MIDDLEWARE))).startswith("200 ")
     assert placed == expected if expected else "session process_response" in placed
+
+
+async def test_session_that_was_replaced_takes_a_worker(serve, placed):
+    """What another middleware has put in the place of the session is not asked on the loop."""
+
+    async def view(request):
+        request.session = SimpleLazyObject(lambda: SessionStore() if thread_name() else None)
+        return HttpResponse()
+
+    assert await get(serve(view, *MIDDLEWARE)) == "200"
+    assert placed == ["session process_response"]
+
+
+async def test_middleware_called_by_keyword_takes_a_worker(context):
+    """Who calls a middleware by himself, in another form than Django, is served."""
+    middleware = SecurityMiddleware(lambda request: HttpResponse())
+    async with on_ground(context):
+        assert await sync_to_async(middleware.process_request)(request=HttpRequest()) is None
+    assert stats().threads == 1
+    context.release(end=True)
 
 
 async def test_error_of_a_middleware_without_a_worker(serve, settings):

@@ -133,16 +133,17 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
 def _is_quiet(function: Any, owner: Any, child: functools.partial[Any]) -> bool:
     """Say whether *owner*, Django's middleware and no subclass, asks nobody in *child*."""
     cls, name = name_of(type(owner)), getattr(function, "__name__", None)
-    known = cls in _QUIET or cls in _SAVES
+    known = child.args and (cls in _QUIET or cls in _SAVES)
     if not known or name_of(function) != f"{cls}.{name}" or settings.CSRF_USE_SESSIONS:
         return False
     request, (place, setting) = child.args[0], _SAVES.get(cls, ("", ""))
-    if name == "process_view":  # it may read the body of other requests
-        return request.method in ("GET", "HEAD")
     kept = getattr(request, place, None)
-    to_save = any(getattr(kept, sign, False) for sign in ("modified", "used", "added_new"))
-    theirs = place and not getattr(settings, setting).startswith("django.contrib.")
-    return not (to_save or theirs or (place and settings.SESSION_SAVE_EVERY_REQUEST))
+    made_by = getattr(settings, setting, "") if kept is None else type(kept).__module__
+    theirs = place and not made_by.startswith("django.contrib.")
+    to_save = (getattr(kept, sign, False) for sign in ("modified", "used", "added_new"))
+    # It may read the body of other requests.
+    reads = name == "process_view" and request.method not in ("GET", "HEAD")
+    return not (reads or theirs or (place and settings.SESSION_SAVE_EVERY_REQUEST) or any(to_save))
 
 
 def _takes_notes(module: str) -> bool:
