@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from ..core import route as routes
@@ -54,7 +54,7 @@ class LeaseContext(Route):
         self._lock = threading.RLock()
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []
-        self._waiting: deque[Lease] = deque()
+        self._waiting: OrderedDict[Lease, None] = OrderedDict()
 
     async def do_without(self, call: Call, parts: list[Any]) -> Any:
         """Run *call*, which starts or ends a request; where no worker becomes free, log it.
@@ -112,9 +112,11 @@ class LeaseContext(Route):
                 call.watch(pool.settings)
                 call.mailbox.look_after(pool.look)
                 if not call.stays_out:
-                    while self._waiting and (self._waiting[0].thread or self._waiting[0].over):
-                        self._waiting.popleft()
-                    self._waiting.append(lease)
+                    while (first := next(iter(self._waiting), None)) and (
+                        first.thread or first.over
+                    ):
+                        del self._waiting[one]
+                    self._waiting[lease] = None
             if hold:
                 self._leases.append(lease)
 
@@ -152,7 +154,7 @@ class LeaseContext(Route):
                 self._leases.append(lease)
             if self.ended:
                 lease.release(end=True)
-            waiting, self._waiting = self._waiting, deque()
+            waiting, self._waiting = self._waiting, OrderedDict()
         for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
             call.mailbox.post(_Withdrawn(call, self))
 

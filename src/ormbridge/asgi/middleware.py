@@ -59,10 +59,7 @@ class BridgeMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application. Calls of the request or connection run on workers."""
-        settings = default_pool().settings
-        socket = settings.websocket_lease == "connection"
-        holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
-        held = holds.get(scope["type"])
+        held = _held(scope["type"])
         route = outer = routes.current_route.get()
         if held is None or live_frame(asyncio.get_running_loop()) is not None:
             await self.application(scope, receive, send)
@@ -70,15 +67,12 @@ class BridgeMiddleware:
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
-        if route is None or over:
-            await self._run(held, scope, receive, send)
-        else:
+        if route is not None and not over:
             # In a test, code below a frame that has ended may not be on the ground yet.
             async with on_ground(route):
                 await self.application(scope, receive, send)
-
-    async def _run(self, held: bool, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the application in a context of its own, which holds its worker if it is *held*."""
+            return
+        # In the same coroutine: each socket that is open has one.
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
         is_http = scope["type"] == "http"
         context = LeaseContext(name or scope["type"], held, waits_once=is_http)
@@ -110,6 +104,14 @@ class BridgeMiddleware:
             await send({"type": "http.response.body", "body": b"Service Unavailable"})
         finally:
             context.release(end=True)
+
+
+def _held(kind: str) -> bool | None:
+    """Say whether what is of *kind* holds its worker; None if its calls are left alone."""
+    settings = default_pool().settings
+    socket = settings.websocket_lease == "connection"
+    holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
+    return holds.get(kind)
 
 
 def _spare_channels_a_thread() -> None:
