@@ -112,9 +112,7 @@ class LeaseContext(Route):
                 call.watch(pool.settings)
                 call.mailbox.look_after(pool.look)
                 if not call.stays_out:
-                    while (first := next(iter(self._waiting), None)) and (
-                        first.thread or first.over
-                    ):
+                    while (one := next(iter(self._waiting), None)) and (one.thread or one.over):
                         del self._waiting[one]
                     self._waiting[lease] = None
             if hold:
