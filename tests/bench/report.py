@@ -77,8 +77,8 @@ CAUSES: dict[tuple[str, str], str] = {
         "would break the promise of one connection for a request"
     ),
     ("delay", (GREEN, "p99_ms")): (
-        "a call runs to its first wait as it is made: where all callers begin at once, the loop has "
-        "no turn in between"
+        "a call runs to its first wait as it is made: where all callers begin at once, the loop "
+        "has no turn in between"
     ),
     ("orm", (GREEN, BEFORE)): _DJANGO,
     ("orm-10", (GREEN, BEFORE)): _DJANGO,

@@ -109,9 +109,8 @@ class BridgeMiddleware:
 def _held(kind: str) -> bool | None:
     """Say whether what is of *kind* holds its worker; None if its calls are left alone."""
     settings = default_pool().settings
-    socket = settings.websocket_lease == "connection"
-    holds = {"http": settings.http_lease == "request", "websocket": socket, "channel": socket}
-    return holds.get(kind)
+    held = settings.websocket_lease == "connection"
+    return {"http": settings.http_lease == "request", "websocket": held, "channel": held}.get(kind)
 
 
 def _spare_channels_a_thread() -> None:

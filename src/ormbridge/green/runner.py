@@ -172,8 +172,7 @@ class Greenlets:
             self._due[runner] = value
 
     def _next(self) -> None:
-        self._until = 0.0
-        due, self._due = self._due, {}
+        due, self._due, self._until = self._due, {}, 0.0
         for runner, value in due.items():
             self.go_on(runner, value)
 
