@@ -186,9 +186,11 @@ def summary(row, rounds, lost, took):
     names = [name for name in row["contestants"] if name not in lost]
     found = [{name: figures(turns[name]) for name in names} for turns in rounds]
     rates = [{name: one["calls_per_second"] for name, one in each.items()} for each in found]
-    goals = {key: row[key] for key in ("reach", "green") if key in row}
-    for key, ratios in goals.items():
-        goals[key] = {name: one for name, one in ratios.items() if name in row["contestants"]}
+    goals = {
+        key: {name: wanted for name, wanted in row[key].items() if name in row["contestants"]}
+        for key in ("reach", "green")
+        if key in row
+    }
     contestants = {
         name: {UNFINISHED: lost[name]}
         if name in lost

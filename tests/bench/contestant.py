@@ -129,29 +129,30 @@ def three():
 
 async def native_three():
     """Do so on an async connection."""
-    from django.contrib.auth.models import User
-    from django_async_backend.db import close_old_async_connections
     from django_async_backend.db.transaction import async_atomic
 
-    try:
-        async with async_atomic():
-            for _ in range(3):
-                users = [user async for user in User.async_objects.all()[:1]]
-        return users[0].username
-    finally:
-        await close_old_async_connections()
+    async with async_atomic():
+        for _ in range(3):
+            name = await native_username()
+    return name
 
 
 async def native_username():
-    """Make the same query on an async connection, and give that back to its pool."""
+    """Make the same query on an async connection."""
     from django.contrib.auth.models import User
+
+    users = [user async for user in User.async_objects.all()[:1]]
+    return users[0].username
+
+
+async def give_back_after(function):
+    """Call *function*, and give its connections back to their pool, as after each request."""
     from django_async_backend.db import close_old_async_connections
 
     try:
-        users = [user async for user in User.async_objects.all()[:1]]
-        return users[0].username
+        return await function()
     finally:
-        await close_old_async_connections()  # as after each request
+        await close_old_async_connections()
 
 
 FUNCTIONS = {"noop": noop, "username": username, "three": three}
@@ -208,7 +209,7 @@ def wrap(name, function):
 
         return getattr(asgi, function)(name)
     if name == NATIVE:
-        return NATIVE_FUNCTIONS[function]
+        return functools.partial(give_back_after, NATIVE_FUNCTIONS[function])
     if name == RAW:
         return raw()
     function = FUNCTIONS.get(function, function)

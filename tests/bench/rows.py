@@ -74,7 +74,11 @@ ROWS = {
             "callers": callers,
             "contestants": WITH_GREEN if callers <= 20 else GROWTH,
             "reach": {CHANNELS: 1.05 if callers < 5 else 1.25},
-            "green": {NATIVE: 1.1} if callers <= 20 else {},
+            # With as many callers as threads, each of those had all to itself.
+            "green": {
+                **({NATIVE: 1.1} if callers <= 20 else {}),
+                **({BEFORE: 2.0} if callers == THREADS else {}),
+            },
             "longer": 2 / 3,
             # Each turn lasts until all are served, which is several seconds.
             **({"apart": True, "rounds": 1} if callers == max(CALLERS) else {}),
@@ -207,8 +211,6 @@ ROWS = {
         "fresh": True,
     },
 }
-# With as many callers as threads, each of those has all to itself.
-ROWS["orm-10"]["green"] |= {BEFORE: 2.0}
 
 
 def asks_database(row):

@@ -37,17 +37,16 @@ class Outside:
 
     def waiting(self):
         """Return how many statements wait for the tables."""
-        (number,) = self.watcher.execute(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        ).fetchone()
-        return number
+        return self._count("wait_event_type = 'Lock'")
 
     def at_work(self):
-        """Return how many others have a statement that is not done."""
+        """Return how many statements are not done, those that wait included."""
+        return self._count("state = 'active' AND pid <> pg_backend_pid()")
+
+    def _count(self, condition):
         (number,) = self.watcher.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state = 'active' AND pid <> pg_backend_pid()"
+            "SELECT count(*) FROM pg_stat_activity"
+            f" WHERE datname = current_database() AND {condition}"
         ).fetchone()
         return number
 

@@ -81,9 +81,10 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
     loop = asyncio.get_running_loop()
     variables = contextvars.copy_context() if self.context is None else self.context
     child = partial(self.func, *args, **kwargs)
-    make = partial(_make_call, self, self.func, mailbox_of(loop), variables, child)
+    make: Any = partial(_make_call, self, self.func, mailbox_of(loop), variables, child)
     try:
-        outcome = answer(make, child, loop, variables)
+        # No call is made where *child* alone will do.
+        outcome = answer(lambda: make().function(), child, loop, variables)
         if isinstance(outcome, asyncio.Future):
             return await outcome
         call = make()

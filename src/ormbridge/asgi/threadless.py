@@ -20,7 +20,6 @@ import asyncio
 import contextvars
 import functools
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
@@ -33,7 +32,7 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
 from django.http.response import HttpResponseBase
 
-from ..core.call import Call, name_of
+from ..core.call import name_of
 
 # Middleware that only takes notes. Most tools do more in theirs: Elastic's and Scout's look at
 # request.user, which may query; SqlCommenter's is about the connections of its thread.
@@ -41,18 +40,19 @@ _OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware.otel_middlewar
 _TAKES_NOTES = (_OPENTELEMETRY, "django_prometheus.middleware")
 # The functions that Signal.asend() and asend_robust() send to a thread.
 _SENDS = ("Signal.asend.<locals>.sync_send", "Signal.asend_robust.<locals>.sync_send")
-# Django's middleware that only has to do with headers and cookies.
+# Django's middleware that saves something of the request: where, and the setting that says what.
+_SAVES = {
+    "django.contrib.sessions.middleware.SessionMiddleware": ("session", "SESSION_ENGINE"),
+    "django.contrib.messages.middleware.MessageMiddleware": ("_messages", "MESSAGE_STORAGE"),
+}
+# That, where nothing is to be saved, and what only has to do with headers and cookies.
 _QUIET = (
+    *_SAVES,
     *("django.middleware.security.SecurityMiddleware", "django.middleware.csrf.CsrfViewMiddleware"),
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 )
-# And that which saves something of the request: where that is, and the setting that says what.
-_SAVES = {
-    "django.contrib.sessions.middleware.SessionMiddleware": ("session", "SESSION_ENGINE"),
-    "django.contrib.messages.middleware.MessageMiddleware": ("_messages", "MESSAGE_STORAGE"),
-}
 # Wrappers around a function, at the most: a mock has no end of them.
 _LAYERS = 50
 
@@ -64,21 +64,20 @@ def needs_thread(part: Any) -> bool:
 
 
 def answer(
-    make: Callable[[], Call],
+    job: Any,
     child: functools.partial[Any],
     loop: asyncio.AbstractEventLoop,
     context: contextvars.Context,
 ) -> asyncio.Future[Any] | list[Any] | None:
-    """Do what the call of *make* does, which calls *child*, and return the outcome.
+    """Do *job*, which calls *child*, and return the outcome.
 
-    :param context: that in which it does it.
+    :param context: that in which *job* does it.
     :returns: None if it needs a thread; a list of what *child* calls if it needs one and does
         nothing but send a signal of a request, or close a response.
     """
     function, owner = _inside(child.func)
     middleware = function if owner is None else owner
     future = loop.create_future()
-    job: Any = None
     if not _takes_notes(type(middleware).__module__):
         parts = _parts_of(function, owner)
         if parts is None and not (function in _THREADLESS or _is_quiet(function, owner, child)):
@@ -101,7 +100,6 @@ def answer(
         handle: Any = convert_exception_to_response(functools.partial(_pass_through, middleware))
         return loop.create_task(handle(*child.args), context=context)
     try:
-        job = job or make().function
         future.set_result(job())
     except Exception as error:
         future.set_exception(error)
@@ -133,17 +131,20 @@ def _parts_of(function: Any, owner: Any) -> list[Any] | None:
 def _is_quiet(function: Any, owner: Any, child: functools.partial[Any]) -> bool:
     """Say whether *owner*, Django's middleware and no subclass, asks nobody in *child*."""
     cls, name = name_of(type(owner)), getattr(function, "__name__", None)
-    known = child.args and (cls in _QUIET or cls in _SAVES)
-    if not known or name_of(function) != f"{cls}.{name}" or settings.CSRF_USE_SESSIONS:
+    if cls not in _QUIET or not child.args or name_of(function) != f"{cls}.{name}":
         return False
-    request, (place, setting) = child.args[0], _SAVES.get(cls, ("", ""))
+    # process_view() may read the body of other requests.
+    reads = name == "process_view" and child.args[0].method not in ("GET", "HEAD")
+    saves = cls in _SAVES and _may_save(child.args[0], *_SAVES[cls])
+    return not (reads or saves or settings.CSRF_USE_SESSIONS)
+
+
+def _may_save(request: Any, place: str, setting: str) -> bool:
+    """Say whether what *request* has in *place* is to be saved, or anybody's but Django's."""
     kept = getattr(request, place, None)
-    made_by = getattr(settings, setting, "") if kept is None else type(kept).__module__
-    theirs = place and not made_by.startswith("django.contrib.")
-    to_save = (getattr(kept, sign, False) for sign in ("modified", "used", "added_new"))
-    # It may read the body of other requests.
-    reads = name == "process_view" and request.method not in ("GET", "HEAD")
-    return not (reads or theirs or (place and settings.SESSION_SAVE_EVERY_REQUEST) or any(to_save))
+    made_by = getattr(settings, setting) if kept is None else type(kept).__module__
+    saves = settings.SESSION_SAVE_EVERY_REQUEST or not made_by.startswith("django.contrib.")
+    return saves or any(getattr(kept, sign, False) for sign in ("modified", "used", "added_new"))
 
 
 def _takes_notes(module: str) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
+
 from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import PoolTimeout
 from ..core.pool import Pool
 from ..core.route import Route
 from ..leases.lease import Lease
-from .runner import LoopClosedError, Runner, green
+from .runner import LoopClosedError, Runner, green, greenlets_of
 from .worker import apart
 
 
@@ -20,7 +22,8 @@ class GreenLease(Lease):
 
     def __init__(self, context: Route, pool: Pool, held: bool) -> None:
         super().__init__(context, pool, held)
-        self.loop = green.loop if green.greenlets.watches else None
+        greenlets = greenlets_of(get_running_loop())
+        self.loop = greenlets.loop if greenlets.watches else None
         self._runner: Runner | None = None
 
     def _has_worker(self) -> bool:

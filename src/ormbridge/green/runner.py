@@ -46,9 +46,6 @@ class _Green(threading.local):
 
     #: The greenlet that has it; None if the loop has.
     runner: Runner | None = None
-    #: The loop that made the last call, and its greenlets.
-    loop: AbstractEventLoop | None = None
-    greenlets: Greenlets
 
 
 green = _Green()
@@ -111,7 +108,6 @@ class Runner:
                 self.wake()
                 with suppress(LoopClosedError):
                     self.suspend()
-        self.lease = None
         if lease is not None:
             self.worker.pool.wake(self.worker, lease)
         self.greenlets.running.discard(self)
@@ -192,12 +188,12 @@ class Greenlets:
 _greenlets: dict[AbstractEventLoop, Greenlets] = {}
 
 
-def enter(loop: AbstractEventLoop) -> None:
-    """Note that code on *loop* makes a call. On its thread."""
+def greenlets_of(loop: AbstractEventLoop) -> Greenlets:
+    """Return those of *loop*. On its thread, while it runs."""
     if loop not in _greenlets:
         rescue(closed=True)
         _greenlets[loop] = Greenlets(loop)
-    green.loop, green.greenlets = loop, _greenlets[loop]
+    return _greenlets[loop]
 
 
 def at_work() -> list[tuple[Runner, int]]:
@@ -234,6 +230,4 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 
 
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
-    if green.loop is not loop:
-        enter(loop)
-    Runner(green.greenlets, worker).resume(lease)
+    Runner(greenlets_of(loop), worker).resume(lease)

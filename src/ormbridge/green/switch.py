@@ -21,7 +21,7 @@ from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped, on_postgresql
 from . import psycopg as psycopg
 from .lease import GreenLease
-from .runner import begin, enter, green, rescue
+from .runner import begin, green, greenlets_of, rescue
 from .watchdog import watchdog
 from .worker import GreenWorker, apart
 
@@ -48,13 +48,12 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param error: the exception that is being handled, or None.
     """
     loop = call.mailbox.loop
-    if green.loop is not loop:
-        enter(loop)
+    watches = greenlets_of(loop).watches
     if watchdog.sleeps:
         watchdog.wake()
     if isinstance(said, str):
         said = said in _ours
-    if green.greenlets.watches and (_is_green(call.name, child) if said is None else said):
+    if watches and (_is_green(call.name, child) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)

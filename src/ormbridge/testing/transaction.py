@@ -109,16 +109,12 @@ class TestContext(LeaseContext):
         """Send all calls of the process here. See :func:`one_transaction`."""
         left = list[str]()
         everywhere = ThreadSensitiveContext(executor=GROUND)
-
-        def get_everywhere(default: object = None) -> object:
-            return everywhere
-
         with ExitStack() as stack:
             patch: Any = mock.patch.object
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", get_everywhere),
+                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -193,6 +189,10 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
+
+
+def _always(value: object, default: object = None) -> object:
+    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
