@@ -40,7 +40,7 @@ from tests.support.http import SERVER, get
 @pytest.fixture
 async def context():
     """Run the test in a context that holds, as an HTTP request's does."""
-    return LeaseContext("GET /", holds=True, waits_once=True)
+    return LeaseContext("GET /", holds=True, is_request=True)
 
 
 async def test_shape_of_what_asgiref_submits(context, monkeypatch):
@@ -233,7 +233,7 @@ async def test_channels_goes_through_no_executor_before_a_message():
     aclose = consumer.aclose_old_connections
     assert aclose.__wrapped__ is aclose_old_connections  # replaced once, however many there are
     calls = []
-    context = LeaseContext("/", holds=False, waits_once=False)
+    context = LeaseContext("/", holds=False)
     context.submit = calls.append
     async with on_ground(context):
         await aclose()

@@ -16,6 +16,9 @@ import threading
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+from django.db import connections
+from django.db.models import QuerySet
+
 from ..core import route as routes
 from ..core.call import Call
 from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
@@ -28,6 +31,12 @@ from ..leases.lease import Lease
 from ..leases.turns import outwards
 from .threadless import needs_thread
 
+# What QuerySet reads by, behind its a-methods and ``async for``.
+_READS = (
+    *("contains", "count", "earliest", "exists", "explain", "first", "get", "in_bulk", "last"),
+    *("latest", "_fetch_all"),
+)
+
 
 class LeaseContext(Route):
     """Where the calls of one context go."""
@@ -37,20 +46,21 @@ class LeaseContext(Route):
     # Whether blocks go on with what any task has left open here, and not the running one alone.
     _is_of_all_tasks = False
 
-    def __init__(self, name: str, holds: bool, waits_once: bool = False) -> None:
+    def __init__(self, name: str, holds: bool, is_request: bool = False) -> None:
         """Make a context that has no worker.
 
         :param name: what it is, for error messages.
         :param holds: whether its first call begins a lease that is held to the end. Otherwise each
             call is a lease, which only what it leaves open keeps.
-        :param waits_once: whether calls no longer wait once one has waited in vain.
+        :param is_request: whether calls no longer wait once one has waited in vain, and a call that
+            leaves nothing behind begins nothing that is held.
         """
         self.name = name
         self.ended = False
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
         self._holds = holds
-        self._waits_once = waits_once
+        self._is_request = is_request
         self._lock = threading.RLock()
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []
@@ -89,6 +99,7 @@ class LeaseContext(Route):
                 call.place(pool, None)
                 return
             hold = hold and self._holds and not (call.stays_out or self.ended)
+            hold = hold and not (self._is_request and leaves_nothing(call, pool))
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             if owner is not None and owner.context is not self and owner.ended:
                 owner = None
@@ -101,7 +112,7 @@ class LeaseContext(Route):
             lease = self._make_lease(pool, hold, call)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
-            in_vain = self.timed_out and self._waits_once and not self.ended
+            in_vain = self.timed_out and self._is_request and not self.ended
             wait = not (in_vain or isinstance(own, Worker))
             if not pool.take(lease, wait=wait):
                 if not wait:
@@ -185,6 +196,25 @@ class _Withdrawn(NamedTuple):
             self.context.place(self.call)
         except BridgeError as error:
             self.call.refuse(error)
+
+
+def leaves_nothing(call: Call, pool: Pool) -> bool:
+    """Say whether *call* is a read of Django's, and what it does on its worker ends with it.
+
+    Not if a connection does, or is anybody's but Django's, or ``RESET`` says that there is state. A
+    query with annotations may call functions of the server, such as ``set_config()``.
+    """
+    name, rows = getattr(call.name, "__name__", None), getattr(call.name, "__self__", None)
+    if name not in _READS or not isinstance(rows, QuerySet) or rows.query.annotations:
+        return False
+    databases = connections.settings.values()
+    return (
+        pool.settings.http_lease == "auto"
+        and pool.reset is None
+        and all(each["CONN_MAX_AGE"] != 0 for each in databases)
+        and all(each["ENGINE"].startswith("django.") for each in databases)
+        and all(getattr(type(rows), each) is getattr(QuerySet, each) for each in _READS)
+    )
 
 
 def refuse_inside(route: object, caller: object) -> None:

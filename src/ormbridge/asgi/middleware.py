@@ -34,10 +34,11 @@ class BridgeMiddleware:
     ``a``-methods, sync views and middleware, ``channels.db`` and synchronous consumers then run in
     parallel, on at most ``MAX_THREADS`` workers, whose connections persist.
 
-    An HTTP request has one worker from its first call that needs a thread to its end, and its calls
-    run there one at a time. In a WebSocket connection each call takes a worker, and keeps it while
-    it leaves a transaction or a suspended generator open. ``HTTP_LEASE`` and ``WEBSOCKET_LEASE``
-    change that. A task that outlives its request or connection goes on, on the pool.
+    An HTTP request has one worker from its first call that may leave something behind to its end,
+    and its calls run there one at a time. In a WebSocket connection each call takes a worker, and
+    keeps it while it leaves a transaction or a suspended generator open. ``HTTP_LEASE`` and
+    ``WEBSOCKET_LEASE`` change that. A task that outlives its request or connection goes on, on the
+    pool.
 
     Where no worker becomes free within ``TIMEOUT`` seconds, the call raises :exc:`PoolTimeout`. If
     that ends an HTTP request before its response has started, the answer is a 503.
@@ -75,7 +76,7 @@ class BridgeMiddleware:
         # In the same coroutine: each socket that is open has one.
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
         is_http = scope["type"] == "http"
-        context = LeaseContext(name or scope["type"], held, waits_once=is_http)
+        context = LeaseContext(name or scope["type"], held, is_request=is_http)
         started = False
 
         async def watched_send(message: Message) -> None:
@@ -110,7 +111,7 @@ def _held(kind: str) -> bool | None:
     """Say whether what is of *kind* holds its worker; None if its calls are left alone."""
     settings = default_pool().settings
     held = settings.websocket_lease == "connection"
-    return {"http": settings.http_lease == "request", "websocket": held, "channel": held}.get(kind)
+    return {"http": settings.http_lease != "call", "websocket": held, "channel": held}.get(kind)
 
 
 def _spare_channels_a_thread() -> None:

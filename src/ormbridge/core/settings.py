@@ -41,8 +41,9 @@ class Settings:
     #: Dotted path of the callable that clears session state as a lease ends; see
     #: :func:`import_reset`.
     reset: str | None
-    #: How long HTTP holds a worker under BridgeMiddleware: for a ``"request"`` or a ``"call"``.
-    http_lease: str = "request"
+    #: How long HTTP holds a worker under BridgeMiddleware: for a ``"request"`` or a ``"call"``; or,
+    #: ``"auto"``, to the end of a request from its first call that may leave something behind.
+    http_lease: str = "auto"
     #: How long a WebSocket does: for a ``"call"`` or a ``"connection"``.
     websocket_lease: str = "call"
     #: What runs on the event loop's thread (``green/``): nothing, what says so, or ``"all"``.
@@ -108,7 +109,7 @@ KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "MAX_THREADS": (None, _max_threads),  # CPUs * 5
     "TIMEOUT": (30.0, _seconds),
     "MAX_IDLE": (600.0, _seconds),
-    "HTTP_LEASE": ("request", partial(_choice, ("request", "call"))),
+    "HTTP_LEASE": ("auto", partial(_choice, ("auto", "request", "call"))),
     "WEBSOCKET_LEASE": ("call", partial(_choice, ("call", "connection"))),
     "RESET": (None, _reset),
     "GREEN": (False, partial(_choice, (False, True, "all"))),

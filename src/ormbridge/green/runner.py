@@ -34,7 +34,7 @@ from ..core.errors import BridgeError
 from ..core.worker import Leaseholder, Worker
 
 #: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
-SLICE = 0.001
+SLICE = 0.0005
 
 
 class LoopClosedError(BridgeError):
