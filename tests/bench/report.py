@@ -49,36 +49,17 @@ _HANDLER = (
 )
 #: Why a mark was missed in the recorded run: (row, what it is held against), the reason.
 CAUSES: dict[tuple[str, str], str] = {
-    ("orm", CHANNELS): _SPREAD,
-    ("orm", BOUND): _SPREAD,
-    ("orm", (GREEN, NATIVE)): _SPREAD,
-    ("three", (GREEN, NATIVE)): _SPREAD,
-    ("orm-2", (GREEN, NATIVE)): _SPREAD,
-    ("orm-5", (GREEN, NATIVE)): _SPREAD,
-    ("orm-10", (GREEN, NATIVE)): _SPREAD,
+    ("orm-1", (GREEN, NATIVE)): _SPREAD,
+    ("orm-2", CHANNELS): _SPREAD,
+    ("orm-2", (GREEN, NATIVE)): _DJANGO,
     ("orm-5", CHANNELS): _FEW,
-    ("orm-10", CHANNELS): _FEW,
-    ("orm-20", CHANNELS): _FEW,
-    ("orm-1000", CHANNELS): _SPREAD,
-    ("orm-10000", CHANNELS): _SPREAD,
-    ("latency-5", BOUND): _FULL,
-    ("latency-5", BEFORE): _FULL,
+    ("orm-5", (GREEN, NATIVE)): _DJANGO,
+    ("orm-10", (GREEN, NATIVE)): _DJANGO,
+    ("orm-10", (GREEN, BEFORE)): _DJANGO,
+    ("latency-5", (GREEN, NATIVE)): _FULL,
     ("delay", "p99_ms"): (
         "a thread may keep the interpreter for its switch interval, 5 ms, before the loop has it"
     ),
-    ("http", POOL): (
-        "the interpreter is full, and most of what a request takes there is work of Django's"
-    ),
-    ("http", BEFORE): (
-        "to keep the worker awake between two calls made it slower, and to give it back after each "
-        "would break the promise of one connection for a request"
-    ),
-    ("delay", (GREEN, "p99_ms")): (
-        "a call runs to its first wait as it is made: where all callers begin at once, the loop "
-        "has no turn in between"
-    ),
-    ("orm", (GREEN, BEFORE)): _DJANGO,
-    ("orm-10", (GREEN, BEFORE)): _DJANGO,
     ("http", (GREEN, POOL)): _HANDLER,
     ("http", (GREEN, BEFORE)): _HANDLER,
 }

@@ -32,10 +32,8 @@ from ..leases.turns import outwards
 from .threadless import needs_thread
 
 # What QuerySet reads by, behind its a-methods and ``async for``.
-_READS = (
-    *("contains", "count", "earliest", "exists", "explain", "first", "get", "in_bulk", "last"),
-    *("latest", "_fetch_all"),
-)
+_READS = ("contains", "count", "earliest", "exists", "explain", "first", "get", "in_bulk")
+_READS += ("last", "latest", "_fetch_all")
 
 
 class LeaseContext(Route):
@@ -207,14 +205,11 @@ def leaves_nothing(call: Call, pool: Pool) -> bool:
     name, rows = getattr(call.name, "__name__", None), getattr(call.name, "__self__", None)
     if name not in _READS or not isinstance(rows, QuerySet) or rows.query.annotations:
         return False
+    if pool.settings.http_lease != "auto" or pool.reset is not None:
+        return False
     databases = connections.settings.values()
-    return (
-        pool.settings.http_lease == "auto"
-        and pool.reset is None
-        and all(each["CONN_MAX_AGE"] != 0 for each in databases)
-        and all(each["ENGINE"].startswith("django.") for each in databases)
-        and all(getattr(type(rows), each) is getattr(QuerySet, each) for each in _READS)
-    )
+    stay = all(db["CONN_MAX_AGE"] != 0 and db["ENGINE"].startswith("django.") for db in databases)
+    return stay and all(getattr(type(rows), each) is getattr(QuerySet, each) for each in _READS)
 
 
 def refuse_inside(route: object, caller: object) -> None:
