@@ -136,6 +136,12 @@ async def test_all(green):
     assert await database_sync_to_async(use_database, green=False)() != own
 
 
+async def test_first_call(green, pool_settings):
+    """So is the first call of all, which makes the pool."""
+    pool_settings(GREEN="all")
+    assert await database_sync_to_async(use_database)() == threading.get_ident()
+
+
 async def test_switched_off(green):
     """Without the setting nothing is green, nor is what says so."""
     green(GREEN=False)

@@ -97,6 +97,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         variables = contextvars.copy_context() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
+        default_pool()  # which may set the next
         green = hooks.green if self._green is None else self._green
         call = self.make_call(self.func, mailbox, variables, child, green)
         future, awaited = call.future, call.awaits
