@@ -32,8 +32,8 @@ from ..leases.turns import outwards
 from .threadless import needs_thread
 
 # What QuerySet reads by, behind its a-methods and ``async for``.
-_READS = ("contains", "count", "earliest", "exists", "explain", "first", "get", "in_bulk")
-_READS += ("last", "latest", "_fetch_all")
+_READS: tuple[str, ...] = ("contains", "count", "earliest", "exists", "explain", "first", "get")
+_READS += ("in_bulk", "last", "latest", "_fetch_all")
 
 
 class LeaseContext(Route):
