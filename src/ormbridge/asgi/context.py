@@ -32,8 +32,10 @@ from ..leases.turns import outwards
 from .threadless import needs_thread
 
 # What QuerySet reads by, behind its a-methods and ``async for``.
-_READS: tuple[str, ...] = ("contains", "count", "earliest", "exists", "explain", "first", "get")
-_READS += ("in_bulk", "last", "latest", "_fetch_all")
+_READS = (
+    *("contains", "count", "earliest", "exists", "explain", "first", "get", "in_bulk", "last"),
+    *("latest", "_fetch_all"),
+)
 
 
 class LeaseContext(Route):
@@ -203,9 +205,8 @@ def leaves_nothing(call: Call, pool: Pool) -> bool:
     query with annotations may call functions of the server, such as ``set_config()``.
     """
     name, rows = getattr(call.name, "__name__", None), getattr(call.name, "__self__", None)
-    if name not in _READS or not isinstance(rows, QuerySet) or rows.query.annotations:
-        return False
-    if pool.settings.http_lease != "auto" or pool.reset is not None:
+    may = pool.settings.http_lease == "auto" and pool.reset is None and name in _READS
+    if not (may and isinstance(rows, QuerySet)) or rows.query.annotations:
         return False
     databases = connections.settings.values()
     stay = all(db["CONN_MAX_AGE"] != 0 and db["ENGINE"].startswith("django.") for db in databases)
@@ -217,8 +218,7 @@ def refuse_inside(route: object, caller: object) -> None:
 
     :raises PoolTimeout: if so. To run elsewhere would be to run outside of the block.
     """
-    lease = _lease_of(route)
-    own = current()
+    lease, own = _lease_of(route), current()
     if lease is not None and lease.thread is own:
         raise PoolTimeout(
             f"{caller} is called from an event loop started on {own.name}, which has "
