@@ -97,9 +97,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         variables = contextvars.copy_context() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
-        default_pool()  # which may set the next
-        green = hooks.green if self._green is None else self._green
-        call = self.make_call(self.func, mailbox, variables, child, green)
+        call = self.make_call(self.func, mailbox, variables, child, self._green)
         future, awaited = call.future, call.awaits
         try:
             place(call, self._anywhere)
@@ -135,7 +133,9 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         call = Call(job, name, mailbox)
         call.awaits = awaits
         if hooks.mark is not None:
-            hooks.mark(call, green, info[1], variables, child)
+            # What asgiref is to place, and what others wrap, is not the bridge's to say.
+            ours = green is None and not getattr(self, "_placed_by_asgiref", True)
+            hooks.mark(call, hooks.green if ours else green, info[1], variables, child)
         return call
 
     def __get__(self, parent: Any, objtype: type | None = None) -> Any:
