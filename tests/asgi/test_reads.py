@@ -1,6 +1,7 @@
 """Reads of Django's in a request: what leaves nothing behind gives its worker back."""
 
 import asyncio
+import contextlib
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -10,7 +11,7 @@ from django.db.models.signals import post_init
 from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
-from tests.core.support import thread_name
+from tests.core.support import leased, thread_name
 from tests.support.http import connect, get, say
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -30,11 +31,6 @@ class Chained(QuerySet):
         return self.filter(is_active=True)
 
 
-def leased():
-    """Return how many workers are leased."""
-    return stats().threads - stats().idle
-
-
 @pytest.fixture
 def answer(serve):
     """Return a function that serves what a coroutine function returns, and says what it was."""
@@ -52,6 +48,18 @@ def answer(serve):
 def ada():
     """Save a user for all tests; a thread of the pool has her."""
     return User.objects.create(username="ada")
+
+
+@pytest.fixture
+def as_a_user_is_read():
+    """Return a function: what it is given is called on the worker for each user that is read."""
+    with contextlib.ExitStack() as stack:
+
+        def connect_to(receiver):
+            post_init.connect(receiver, sender=User, weak=False)
+            stack.callback(post_init.disconnect, receiver, sender=User)
+
+        yield connect_to
 
 
 async def iterate():
@@ -133,7 +141,7 @@ async def test_read_holds_its_worker(answer, ada, pool_settings, connection_sett
     assert await answer(asks) == "1"
 
 
-async def test_read_after_another_call_runs_where_that_did(answer, ada):
+async def test_read_after_another_call_runs_where_that_did(answer, ada, as_a_user_is_read):
     """From the first call that may leave something on, reads run on the worker that is held."""
     threads = []
 
@@ -146,11 +154,8 @@ async def test_read_after_another_call_runs_where_that_did(answer, ada):
         await asyncio.gather(*(User.objects.afirst() for _ in range(3)))
         return own, leased()
 
-    post_init.connect(note, sender=User)
-    try:
-        assert await answer(asks) == str(("ormbridge-worker-1", 1))
-    finally:
-        post_init.disconnect(note, sender=User)
+    as_a_user_is_read(note)
+    assert await answer(asks) == str(("ormbridge-worker-1", 1))
     assert threads == ["ormbridge-worker-1"] * 4
 
 
@@ -166,7 +171,7 @@ async def test_read_in_a_block_keeps_the_worker_of_the_block(answer, ada, block)
     assert await answer(asks) == "1"
 
 
-async def test_reads_of_a_request_run_at_the_same_time(answer, ada, gate):
+async def test_reads_of_a_request_run_at_the_same_time(answer, ada, gate, as_a_user_is_read):
     """Two reads in a gather() have a worker each."""
 
     def note(**kwargs):
@@ -179,11 +184,8 @@ async def test_reads_of_a_request_run_at_the_same_time(answer, ada, gate):
         await reads
         return len(set(gate.threads))
 
-    post_init.connect(note, sender=User)
-    try:
-        assert await answer(asks) == "2"
-    finally:
-        post_init.disconnect(note, sender=User)
+    as_a_user_is_read(note)
+    assert await answer(asks) == "2"
 
 
 async def test_read_of_a_socket_that_holds_its_worker(pool_settings, ada):

@@ -42,8 +42,14 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
+def leased() -> int:
+    """Return how many workers are leased."""
+    snapshot = stats()
+    return snapshot.threads - snapshot.idle
+
+
 async def no_worker_is_leased() -> None:
-    await until(lambda: stats().idle == stats().threads)
+    await until(lambda: not leased())
 
 
 def workers_end() -> None:

@@ -26,7 +26,7 @@ from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
 from tests.core.gate import GUARD, PROCESS_GUARD
-from tests.core.support import until
+from tests.core.support import leased, until
 from tests.support.examples import example_source
 from tests.support.http import connect, disconnect, get, request, say
 from tests.support.timeline import Timeline
@@ -367,7 +367,7 @@ async def test_user_and_session_are_reads(ada, settings):
     async def view(request):
         assert await request.session.aget("_auth_user_id") == str(ada.pk)
         assert await request.auser() == ada
-        return HttpResponse(str(stats().threads - stats().idle))
+        return HttpResponse(str(leased()))
 
     settings.ROOT_URLCONF = (path("", view),)
     settings.MIDDLEWARE = [
