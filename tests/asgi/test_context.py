@@ -303,9 +303,8 @@ async def test_requests_in_a_row_do_not_keep_each_other():
     for _ in range(5):
         request = BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
         await asyncio.create_task(request, context=variables)
-    await no_worker_is_leased()
-    gc.collect()
-    assert [context() is None for context in contexts[:3]] == [True] * 3
+    # A thread may know for a moment what it did or, as the watchdog, saw.
+    await until(lambda: gc.collect() is not None and not any(ref() for ref in contexts[:3]))
     assert len(set(map(id, contexts))) == 5
 
 
