@@ -11,7 +11,8 @@ from django.db.models.signals import post_init
 from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
-from tests.core.support import leased, thread_name
+from tests.core.gate import GUARD
+from tests.core.support import leased, thread_name, until
 from tests.support.http import connect, get, say
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -123,13 +124,14 @@ async def test_what_may_leave_something_holds_its_worker(answer, ada, call):
         {"HTTP_LEASE": "request"},
         {"RESET": "tests.core.support.thread_name"},
         {"CONN_MAX_AGE": 0},
+        {"AUTOCOMMIT": False},
         {"ENGINE": "django_tenants.postgresql_backend"},
     ],
     ids=lambda change: next(iter(change)),
 )
 async def test_read_holds_its_worker(answer, ada, pool_settings, connection_settings, change):
-    """Where a connection ends with its lease, or has state as settings say, a read holds it."""
-    if change.keys() <= {"CONN_MAX_AGE", "ENGINE"}:
+    """Where a connection ends with its lease, or a read may leave state, a read holds it."""
+    if change.keys() <= {"AUTOCOMMIT", "CONN_MAX_AGE", "ENGINE"}:
         connection_settings("other", **change)
     else:
         pool_settings(**change)
@@ -201,3 +203,48 @@ async def test_read_of_a_socket_that_holds_its_worker(pool_settings, ada):
         await receive()
 
     assert await say(await connect(BridgeMiddleware(reads))) == "1"
+
+
+async def test_read_that_waits_in_vain_is_a_503(answer, ada, gate, pool_settings):
+    """Where no worker becomes free for a read, the server is busy; the error page does not wait."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3)
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert (await answer(User.objects.afirst)).startswith("503")
+    assert stats().queued == 1
+    gate.open.set()
+    await holder
+
+
+async def test_read_without_a_thread_is_a_503(answer, ada, refuse):
+    """So it is where the system starts no thread."""
+    refuse()
+    assert (await answer(User.objects.afirst)).startswith("503")
+
+
+async def test_read_names_its_request(answer, ada, as_a_user_is_read):
+    """Who waits in vain is told which request reads, and what."""
+    named = []
+
+    def note(**kwargs):
+        named.extend(name for _, name, _ in stats().holders)
+
+    as_a_user_is_read(note)
+    await answer(User.objects.afirst)
+    assert named == ["GET /, in django.db.models.query.QuerySet.first"]
+
+
+async def test_reads_in_line_do_not_wait_for_their_own_request(answer, ada, gate, pool_settings):
+    """What a request holds a worker for is behind its reads in the line, or they go there."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)
+
+    async def asks():
+        calls = User.objects.afirst(), sync_to_async(thread_name)(), User.objects.afirst()
+        return (await asyncio.gather(*calls))[1]
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    requests = [asyncio.create_task(answer(asks)) for _ in range(3)]
+    await until(lambda: stats().waiting == 6)
+    gate.open.set()
+    assert await asyncio.gather(holder, *requests) == ["ormbridge-worker-1"] * 4

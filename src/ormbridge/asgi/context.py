@@ -98,8 +98,8 @@ class LeaseContext(Route):
                 refuse_inside(call.route, call)
                 call.place(pool, None)
                 return
-            hold = hold and self._holds and not (call.stays_out or self.ended)
-            hold = hold and not (self._is_request and leaves_nothing(call, pool))
+            light = self._is_request and not self.ended and leaves_nothing(call, pool)
+            hold = hold and self._holds and not (call.stays_out or self.ended or light)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             if owner is not None and owner.context is not self and owner.ended:
                 owner = None
@@ -109,10 +109,16 @@ class LeaseContext(Route):
                 if lease is bound and not call.stays_out:
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
+            in_vain = self.timed_out and self._is_request and not self.ended
+            if light and call.route is self and not in_vain:
+                # What comes later, and may be held, is behind it in the line.
+                call.name = f"{self.name}, in {call}"
+                call.future.add_done_callback(self._note)  # type: ignore[union-attr]
+                call.place(pool, None)
+                return
             lease = self._make_lease(pool, hold, call)
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
-            in_vain = self.timed_out and self._is_request and not self.ended
             wait = not (in_vain or isinstance(own, Worker))
             if not pool.take(lease, wait=wait):
                 if not wait:
@@ -128,6 +134,9 @@ class LeaseContext(Route):
                     self._waiting[lease] = None
             if hold:
                 self._leases.append(lease)
+
+    def _note(self, read: Any) -> None:
+        self.timed_out |= not read.cancelled() and isinstance(read.exception(), PoolTimeout)
 
     def for_block(self, name: str) -> LeaseContext:
         """Return the context whose calls the block *name*, around the running code, has to itself.
@@ -208,9 +217,10 @@ def leaves_nothing(call: Call, pool: Pool) -> bool:
     may = pool.settings.http_lease == "auto" and pool.reset is None and name in _READS
     if not (may and isinstance(rows, QuerySet)) or rows.query.annotations:
         return False
-    databases = connections.settings.values()
-    stay = all(db["CONN_MAX_AGE"] != 0 and db["ENGINE"].startswith("django.") for db in databases)
-    return stay and all(getattr(type(rows), each) is getattr(QuerySet, each) for each in _READS)
+    for db in connections.settings.values():
+        if db["CONN_MAX_AGE"] == 0 or not (db["AUTOCOMMIT"] and db["ENGINE"].startswith("django.")):
+            return False
+    return all(getattr(type(rows), each) is getattr(QuerySet, each) for each in _READS)
 
 
 def refuse_inside(route: object, caller: object) -> None:

@@ -29,16 +29,10 @@ from .context import LeaseContext
 from .threadless import answer
 
 
-class CallFuture(asyncio.Future[Any]):
-    """What asgiref awaits, and cancels when the awaiting task is cancelled."""
-
-    call: Call
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the call as well."""
-        if not self.call.cancel():
-            self.call.stop()
-        return super().cancel(msg)
+def _heed(call: Call, future: asyncio.Future[Any]) -> None:
+    """Give *call* up if *future*, which asgiref awaits, was cancelled with the awaiting task."""
+    if future.cancelled() and not call.cancel():
+        call.stop()
 
 
 class RouteGround(Ground):
@@ -57,10 +51,10 @@ class RouteGround(Ground):
         child = child_of(job)
         call = Call(job, child.func if child is not None else job, mailbox_of(loop))
         call.awaits = awaited_by(job, child)
-        future = call.future = CallFuture(loop=loop)
-        future.call = call
+        future: Any = call.future
+        future.add_done_callback(partial(_heed, call))
         routes.place(call)
-        return future
+        return future  # type: ignore[no-any-return]
 
 
 GROUND = RouteGround()

@@ -115,9 +115,8 @@ class AtomicBlock(OpenBlock):
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
-        variables = contextvars.copy_context()
         using = self._atomic.using or DEFAULT_DB_ALIAS
-        call = bridge.make_call(name, mailbox_of(loop), variables, function, using)
+        call = bridge.make_call(name, mailbox_of(loop), contextvars.copy_context(), function, using)
         call.awaits = None
         return call
 
@@ -153,8 +152,7 @@ class AtomicBlock(OpenBlock):
 
     def _lost(self) -> TransactionAborted | None:
         connection = transaction.get_connection(self._atomic.using)
-        witness = self._witness
-        if witness is None or (lost := witness.loss(connection.needs_rollback)) is None:
+        if self._witness is None or (lost := self._witness.loss(connection.needs_rollback)) is None:
             return None
         why, error = lost
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do

@@ -158,19 +158,20 @@ class Greenlets:
 
     def go_on(self, runner: Runner, value: Any) -> None:
         """Resume *runner* with *value*; not in this turn of the loop if others took long in it."""
-        now = time.monotonic()
-        if not self._until:
-            self._until = now + SLICE
-            self.loop.call_soon(self._next)
-        if now < self._until and runner not in self._due:
-            runner.resume(value)
-        else:
-            self._due[runner] = value
+        self._due[runner] = value
+        self._resume()
 
     def _next(self) -> None:
-        due, self._due, self._until = self._due, {}, 0.0
-        for runner, value in due.items():
-            self.go_on(runner, value)
+        self._until = 0.0
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._due and not self._until:
+            self._until = time.monotonic() + SLICE
+            self.loop.call_soon(self._next)
+        while self._due and time.monotonic() < self._until:
+            runner = next(iter(self._due))
+            runner.resume(self._due.pop(runner))
 
     async def _end(self) -> AsyncGenerator[None]:
         try:

@@ -29,6 +29,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -76,9 +77,8 @@ class TestContext(LeaseContext):
         if self.ended or own not in self.users:
             return self
         if own not in self._below:  # its worker waits, another one must do
-            shared = {"users": self.users, "returned": self.returned, "_below": self._below}
             below = self._below[own] = TestContext(self.name)
-            vars(below).update(shared)
+            vars(below).update(users=self.users, returned=self.returned, _below=self._below)
         return self._below[own]
 
     def _current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
@@ -114,7 +114,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
+                (SyncToAsync, "thread_sensitive_context", partial(next, repeat(everywhere))),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -189,10 +189,6 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
-
-
-def _always(value: object, default: object = None) -> object:
-    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
