@@ -1,13 +1,16 @@
 """The page ``guide/deployment``: its example, and that its files say what the session runs."""
 
 import asyncio
+import gc
 import json
 import os
 import re
 import runpy
 import shlex
+import weakref
 from pathlib import Path
 
+import django
 import pytest
 import yaml
 from django.core.handlers.asgi import ASGIHandler
@@ -53,6 +56,29 @@ async def test_health_has_no_host(load_example, settings):
     application = load_example("deployment/health").application
     assert (await get(application, "/"))[:3] == "400"
     assert await get(application, "/alive/") == "200"
+
+
+@pytest.mark.parametrize("bridged", [True, False])
+async def test_response_waits_for_the_collector(settings, bridged):
+    """Django 6.1 leaves each response in a cycle, with the middleware and without it."""
+    sent = []
+
+    async def view(request):
+        response = HttpResponse("much")
+        sent.append(weakref.ref(response))
+        return response
+
+    settings.ROOT_URLCONF = (path("", view),)
+    application = BridgeMiddleware(ASGIHandler()) if bridged else ASGIHandler()
+    gc.disable()
+    try:
+        assert await get(application) == "200 much"
+        await asyncio.sleep(0)  # the task that listened for the client has ended
+        assert (sent[0]() is not None) == (django.VERSION >= (6, 1))
+        gc.collect()
+        assert sent[0]() is None
+    finally:
+        gc.enable()
 
 
 def middleware_of_ones_own(get_response):
