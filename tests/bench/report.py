@@ -49,7 +49,8 @@ _HANDLER = (
 )
 #: Why a mark was missed in the recorded run: (row, what it is held against), the reason.
 CAUSES: dict[tuple[str, str], str] = {
-    ("orm-1", (GREEN, NATIVE)): _SPREAD,
+    ("orm", (GREEN, NATIVE)): _DJANGO,
+    ("orm-1", (GREEN, NATIVE)): _DJANGO,
     ("orm-2", CHANNELS): _SPREAD,
     ("orm-2", (GREEN, NATIVE)): _DJANGO,
     ("orm-5", CHANNELS): _FEW,
