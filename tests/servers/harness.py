@@ -37,6 +37,9 @@ COMMANDS = {
     ),
 }
 
+# A shell has what it starts in the background ignore SIGINT, and servers would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def address(database: str) -> dict[str, Any]:
     """Return how psycopg finds *database* on the server of the tests."""
