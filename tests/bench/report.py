@@ -59,7 +59,8 @@ CAUSES: dict[tuple[str, str], str] = {
     ("orm-10", (GREEN, BEFORE)): _DJANGO,
     ("latency-5", (GREEN, NATIVE)): _FULL,
     ("delay", "p99_ms"): (
-        "a thread may keep the interpreter for its switch interval, 5 ms, before the loop has it"
+        "threads hand the interpreter to each other between their queries, and the loop gets it in "
+        "between with luck only; a shorter switch interval changes nothing, fewer threads do less"
     ),
     ("http", (GREEN, POOL)): _HANDLER,
     ("http", (GREEN, BEFORE)): _HANDLER,
