@@ -108,7 +108,7 @@ async def test_nothing_is_left(do, green):
         counts.append(alive())
     grown = counts[1] - counts[0]
     assert grown.total() < 10, grown  # a timer knows the context in which it was set
-    # One that a test before this one left, and the watchdog saw, included.
+    # As in freed(); the watchdog may have seen one of a test before this one, too.
     await until(lambda: alive()["Runner"] <= 3)
 
 

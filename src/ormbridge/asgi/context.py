@@ -113,7 +113,7 @@ class LeaseContext(Route):
             if light and call.route is self and not in_vain:
                 # What comes later, and may be held, is behind it in the line.
                 call.name = f"{self.name}, in {call}"
-                call.future.add_done_callback(self._note)  # type: ignore[union-attr]
+                call.future.add_done_callback(self._note_timeout)  # type: ignore[union-attr]
                 call.place(pool, None)
                 return
             lease = self._make_lease(pool, hold, call)
@@ -135,7 +135,7 @@ class LeaseContext(Route):
             if hold:
                 self._leases.append(lease)
 
-    def _note(self, read: Any) -> None:
+    def _note_timeout(self, read: Any) -> None:
         self.timed_out |= not read.cancelled() and isinstance(read.exception(), PoolTimeout)
 
     def for_block(self, name: str) -> LeaseContext:

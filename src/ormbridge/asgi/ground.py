@@ -29,7 +29,7 @@ from .context import LeaseContext
 from .threadless import answer
 
 
-def _heed(call: Call, future: asyncio.Future[Any]) -> None:
+def _give_up(call: Call, future: asyncio.Future[Any]) -> None:
     """Give *call* up if *future*, which asgiref awaits, was cancelled with the awaiting task."""
     if future.cancelled() and not call.cancel():
         call.stop()
@@ -52,7 +52,7 @@ class RouteGround(Ground):
         call = Call(job, child.func if child is not None else job, mailbox_of(loop))
         call.awaits = awaited_by(job, child)
         future: Any = call.future
-        future.add_done_callback(partial(_heed, call))
+        future.add_done_callback(partial(_give_up, call))
         routes.place(call)
         return future  # type: ignore[no-any-return]
 

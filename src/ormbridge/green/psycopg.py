@@ -34,11 +34,11 @@ class Watch:
         # In no context: that of a request would be kept.
         Context().run(loop.add_reader, self._fd, self._readable)
 
-    def wait(self, runner: Runner) -> Any:
+    def wait(self, runner: Runner) -> int:
         """Wait in the greenlet until the socket is readable."""
         self._runner = runner
         try:
-            return runner.suspend()
+            return int(runner.suspend())
         finally:
             self._runner = None
 

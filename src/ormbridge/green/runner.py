@@ -148,9 +148,9 @@ class Greenlets:
         self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
         #: Those that run.
         self.running: set[Runner] = set()
-        # Those that have their answer, and go on in a later turn of the loop: each has until then.
+        # Those that have their answer and have not gone on yet, who waits longest first.
         self._due: dict[Runner, Any] = {}
-        self._until = 0.0  # the end of this turn; 0.0 before the first of them
+        self._until = 0.0  # when no more go on in this turn; 0.0 before the first of them
         #: What has them end with the loop: its shutdown_asyncgens() does.
         self.ends = self._end()
         with suppress(StopIteration):  # it has begun

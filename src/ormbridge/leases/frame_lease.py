@@ -11,7 +11,6 @@ A frame that ends with a block or a stream open has it rolled back, or closed, o
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import weakref
@@ -105,8 +104,7 @@ class FrameLease(Lease):
         return call.run(prepare=refresh_own_thread)
 
     def _rest(self) -> None:
-        alone = functools.partial(getattr, self.line, "blocks")
-        if not self.guest.wait(alone, self._refuse_late):
+        if not self.guest.wait(lambda: bool(self.line.blocks), self._refuse_late):
             self._end()
 
     def _refuse_late(self, items: deque[Any]) -> float | None:

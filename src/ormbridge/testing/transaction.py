@@ -29,7 +29,6 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -114,7 +113,7 @@ class TestContext(LeaseContext):
             SyncToAsync.context_to_thread_executor[everywhere] = GROUND
             stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
             for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", partial(next, repeat(everywhere))),
+                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
                 (routes, "current_route", partial(self._current, routes.current_route)),
             ):
                 real = getattr(owner, name)
@@ -189,6 +188,10 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
+
+
+def _always(value: object, default: object = None) -> object:
+    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
