@@ -127,6 +127,9 @@ GET_IT = "" if RELEASED else f"$ git clone {REPOSITORY} && cd ormbridge\n" if RE
 myst_substitutions = {
     "install": f"```console\n{GET_IT}$ python3 -m pip install {PACKAGE}\n```",
     "install_with": f"```console\n$ python3 -m pip install '{PACKAGE}[%s]'\n```",
+    "not_released": ""
+    if RELEASED
+    else "There is no release yet: by its name alone, pip finds nothing.",
     "in_a_checkout": "" if RELEASED else ", in a checkout of the repository",
     "report": f"[Report an error]({REPOSITORY}issues)." if REPOSITORY else "",
 }

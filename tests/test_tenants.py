@@ -62,6 +62,16 @@ if CHOICE == "postgresql":  # django-tenants knows no other
         assert seen["requests"] == {"public": 400}
         assert all("foreign" not in answers for answers in seen.values())
 
+    def test_tenant_of_a_call(database, recorded):
+        """Set on the worker, a call sees its own tenant; set around the call, it does not."""
+        assert scenarios(database, "calls", RESET=RESET) == {
+            "in the function": {"own": 8},
+            "on the worker of pinned()": {"own": 8},
+            "around the call": {"public": 8},
+            "around the call, in pinned()": {"public": 8},
+        }
+        recorded("connections/tenant_of_a_call", "")
+
     @pytest.mark.parametrize("middleware", [True, False], ids=["middleware", "by-hand"])
     def test_without_reset_a_tenant_leaks(database, middleware):
         """Without RESET, who sets no tenant sees that of somebody else."""

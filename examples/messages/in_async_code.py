@@ -37,6 +37,11 @@ async def async_for_over_a_list():
         print(user)
 
 
+async def for_over_an_async_generator():
+    for user in User.objects.aiterator():
+        print(user)
+
+
 async def connection_of_another_thread():
     own = connections["default"]
     try:
@@ -97,6 +102,7 @@ MISTAKES = [
     atomic_in_a_coroutine,
     await_a_queryset,
     async_for_over_a_list,
+    for_over_an_async_generator,
     connection_of_another_thread,
     async_to_sync_in_a_coroutine,
     sync_to_async_of_a_coroutine_function,

@@ -121,6 +121,10 @@ def drop_a_database_that_is_in_use(one, other):
         one.execute("DROP DATABASE ormbridge_in_use")
 
 
+def query_of_a_table_that_is_not_there(one, other):
+    one.execute("SELECT * FROM shop_order")
+
+
 def server_that_does_not_run(one, other):
     psycopg.connect(host="127.0.0.1", port=1)
 
@@ -144,6 +148,7 @@ MISTAKES = [
     fetch_from_a_closed_cursor,
     query_that_a_signal_breaks_off,
     drop_a_database_that_is_in_use,
+    query_of_a_table_that_is_not_there,
     server_that_does_not_run,
     role_with_too_many_connections,
 ]

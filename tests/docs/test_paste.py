@@ -229,6 +229,7 @@ PARTS = {
     "connections/reset_by_closing",
     "connections/reset_tenants",
     "connections/tenant",
+    "connections/tenant_of_a_call",
     "database_access/clean_up",
     "deployment/settings",
     "green/settings",

@@ -308,6 +308,22 @@ async def test_calls_of_a_request_run_one_at_a_time(site, gate):
     assert len(gate.threads) == 2
 
 
+@pytest.mark.parametrize("way", ["thread_sensitive=False", "HTTP_LEASE"])
+async def test_calls_of_a_request_that_meet(site, pool_settings, way):
+    """Calls of one request that need no common worker run at the same time, if they say so."""
+    if way == "HTTP_LEASE":
+        pool_settings(HTTP_LEASE="call")
+    both = threading.Barrier(2)
+    options = {} if way == "HTTP_LEASE" else {"thread_sensitive": False}
+    meet = database_sync_to_async(lambda: both.wait(GUARD), **options)
+
+    async def view(request):
+        await asyncio.gather(meet(), meet())
+        return HttpResponse()
+
+    assert await get(site(view)) == "200"
+
+
 async def test_session_is_saved_on_a_worker(transactional_db, site, settings):
     """A session that a view has changed is saved on the worker of the request."""
     threads = []

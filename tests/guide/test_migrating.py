@@ -51,6 +51,22 @@ def test_cancelled_half_way_differs_in_the_import():
 
 
 @pytest.mark.parametrize("way", ["before", "after"])
+def test_locked(run_script, recorded, way):
+    """On SQLite, of transactions that read and then write at one time, one is saved."""
+    recorded(f"migrating/locked_{way}", run_script(example_source(f"migrating/locked_{way}")))
+
+
+def test_locked_is_not_a_matter_of_time(run_script):
+    """The others are refused however long they would wait; with ``channels.db`` none is."""
+    source = example_source("migrating/locked_before")
+    patient = source.replace('"NAME": "', '"OPTIONS": {"timeout": 86400}, "NAME": "')
+    assert patient != source
+    assert run_script(patient) == "{'database is locked'}\n"
+    one_thread = source.replace("from ormbridge", "from channels.db").replace("visits.", "other.")
+    assert run_script(one_thread) == "all saved\n"
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
 def test_ping(run_script, recorded, way):
     """A message that needs no database waits for a slow handler, but not under the middleware."""
     recorded(f"migrating/ping_{way}", run_script(example_source(f"migrating/ping_{way}")))

@@ -1,16 +1,20 @@
 """The page ``start``: its files and its commands, in order, as a reader has them."""
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from websockets.sync.client import connect
+
 from docs._ext.record import markers, recordings
-from tests.core.gate import PROCESS_GUARD
+from tests.core.gate import GUARD, PROCESS_GUARD
 from tests.settings import CHOICE
 from tests.support.examples import example_source
 
@@ -133,3 +137,24 @@ if CHOICE == "sqlite":  # the story is one of SQLite
         for kind, _, _ in steps():
             if kind not in ("", "$"):
                 recorded(kind, "")
+
+    def test_many_sign_at_once(tmp_path):
+        """Ten people sign the book of the page, five times each; no entry is lost."""
+
+        def signs(name: str) -> None:
+            with connect(f"ws://127.0.0.1:{reader.port}/sign/") as socket:
+                for text in "abcde":
+                    socket.send(json.dumps({"name": name, "text": text}))
+                    socket.recv(timeout=GUARD)
+
+        with reading(tmp_path / "empty") as reader:
+            for kind, name, text in steps():
+                if kind != "$":
+                    reader.write(name, text)
+                elif not name.startswith(("curl", "python3 mysite/talk.py", "python3 -m pytest")):
+                    reader.run(name)
+            with ThreadPoolExecutor(10) as people:
+                for signed in [people.submit(signs, f"guest {i}") for i in range(10)]:
+                    signed.result()
+            book = json.loads(reader.run("curl --silent http://127.0.0.1:8000/"))
+        assert len(book["entries"]) == 50

@@ -3,9 +3,13 @@
 import re
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
+from django.db import connection, connections, transaction
 
 from docs._ext.record import markers
 from tests.core.support import run_python
@@ -192,6 +196,27 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
             with_plugin = project.pytest(*options)
             assert "1 passed in" in with_plugin.stdout
             assert with_plugin.stderr == ""
+
+    def test_emptying_tables_waits(transactional_db):
+        """What empties the tables waits for a transaction that another thread left open."""
+
+        def leave_a_transaction_open():
+            transaction.set_autocommit(False)
+            User.objects.count()
+            return connection.connection.info.backend_pid
+
+        with ThreadPoolExecutor(1) as thread:
+            pid = thread.submit(leave_a_transaction_open).result()
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '50ms'")
+                with pytest.raises(CommandError) as failed:
+                    call_command("flush", interactive=False)
+                assert "canceling statement due to lock timeout" in str(failed.value.__cause__)
+                cursor.execute("SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in t%'")
+                assert (pid,) in cursor.fetchall()
+            thread.submit(connections.close_all).result()
+            call_command("flush", interactive=False, verbosity=0)
+        connection.close()  # and with it goes the lock_timeout
 
     def test_database_in_use_under_djangos_runner(paste, recorded):
         """Django's runner can't drop the database of an idle worker; BridgeRunner can."""

@@ -2,7 +2,7 @@
 
 Prints JSON: for each kind of user, how many saw their ``own`` tenant, ``public``, and another's
 (``foreign``). With ``prepare`` as its argument, it makes the tables instead; with ``behind a
-pooler`` it puts less on it.
+pooler`` it puts less on it, and with ``calls`` only what sets a tenant for itself.
 """
 
 import asyncio
@@ -20,8 +20,10 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.urls import path  # noqa: E402
+from django_tenants.utils import schema_context  # noqa: E402
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, stats  # noqa: E402
+from examples.connections.tenant_of_a_call import names, names_in, names_one_by_one  # noqa: E402
+from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, stats  # noqa: E402
 from tests.core.gate import GUARD  # noqa: E402
 from tests.tenants import TENANTS, views  # noqa: E402
 from tests.tenants.models import Client, Domain, owner  # noqa: E402
@@ -44,6 +46,8 @@ def prepare() -> None:
             cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {name}")
             cursor.execute(f"CREATE TABLE {name}.owner (id bigint, name text)")
             cursor.execute(f"INSERT INTO {name}.owner VALUES (1, '{name}')")
+            columns = "id, name AS username"
+            cursor.execute(f"CREATE TABLE {name}.auth_user AS SELECT {columns} FROM {name}.owner")
     for name in TENANTS:
         client = Client.objects.create(schema_name=name)
         Domain.objects.create(domain=f"{name}.example", tenant=client)
@@ -144,8 +148,34 @@ async def run_behind_a_pooler() -> dict[str, Any]:
     return {kind: count(each) for kind, each in seen.items()}
 
 
+async def around_the_call(tenant: str) -> list[str]:
+    """Set the tenant on the thread of the event loop, which is not where the query runs."""
+    with schema_context(tenant):
+        return [name async for name in names.all()]
+
+
+async def around_the_call_pinned(tenant: str) -> list[str]:
+    async with pinned():
+        return await around_the_call(tenant)
+
+
+async def run_calls() -> dict[str, Any]:
+    """Call what the page has, for all tenants at once, and what it warns of."""
+    ways: dict[str, Any] = {
+        "in the function": names_in,
+        "on the worker of pinned()": names_one_by_one,
+        "around the call": around_the_call,
+        "around the call, in pinned()": around_the_call_pinned,
+    }
+    seen = {}
+    for where, ask in ways.items():
+        answers = await asyncio.gather(*[ask(tenant) for tenant in TENANTS])
+        seen[where] = count(list(zip(TENANTS, answers, strict=True)))
+    return seen
+
+
 def main(what: str = "run") -> None:
-    runs = {"run": run, "behind a pooler": run_behind_a_pooler}
+    runs = {"run": run, "behind a pooler": run_behind_a_pooler, "calls": run_calls}
     if what == "prepare":
         prepare()
     else:

@@ -20,8 +20,13 @@ ORMBRIDGE = RUN["ormbridge"]
 
 TENANT_MODEL = "tenants.Client"
 TENANT_DOMAIN_MODEL = "tenants.Domain"
-SHARED_APPS = ["django_tenants", "django.contrib.contenttypes", "tests.tenants"]
-TENANT_APPS = ["django.contrib.contenttypes"]
+SHARED_APPS = [
+    "django_tenants",
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "tests.tenants",
+]
+TENANT_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
 INSTALLED_APPS = [*SHARED_APPS, "channels"]
 SHOW_PUBLIC_IF_NO_TENANT_FOUND = True
 # Issue SET search_path once for each set_tenant(), not before each statement: for the bridge, the
