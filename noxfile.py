@@ -167,7 +167,9 @@ def build_site(session: nox.Session, builder: str) -> None:
 def docs_live(session: nox.Session) -> None:
     """Serve the site and build it again whenever a file changes."""
     install(session, "docs")
-    watched = [part for path in ("conf.py", "examples", "src") for part in ("--watch", path)]
+    watch = ("conf.py", "examples", "src", "tests", "CHANGELOG.md")
+    watched = [part for path in watch for part in ("--watch", path)]
+    watched += ["--ignore", "*/__pycache__/*"]
     places = ("-c", ".", "-d", "build/doctrees-live", "docs", "build/live")
     session.run("sphinx-autobuild", "-W", "-n", "--keep-going", *watched, *session.posargs, *places)
 
@@ -322,6 +324,9 @@ def record(session: nox.Session, django: str) -> None:
     databases = ["sqlite", *(each for each in SERVERS if server_answers(each))]
     extras = ["channels", *(SERVERS[each][0] for each in databases[1:])]
     folders = [each for each in ASIDE if any(each in path for path in paths) or not paths]
+    for folder in folders if paths else []:
+        if ASIDE[folder][1] not in databases:
+            session.error(f"{folder} needs {ASIDE[folder][1]}, which does not answer")
     install(
         session,
         *("tests", "drivers", *(group for folder in folders for group in ASIDE[folder][0])),

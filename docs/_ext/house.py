@@ -61,6 +61,8 @@ class House(SphinxDirective):
             storeys = stack(modules, found)
         except ValueError as error:
             raise self.error(f"house: {error}") from error
+        if "caption" not in self.options:
+            raise self.error("house: no caption; say with ':caption:' what it shows")
         figure = nodes.container("", classes=["timeline"])
         text = self.options["caption"]
         caption = nodes.paragraph("", "", classes=["timeline-caption"])

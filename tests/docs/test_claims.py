@@ -213,13 +213,13 @@ REFUSED = {
     spoil_parameter: f"claim: '{CLAIM}[ada]' does not name a test; "
     "write tests/<file>.py::<test>, without parameters",
     spoil_record: "claim: test 'tests/test_greeting.py::test_other' is not in the recorded run; "
-    "run: nox -s record",
+    "run: nox -s record -- tests/test_greeting.py::test_other",
     spoil_outcome: f"claim: test '{CLAIM}' failed in the recorded run (PostgreSQL 15.6); "
-    "mend it, then run: nox -s record",
+    f"mend it, then run: nox -s record -- {CLAIM}",
     spoil_source: f"claim: test '{CLAIM}' (tests/test_greeting.py:4) changed after it was "
-    "recorded; run: nox -s record",
+    f"recorded; run: nox -s record -- {CLAIM}",
     spoil_parameters: f"claim: test '{CLAIM}' (tests/test_greeting.py:4) changed after it was "
-    "recorded; run: nox -s record",
+    f"recorded; run: nox -s record -- {CLAIM}",
     spoil_run: "1 claims: no run is recorded (docs/_recorded/run.json is missing); "
     "run: nox -s record",
     spoil_seal: "1 claims: docs/_recorded/run.json was changed by hand and is not what was "

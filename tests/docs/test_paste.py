@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from urllib.request import urlopen
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser
 from docs._ext.record import markers, places, recordings
 from tests.core.gate import GUARD
 from tests.docs.conftest import ROOT
+from tests.support.examples import alone_on_postgresql
 from tests.support.starter import Starter
 
 NAMES = recordings.examples(ROOT)
@@ -126,7 +128,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """Run Python with nothing of this run but the package, the server and the plugins it names."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+    kept = {"PGHOST": "127.0.0.1", "PGUSER": "postgres"}  # as tests/settings.py has it
+    kept |= {name: value for name, value in os.environ.items() if name.startswith("PG")}
     kept |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     kept |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     starter = Starter(kept)
@@ -172,7 +175,8 @@ def test_program_runs_by_itself(clipboard, run, tmp_path, name):
     place = PLACES[name]
     (tmp_path / place.file).write_text(clipboard[name][1], encoding="utf-8")
     variables = dict(each.split("=") for each in place.command.split() if "=" in each)
-    finished = run(tmp_path, place.file, **variables)
+    with alone_on_postgresql() if name == "messages/postgresql" else nullcontext():
+        finished = run(tmp_path, place.file, **variables)
     assert finished.returncode == 0, finished.stderr
     left = sorted(each.name for each in tmp_path.iterdir() if each.name != place.file)
     assert left == sorted(place.leaves)

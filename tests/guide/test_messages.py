@@ -13,7 +13,7 @@ from ormbridge import BridgeError, PoolTimeout
 from ormbridge.core import errors
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
-from tests.support.examples import example_source
+from tests.support.examples import alone_on_postgresql, example_source
 
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
@@ -256,13 +256,14 @@ if CHOICE == "postgresql":
     def test_postgresql(said, db):
         """What PostgreSQL and psycopg say."""
         server = DATABASES["default"]
-        said(
-            "postgresql",
-            PGHOST=server["HOST"],
-            PGPORT=server["PORT"],
-            PGUSER=server["USER"],
-            PGPASSWORD=server["PASSWORD"],
-        )
+        with alone_on_postgresql():
+            said(
+                "postgresql",
+                PGHOST=server["HOST"],
+                PGPORT=server["PORT"],
+                PGUSER=server["USER"],
+                PGPASSWORD=server["PASSWORD"],
+            )
 
     def test_close_after_a_signal(run_script, db):
         """Django says it, too, where a signal broke into a query; a connection closed has none."""

@@ -271,6 +271,7 @@ if CHOICE == "postgresql":  # other databases have no server-side cursors, or Dj
                 for _ in range(int(GUARD * 100)):
                     cursor.execute(
                         "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                        " AND datname = current_database()"
                         " AND state = 'active' AND query LIKE '%pg_sleep(3600)%'"
                     )
                     if cursor.fetchone()[0]:

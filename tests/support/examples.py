@@ -1,10 +1,14 @@
 """Read an example as a reader pastes it, and talk to its consumer."""
 
+import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from asgiref.testing import ApplicationCommunicator
 
+from tests import settings
 from tests.core.gate import GUARD
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -21,6 +25,18 @@ def example_source(name: str, package: str = "ormbridge") -> str:
     # Without this the drop-in test would run the bridge twice and prove nothing.
     assert count == 1, f"{name}.py has {count} lines 'from ormbridge import ...', expected 1"
     return source
+
+
+@contextmanager
+def alone_on_postgresql() -> Iterator[None]:
+    """Wait for others on the server that run an example in here: one makes a role, and a table."""
+    psycopg = importlib.import_module("psycopg")
+    server = {
+        key.lower(): settings.postgresql()[key] for key in ("HOST", "PORT", "USER", "PASSWORD")
+    }
+    with psycopg.connect(**server, dbname="postgres", autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(hashtext('the examples of ormbridge'))")
+        yield
 
 
 async def conversation(consumer: type) -> str:

@@ -172,16 +172,17 @@ def check(root: Path, run: Run, test: str) -> tuple[proofs.Proof, Outcome]:
     proof = proofs.find(root, test)
     outcome = run.tests.get(test)
     if outcome is None:
-        raise RunError(f"test '{test}' is not in the recorded run; {REMEDY}")
+        raise RunError(f"test '{test}' is not in the recorded run; {REMEDY} -- {test}")
     if outcome.sha256 != proof.sha256:
         raise RunError(
-            f"test '{test}' ({proof.path}:{proof.line}) changed after it was recorded; {REMEDY}"
+            f"test '{test}' ({proof.path}:{proof.line}) changed after it was recorded; "
+            f"{REMEDY} -- {test}"
         )
     if outcome.failed:
         where = ", ".join(
             each.database or f"Python {each.python}" for each in sorted(outcome.failed)
         )
         raise RunError(
-            f"test '{test}' failed in the recorded run ({where}); mend it, then {REMEDY}"
+            f"test '{test}' failed in the recorded run ({where}); mend it, then {REMEDY} -- {test}"
         )
     return proof, outcome
