@@ -53,6 +53,14 @@ def package(root: Path, **modules: str) -> None:
         (root / house.PACKAGE / name / f"{name}s.py").write_text(text)
 
 
+def test_picture_without_a_caption_is_refused(built: Site):
+    """It says what to write."""
+    package(built.root, core="")
+    built.add("docs/guide.md", PICTURE.replace(":caption: What stands on what\n", ""))
+    (warning,) = built.build()
+    assert "house: no caption; say with ':caption:' what it shows" in warning
+
+
 def test_picture_is_told_in_words(built: Site):
     """Who does not see the picture is told its arrows."""
     package(built.root, core="", wing="from ..core.cores import x")
