@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 from django.contrib.auth.models import Group, User
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, Prefetch
 
 from ormbridge import (
@@ -288,6 +288,19 @@ if CHOICE == "postgresql":  # other databases have no server-side cursors, or Dj
             fetchmany.side_effect = lambda cursor, size: asked.append(size) or fetch(cursor, size)
             assert len([row async for row in stream(QUERYSETS["raw"][0], 4)]) == ROWS
         assert asked == [4, 4, 4, 4]
+
+    async def test_raw_query_whose_first_fetch_fails(watch, pool_settings):
+        """A query that fails only as its first rows are fetched has closed its cursor, too."""
+        pool_settings(MAX_THREADS=1)
+        rows = User.objects.raw("SELECT id, 1 / (0 * id) FROM auth_user")
+        closed, close = [], ServerSideCursor.close
+        with mock.patch.object(ServerSideCursor, "close", autospec=True) as closing:
+            closing.side_effect = lambda cursor: closed.append(close(cursor))
+            async with atomic():
+                with pytest.raises(DatabaseError, match="division by zero"):
+                    await anext(aiter(stream(rows)))
+                await database_sync_to_async(transaction.set_rollback)(True)
+        assert closed
 
 
 if CHOICE == "mariadb":  # what Django's cursors are is a matter of the driver

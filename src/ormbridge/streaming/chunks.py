@@ -77,13 +77,13 @@ class _ChunkedRawQuery(RawQuery):
         self.cursor = connection.cursor() if in_memory else connection.chunked_cursor()
         try:
             self.cursor.execute(self.sql, params)
+            # psycopg2 knows the columns of a server-side cursor only once it has fetched.
+            fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
+            first, end = fetch(), connection.features.empty_fetchmany_value
         except Exception:
             with suppress(DatabaseError):
                 self.cursor.close()
             raise
-        # psycopg2 knows the columns of a server-side cursor only once it has fetched.
-        fetch = functools.partial(self.cursor.fetchmany, self._chunk_size)
-        first, end = fetch(), connection.features.empty_fetchmany_value
         return chain(first, chain.from_iterable(iter(fetch, end)))
 
 
