@@ -4,6 +4,7 @@
 
 import asyncio
 import re
+import time
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from ormbridge import (
     PoolTimeout,
     atomic,
     database_sync_to_async,
+    pinned,
 )
 from ormbridge.leases import lease
 from tests.core.gate import GUARD
@@ -223,6 +225,29 @@ async def test_end_past_its_time_as_an_inner_block_begins(gate):
     assert overdue
     assert isinstance(task.exception(), PoolTimeout)
     assert isinstance(tasks[0].exception(), LeaseClosed)
+
+
+async def test_end_of_a_block_that_was_undone_runs_at_once():
+    """A block that was rolled back says so, also if its end runs before anybody can stop it."""
+
+    def put(self, call, hold=False):
+        accepted = original(self, call, hold)
+        if call.closes and call.route.undone:
+            time.sleep(0.1)  # the loop's thread loses the interpreter here
+        return accepted
+
+    original, leave = lease.Lease.put, asyncio.Event()
+    async with pinned():  # the lease goes on
+        await database_sync_to_async(len)("")
+        outer, inner = await two_blocks(leave.wait)
+        set_timeout(0.01)
+        await ended(outer)
+        set_timeout(GUARD)
+        with mock.patch.object(lease.Lease, "put", put):
+            leave.set()
+            await ended(inner)
+    assert isinstance(inner.exception(), LeaseClosed)
+    assert await usernames() == []
 
 
 async def test_overdue_inner_block_that_fails_by_itself():

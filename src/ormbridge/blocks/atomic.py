@@ -134,7 +134,8 @@ class AtomicBlock(OpenBlock):
 
     def _end(self, exc_type: type[BaseException] | None) -> None:
         line: Line = self.lease.line
-        failure: BaseException | None = self.overdue
+        # Undone since its end came into line, it has nothing to commit.
+        failure: BaseException | None = self.lost() if self.undone else self.overdue
         try:
             undo(line.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
