@@ -569,6 +569,22 @@ async def test_set_rollback_false_saves_nothing_on_postgresql():
     await assert_lost()
 
 
+async def test_rollback_that_was_asked_for_and_taken_back():
+    """What marks the block after set_rollback(False) is a loss, whatever was asked for before."""
+
+    def mark():
+        transaction.set_rollback(True)
+        transaction.set_rollback(False)
+        with suppress(LookupError), transaction.atomic(savepoint=False):
+            raise LookupError
+
+    with pytest.raises(TransactionAborted, match="Django marked it"):
+        async with atomic():
+            await write()
+            await database_sync_to_async(mark)()
+    await assert_lost()
+
+
 async def test_block_that_raises_raises_its_own():
     """A block that is left by an exception raises that one, whatever failed before."""
     with pytest.raises(LookupError):

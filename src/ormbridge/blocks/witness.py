@@ -125,8 +125,7 @@ class Witness:
         """Do what Django's ``set_rollback`` does, and know that it was asked."""
         connection: Any = self._own()
         type(connection).set_rollback(connection, rollback)
-        if rollback:
-            connection.rollback_exc = _ASKED
+        connection.rollback_exc = _ASKED if rollback else None
 
     def end(self, how: str, *args: Any) -> None:
         """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost."""
