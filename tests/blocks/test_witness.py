@@ -121,6 +121,23 @@ async def test_message_says_where_the_error_was_caught():
 
 
 @postgresql
+async def test_failure_that_aborts_nothing_is_not_named():
+    """A failure that PostgreSQL never heard of is not taken for the one that lost the block."""
+
+    def fail_in_the_driver():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT %s", [object()])
+
+    with pytest.raises(TransactionAborted, match="'SELECT 1 / 0' failed"):
+        async with atomic():
+            with suppress(DatabaseError):
+                await database_sync_to_async(fail_in_the_driver)()
+            for _ in range(2):
+                await database_sync_to_async(execute_and_catch)("SELECT 1 / 0")
+                await database_sync_to_async(execute_and_catch)("SELECT 2 / 0")
+
+
+@postgresql
 async def test_message_names_the_function_that_caught_it():
     """Where the error did not leave the function, the function is named."""
     with pytest.raises(TransactionAborted, match=r"in execute_and_catch\. Put what may fail"):

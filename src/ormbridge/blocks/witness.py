@@ -71,8 +71,8 @@ class Witness:
         #: What the last statement that failed in a transaction raised.
         self.error: Exception | None = None
         self.statement = ""
-        #: Whether the database rolled the transaction back then.
-        self.gone = False
+        #: Whether the database rolled the transaction back then, or PostgreSQL aborted it.
+        self.gone = self.aborted = False
 
     def __call__(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
         """Execute a statement, as Django asks, and see whether it fails."""
@@ -81,11 +81,10 @@ class Witness:
             result = execute(sql, *args)
         except Exception as error:
             # Where all is lost already, a statement only says so again.
-            pg = connection.vendor == "postgresql"
-            told = self.error and (self.gone or connection.needs_rollback or pg)
+            told = self.error and (self.gone or self.aborted or connection.needs_rollback)
             if connection.in_atomic_block and not told:
                 self.error, self.statement = error, str(sql)[:200]
-                self.gone = _is_gone(connection, error)
+                self.gone, self.aborted = _is_gone(connection, error), _is_aborted(connection)
                 if self.gone and self.blocks:
                     # What follows would be committed without what came before: refuse it.
                     connection.needs_rollback, connection.rollback_exc = True, error
@@ -185,7 +184,7 @@ def _is_gone(connection: Any, error: Exception) -> bool:
 def _is_aborted(connection: Any) -> bool:
     """Say whether the transaction on *connection* is aborted, or broken, on PostgreSQL."""
     raw = connection.connection
-    return connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4)
+    return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
 
 
 def _caught(error: Exception) -> str:
