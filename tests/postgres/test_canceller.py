@@ -14,7 +14,7 @@ from channels.generic.websocket import WebsocketConsumer
 from django.contrib.auth.models import Group, User
 from django.core.asgi import get_asgi_application
 from django.core.signals import request_finished
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.db.models import Model, Prefetch, prefetch_related_objects
 from django.db.models.expressions import RawSQL
 from django.db.utils import OperationalError
@@ -134,6 +134,19 @@ async def test_error_of_a_stopped_statement_is_for_debugging_only(outside, one_w
 
 
 # What is not
+
+
+async def test_database_whose_driver_is_not_installed(gate, one_worker, monkeypatch):
+    """A cancellation goes on, whatever else stands in settings.DATABASES and is not in use."""
+    other = {**connections.settings["default"], "ENGINE": "nothing.like_it"}
+    monkeypatch.setitem(connections.settings, "a", other)
+    monkeypatch.setattr(connections, "settings", dict(sorted(connections.settings.items())))
+    call = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    call.cancel()
+    await asyncio.wait([call], timeout=GUARD)
+    gate.open.set()
+    assert call.cancelled()
 
 
 async def test_elsewhere_the_thread_runs_on(gate, one_worker, monkeypatch):

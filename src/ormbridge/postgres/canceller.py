@@ -39,7 +39,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,8 +148,9 @@ def bounded() -> Generator[None, None, None]:
 def on_postgresql() -> Iterator[str]:
     """Yield the alias of each database that is PostgreSQL."""
     for alias, settings in connections.settings.items():
-        if load_backend(settings["ENGINE"]).DatabaseWrapper.vendor == "postgresql":
-            yield alias
+        with suppress(Exception):  # its driver is not there, and so not in use
+            if load_backend(settings["ENGINE"]).DatabaseWrapper.vendor == "postgresql":
+                yield alias
 
 
 def _stop(call: Call) -> None:
