@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.db import transaction
 
 from ormbridge import (
     LeaseClosed,
+    aclose_old_connections,
     atomic,
     database_sync_to_async,
     pinned,
@@ -71,6 +73,20 @@ async def test_streams_one_after_the_other(watch, pool_settings):
         async for _ in stream(watch.rows(), 3):
             await asyncio.gather(*(database_sync_to_async(len)("") for _ in range(2)))
     await no_worker_is_leased()
+
+
+async def test_aclose_old_connections_in_the_body(watch, monkeypatch):
+    """In the body, and after it, it still cleans the thread of Django's own a-methods."""
+    cleaned = []
+    monkeypatch.setattr(
+        "ormbridge.core.bridge.close_old_connections_outside_transactions",
+        lambda: cleaned.append(thread_name()),
+    )
+    async for _ in stream(watch.rows(), ROWS):
+        await aclose_old_connections()
+        break
+    await aclose_old_connections()
+    assert cleaned == [await sync_to_async(thread_name)()] * 2
 
 
 async def test_after_the_loop_calls_go_anywhere(watch, gate, pool_settings):

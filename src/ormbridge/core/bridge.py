@@ -211,5 +211,5 @@ async def aclose_old_connections() -> None:
     transaction is left alone.
     """
     route = routes.current_route.get()
-    if route is None or route.frame is not None:
+    if route is None or route.frame is not None or not route.has_all:
         await sync_to_async(close_old_connections_outside_transactions)()
