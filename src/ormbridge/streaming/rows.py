@@ -181,13 +181,11 @@ class Rows(AsyncIterator[_Row]):
         try:
             return await future
         except asyncio.CancelledError:
-            if not source.give_up() and source.call is not None:
-                source.call.stop()
             message = (
                 f"{self._source.name} was closed when a task was cancelled that waited for its "
                 "next rows; call stream() again"
             )
-            self._finish(functools.partial(RuntimeError, message))
+            self._finish(functools.partial(RuntimeError, message), stop=True)
             raise
         except BaseException:
             self._finish(StopAsyncIteration)
@@ -212,12 +210,15 @@ class Rows(AsyncIterator[_Row]):
         )
         self._finish(functools.partial(LeaseClosed, message))
 
-    def _finish(self, over: Callable[[], Exception]) -> None:
-        """Give no more rows, and have the cursor closed. The first call decides."""
+    def _finish(self, over: Callable[[], Exception], stop: bool = False) -> None:
+        """Give no more rows, and have the cursor closed. The first call decides.
+
+        :param stop: see :meth:`.Source.let_go`.
+        """
         if self._over is None:
             self._over = over
             self._rows = iter(())
-            self._source.let_go()
+            self._source.let_go(stop)
             self._anchor = None
             future, self._future = self._future, None
             if self._waits and future is not None and not future.done():

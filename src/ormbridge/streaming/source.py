@@ -151,11 +151,13 @@ class Source:
         if self.call is not None:
             later(self.call.mailbox.loop, self.let_go)
 
-    def let_go(self) -> None:
-        """Close the cursor on its thread. Any thread, in the middle of nothing."""
+    def let_go(self, stop: bool = False) -> None:
+        """Close the cursor on its thread. Any thread, in the middle of nothing.
+
+        :param stop: whether a fetch that runs is stopped in a transaction, too, which that aborts.
+        """
         call, self.call = self.call, None
-        # What is read ahead is not needed. To cancel its statement would abort a transaction.
-        if call is not None and not call.cancel() and not getattr(call.line, "transaction", True):
+        if call and not call.cancel() and (stop or not getattr(call.line, "transaction", True)):
             call.stop()
         # The lease sees for itself that the generator is unused.
         if isinstance(self._route, StreamContext):
