@@ -79,8 +79,8 @@ def stop(call: Any) -> None:
         # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
         threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
     except RuntimeError as error:  # no thread is left, or the interpreter exits
-        logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
-        if isinstance(call, Call):
+        if isinstance(call, Call):  # and not what is bounded()
+            logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
             bound(call)
 
 
