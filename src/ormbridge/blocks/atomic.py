@@ -58,7 +58,7 @@ class AtomicBlock(OpenBlock):
         cancelled = None
         try:
             self.base.place(call)
-            cancelled = await outlast(future, call, gives_up=True)
+            cancelled = await outlast(future, call)
             if cancelled is not None:
                 raise cancelled
             future.result()

@@ -108,12 +108,12 @@ def glance(calls: list[Call]) -> None:
 
 
 async def outlast(
-    future: asyncio.Future[Any], call: Call | None = None, gives_up: bool = False
+    future: asyncio.Future[Any], call: Call | None = None
 ) -> asyncio.CancelledError | None:
     """Wait for *future*, whatever cancels the running task. Returns what did.
 
-    :param call: whose it is. Once the task is cancelled, PostgreSQL has BOUND seconds to answer.
-    :param gives_up: whether the call is given up then; if it has not started, it is not waited for.
+    :param call: whose it is, the beginning or the end of a block. Once the task is cancelled,
+        PostgreSQL has BOUND seconds to answer; a beginning that has not started is given up.
     """
     cancelled = None
     while not future.done():
@@ -121,7 +121,7 @@ async def outlast(
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-            if gives_up and call is not None and call.cancel():
+            if call is not None and not call.closes and call.cancel():
                 break
             if call is not None:
                 bound(call)
