@@ -6,7 +6,9 @@
 import asyncio
 import contextvars
 import functools
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
@@ -25,6 +27,7 @@ from ormbridge import (
     stats,
 )
 from ormbridge.core.asgiref import Guest
+from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, thread_name
 from tests.support.blocks import (
@@ -164,6 +167,14 @@ def test_neighbour_under_a_frame_that_waits_too_long():
 
     async_to_sync(work)()
     assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
+
+
+def test_neighbour_under_a_frame_is_late_while_the_block_goes_on():
+    """What a late neighbour is told needs no lock: who tells it has that of the frame."""
+    line, lease = Line(), types.SimpleNamespace(thread=threading.main_thread())
+    with ThreadPoolExecutor(1) as other, line.lock:
+        told = other.submit(line.no_turn, "call", 0.0, lease).result(GUARD)
+    assert f"for its turn on {main_thread()}" in str(told)
 
 
 def test_cancelled_neighbour_under_a_frame_never_runs():

@@ -118,7 +118,7 @@ class FrameLease(Lease):
             if item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
-                item.future.set_exception(self.no_turn(name, asked))
+                item.future.set_exception(self.line.no_turn(name, asked, self))
         return None
 
     def _end(self) -> None:

@@ -157,12 +157,9 @@ class Lease:
     def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Return the error of *call*, which has waited for too long, maybe with the lease."""
         self.context.timed_out = True
-        return self.no_turn(call, call.asked) if self.thread else self.pool.time_out(call, seen)
-
-    def no_turn(self, call: object, asked: float) -> PoolTimeout:
-        """Return the error of *call*, which waits for its turn since *asked*."""
-        holder = f"{getattr(self.thread, 'name', None)}, which has {self}"
-        return self.line.no_turn(call, asked, holder)
+        if self.thread is None:
+            return self.pool.time_out(call, seen)
+        return self.line.no_turn(call, call.asked, self)
 
     # What the pool and its worker need
 

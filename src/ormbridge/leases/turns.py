@@ -149,15 +149,17 @@ class Line:
         with self.lock:
             return [*self.blocks, *self.pins]
 
-    def no_turn(self, call: object, asked: float, holder: str) -> PoolTimeout:
-        """Return the error of *call*, which has waited for too long. Any thread.
+    def no_turn(self, call: object, asked: float, lease: Any) -> PoolTimeout:
+        """Return the error of *call*, which waits for its turn on *lease* since *asked*.
 
-        :param holder: the thread, and what has it.
+        Any thread, and without the lock: who asks may have that of a frame, which is taken inside
+        this one elsewhere.
         """
-        with self.lock:
-            within = f", inside {self.blocks[-1]}" if self.blocks else ""
+        blocks = self.blocks  # it only grows: without those that have ended it is a new one
+        within = f", inside {blocks[-1]}" if blocks else ""
         return PoolTimeout(
-            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on {holder}{within}. "
+            f"{call} waited {time.monotonic() - asked:.1f} s for its turn on "
+            f"{lease.thread.name}, which has {lease}{within}. "
             "Calls of one lease run one at a time, and those of an open block go first: shorten "
             "them, do not wait in a block for what runs outside it, or raise "
             "settings.ORMBRIDGE['TIMEOUT'] [no-turn]"
