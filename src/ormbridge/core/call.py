@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -133,6 +134,7 @@ class Call:
         """
         if frame is not None:
             with suppress(RuntimeError):  # it ended this very moment, on another loop's thread
+                self.asked = time.monotonic()
                 frame.submit(self.run_on_frame)
                 if (host := hosts.get(frame)) is not None:
                     self.line = host
