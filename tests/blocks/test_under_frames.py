@@ -27,6 +27,7 @@ from ormbridge import (
     stats,
 )
 from ormbridge.core.asgiref import Guest
+from ormbridge.core.call import hosts
 from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
 from tests.core.support import set_timeout, thread_name
@@ -199,6 +200,23 @@ def test_cancelled_neighbour_under_a_frame_never_runs():
         assert await User.objects.acount() == 0
 
     async_to_sync(work)()
+
+
+def test_cancelled_before_the_frame_comes_to_it(gate):
+    """A beginning that is cancelled while the frame's thread is busy leaves nothing behind."""
+
+    async def work():
+        busy = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+        block = asyncio.create_task(atomic()(turns)())
+        await turns()
+        block.cancel()
+        await ended(block)
+        gate.open.set()
+        await busy
+
+    async_to_sync(work)()
+    assert not hosts
 
 
 @pytest.mark.parametrize("moment", ["__enter__", "__exit__"])

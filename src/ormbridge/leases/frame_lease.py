@@ -88,15 +88,15 @@ class FrameLease(Lease):
     # On the frame's thread
 
     def _host(self) -> None:
-        if not self.claim():
-            return
         try:
-            self._serve()
+            if self.claim():
+                self._serve()
         except BaseException:  # Ctrl-C, which comes out of the frame
             self._end()
             undo(self._abandoned, self._left)
-            self.context.forget(self)
             raise
+        finally:
+            self.context.forget(self)
         self.finish()
 
     def _run(self, call: Call) -> bool:
