@@ -30,7 +30,8 @@ from django.utils.functional import SimpleLazyObject
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import GROUND, call_of_asgiref, on_ground
+from ormbridge.asgi.ground import on_route
+from ormbridge.core.asgiref import child_of
 from tests.bench.contestant import MIDDLEWARE
 from tests.core.gate import GUARD
 from tests.core.support import thread_name, until
@@ -46,25 +47,40 @@ async def context():
 async def test_shape_of_what_asgiref_submits(context, monkeypatch):
     """What asgiref submits ends in a partial of the user's function; inside a route nothing is."""
     submitted = []
-    submit = GROUND.submit
-    monkeypatch.setattr(GROUND, "submit", lambda job: submitted.append(job) or submit(job))
-    async with on_ground(context):
+
+    class Executor(ThreadPoolExecutor):
+        def submit(self, job, /, *args, **kwargs):
+            submitted.append(job)
+            return super().submit(job, *args, **kwargs)
+
+    with Executor(1) as executor, on_route(context):
         assert await sync_to_async(divmod)(7, 3) == (2, 1)
         assert submitted == []
-        assert await call_of_asgiref(sync_to_async(divmod), 7, 3) == (2, 1)
+        async with ThreadSensitiveContext(executor=executor):
+            assert await sync_to_async(divmod)(7, 3) == (2, 1)
     (job,) = submitted
     assert job.func.__func__ is SyncToAsync.thread_handler
-    child = job.args[-1]
+    child = child_of(job)
     assert isinstance(child, partial)
     assert child.func is divmod
     assert child.args == (7, 3)
     context.release(end=True)
 
 
+async def test_executor_around_a_request(context):
+    """One that was given around a request is not the innermost: the request is."""
+    with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
+        async with ThreadSensitiveContext(executor=executor):
+            with on_route(context):
+                assert await sync_to_async(thread_name)() == "ormbridge-worker-1"
+            assert await sync_to_async(thread_name)() == "own_0"
+    context.release(end=True)
+
+
 async def test_executor_of_ones_own_inside_a_request(context):
     """In a ThreadSensitiveContext with an executor of one's own, asgiref's calls go to that one."""
     with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
-        async with on_ground(context):
+        with on_route(context):
             async with ThreadSensitiveContext(executor=executor):
                 assert await sync_to_async(thread_name)() == "own_0"
             assert await sync_to_async(thread_name)() == "ormbridge-worker-1"
@@ -73,7 +89,7 @@ async def test_executor_of_ones_own_inside_a_request(context):
 
 async def test_clean_up_takes_no_worker(context):
     """Channels' aclose_old_connections is answered at once."""
-    async with on_ground(context):
+    with on_route(context):
         await aclose_old_connections()
         await sync_to_async(close_old_connections)()
     assert stats().threads == 0
@@ -91,7 +107,7 @@ def test_receivers_of_the_request_signals_are_known():
 async def test_request_signals_take_no_worker(context, signal):
     """The signals of a request give each receiver's result, and take no worker."""
     expected = signal._live_receivers(None)[0]
-    async with on_ground(context):
+    with on_route(context):
         assert await signal.asend(sender=None) == [(receiver, None) for receiver in expected]
     assert stats().threads == 0
 
@@ -105,7 +121,7 @@ async def test_other_receivers_run_on_a_worker_that_is_not_held(context, signal)
 
     signal.connect(receiver)
     try:
-        async with on_ground(context):
+        with on_route(context):
             results = await signal.asend(sender=None)
             await until(lambda: stats().idle == 1)
     finally:
@@ -121,7 +137,7 @@ async def test_other_signals_run_on_the_worker_that_is_held(context):
         return thread_name()
 
     signal.connect(receiver)
-    async with on_ground(context):
+    with on_route(context):
         assert await signal.asend(sender=None) == [(receiver, "ormbridge-worker-1")]
         assert len(stats().holders) == 1
     context.release(end=True)
@@ -176,7 +192,7 @@ async def test_rendering_a_response_begins_the_hold(context):
         def render(self):
             return thread_name()
 
-    async with on_ground(context):
+    with on_route(context):
         assert await sync_to_async(Rendered().render)() == "ormbridge-worker-1"
         assert len(stats().holders) == 1
     context.release(end=True)
@@ -235,7 +251,7 @@ async def test_channels_goes_through_no_executor_before_a_message():
     calls = []
     context = LeaseContext("/", holds=False)
     context.submit = calls.append
-    async with on_ground(context):
+    with on_route(context):
         await aclose()
     assert calls == []
 
@@ -344,7 +360,7 @@ async def test_wrapped_receivers_take_no_worker(serve, wrap_receivers, calls, wr
 async def test_wrapped_receivers_give_their_results(context, wrap_receivers):
     """Who sends the signal gets each wrapper with what it returned."""
     wrap_receivers(wrapped)
-    async with on_ground(context):
+    with on_route(context):
         results = await request_started.asend(sender=None)
     # In whatever order: who counts queries connects reset_queries anew.
     assert {(receiver.__wrapped__, response) for receiver, response in results} == {
@@ -356,7 +372,7 @@ async def test_wrapped_receivers_give_their_results(context, wrap_receivers):
 @pytest.mark.parametrize("wrap", WRAPPERS)
 async def test_wrapped_clean_up_takes_no_worker(context, calls, wrap):
     """What a tool wraps around close_old_connections is called, on the loop's thread."""
-    async with on_ground(context):
+    with on_route(context):
         await sync_to_async(wrap(close_old_connections, calls))()
     assert stats().threads == 0
     assert calls == [thread_name()]
@@ -373,7 +389,7 @@ async def test_wrapped_sender_takes_no_worker(serve, monkeypatch, calls, wrap):
 
 async def test_robust_signals_take_no_worker(context):
     """asend_robust() takes no worker either."""
-    async with on_ground(context):
+    with on_route(context):
         await request_started.asend_robust(sender=None)
     assert stats().threads == 0
 
@@ -453,7 +469,7 @@ async def test_variables_that_a_wrapper_sets(context, monkeypatch):
     def wrapper():
         variable.set("by the wrapper")
 
-    async with on_ground(context):
+    with on_route(context):
         await sync_to_async(wrapper)()
         assert variable.get() == "by the wrapper"
     assert stats().threads == 0
@@ -466,7 +482,7 @@ async def test_error_of_a_wrapper(context):
     def wrapper():
         raise ValueError("the tool is broken")
 
-    async with on_ground(context):
+    with on_route(context):
         with pytest.raises(ValueError, match="the tool is broken"):
             await sync_to_async(wrapper)()
 
@@ -500,7 +516,7 @@ odd.__wrapped__ = "nothing that can be called"
 @pytest.mark.parametrize("function", [Unbound(), endless, odd, mock.Mock(side_effect=thread_name)])
 async def test_odd_functions_run_on_a_worker(context, function):
     """What a function says that it wraps may be anything; then it runs on a worker."""
-    async with on_ground(context):
+    with on_route(context):
         assert await sync_to_async(function)() == "ormbridge-worker-1"
     context.release(end=True)
 
@@ -511,7 +527,7 @@ async def test_mock_of_a_call_has_no_end_of_wrappers(context):
     response = HttpResponse()
     response._resource_closers.append(mock.call)
     response._resource_closers.append(lambda: closed.append(thread_name()))
-    async with on_ground(context):
+    with on_route(context):
         await sync_to_async(response.close)()
     assert closed == ["ormbridge-worker-1"]
 
@@ -521,7 +537,7 @@ async def test_wrapped_clean_up_where_the_loop_has_a_connection(context, monkeyp
     """Where the event loop's own thread has a connection, a wrapped clean-up goes to a worker."""
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
     connection.ensure_connection()
-    async with on_ground(context):
+    with on_route(context):
         await sync_to_async(wrapped(close_old_connections, calls))()
     connection.close()
     assert calls == ["ormbridge-worker-1"]
@@ -580,7 +596,7 @@ async def full(pool_settings, gate):
     """Have the only worker of the pool taken until the gate is open."""
     pool_settings(MAX_THREADS=1, TIMEOUT=0.05)
     context = LeaseContext("GET /slow", holds=True)
-    async with on_ground(context):
+    with on_route(context):
         holding = asyncio.create_task(sync_to_async(gate)())
     await gate.entered()
     yield
@@ -618,7 +634,7 @@ async def test_response_of_a_receiver_that_got_no_worker(context, full, count_re
         for each in (request_started, request_finished)
         if count_requests in each._live_receivers(None)[0]
     )
-    async with on_ground(context):
+    with on_route(context):
         responses = dict(await signal.asend(sender=None))
     assert isinstance(responses[count_requests], PoolTimeout)
 
@@ -653,7 +669,7 @@ async def test_receiver_runs_as_soon_as_there_is_a_worker(serve, pool_settings, 
         return HttpResponse("pong")
 
     context = LeaseContext("GET /slow", holds=False)
-    async with on_ground(context):
+    with on_route(context):
         holding = asyncio.create_task(sync_to_async(gate)())
     await gate.entered()
     request_started.connect(receiver)
@@ -673,7 +689,7 @@ async def test_cancelled_while_its_receivers_wait(serve, pool_settings, gate):
     """A request that is given up while its receivers wait leaves the line."""
     pool_settings(MAX_THREADS=1)
     context = LeaseContext("GET /slow", holds=False)
-    async with on_ground(context):
+    with on_route(context):
         holding = asyncio.create_task(sync_to_async(gate)())
     await gate.entered()
 
@@ -825,7 +841,7 @@ async def test_session_that_was_replaced_takes_a_worker(serve, placed):
 async def test_middleware_called_by_keyword_takes_a_worker(context):
     """Who calls a middleware by himself, in another form than Django, is served."""
     middleware = SecurityMiddleware(lambda request: HttpResponse())
-    async with on_ground(context):
+    with on_route(context):
         assert await sync_to_async(middleware.process_request)(request=HttpRequest()) is None
     assert stats().threads == 1
     context.release(end=True)

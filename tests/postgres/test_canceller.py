@@ -3,13 +3,12 @@
 # What a block does, and raises, is more than one statement.
 
 import asyncio
-import functools
 import logging
 import threading
 from contextlib import nullcontext
 
 import pytest
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from channels.generic.websocket import WebsocketConsumer
 from django.contrib.auth.models import Group, User
 from django.core.asgi import get_asgi_application
@@ -27,11 +26,8 @@ from ormbridge import (
     stats,
     stream,
 )
-from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import RouteGround, call_of_asgiref, on_ground
-from ormbridge.core.asgiref import child_of
 from ormbridge.postgres import canceller as canceller_module
-from ormbridge.postgres.canceller import awaited_by
+from ormbridge.postgres.canceller import may_be_stopped
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.settings import CHOICE
@@ -341,19 +337,11 @@ async def test_only_methods_of_django_are_stoppable(settings):
         def clear(self):
             """Do what looks like a method of a related manager."""
 
-    def job(func, *args):
-        child = functools.partial(func, *args)
-        return functools.partial(print, "loop", (None, None, None), [], "func", child)
-
-    def stoppable(func):
-        submitted = job(func)
-        return awaited_by(submitted, child_of(submitted)) is not None
-
     user = Counter(pk=1)
     rows = User.objects.all()
     for func in (rows.get, rows._fetch_all, user.save, user.groups.add, user.groups.clear):
-        assert stoppable(func), func
-    assert stoppable(prefetch_related_objects)
+        assert may_be_stopped(func), func
+    assert may_be_stopped(prefetch_related_objects)
     for func in (
         user.clear,
         user.check_password,
@@ -368,36 +356,7 @@ async def test_only_methods_of_django_are_stoppable(settings):
         len,
         Model,
     ):
-        assert not stoppable(func), func
-    assert awaited_by(print, None) is None
-
-
-async def test_what_asgiref_submits_says_what_is_awaited(monkeypatch):
-    """The job that asgiref submits has the list of what the function awaits: this is its shape."""
-    jobs = []
-
-    def submit(ground, job, /, *args, **kwargs):
-        jobs.append(job)
-        return original(ground, job, *args, **kwargs)
-
-    async def inner():
-        return [list(awaited_by(job, child_of(job))) for job in jobs]
-
-    original = RouteGround.submit
-    monkeypatch.setattr(RouteGround, "submit", submit)
-    monkeypatch.setattr(SyncToAsync, "__call__", call_of_asgiref)
-    async with on_ground(LeaseContext("test", holds=False)):
-        saved = User(username="ada")
-        saved.save = None  # an instance may hide the method
-        await User.objects.acount()
-        assert awaited_by(jobs[0], child_of(jobs[0])) == []
-
-        class Rows(type(User.objects.all())):
-            def count(self):
-                return async_to_sync(inner)()
-
-        awaited = await Rows(User).acount()
-    assert [len(each) for each in awaited] == [0, 1]
+        assert not may_be_stopped(func), func
 
 
 @postgresql

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, connections
 
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_ground
+from ormbridge.asgi.ground import on_route
 from tests.core.gate import GUARD
 from tests.settings import CHOICE
 
@@ -80,7 +80,7 @@ async def cancelled(task):
 async def in_context(holds=False):
     """Have the block be a request, which holds its worker, or a socket."""
     context = LeaseContext("test", holds=holds)
-    async with on_ground(context):
+    with on_route(context):
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from django.db.backends.signals import connection_created
 
 from ormbridge import atomic, database_sync_to_async
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_ground
+from ormbridge.asgi.ground import on_route
 from ormbridge.testing.ending import leases_left, places
 from pytest_ormbridge.leaks import place, watched
 from tests.settings import CHOICE
@@ -118,7 +118,7 @@ def test_held_lease(transactional_db):
     """A lease that nobody will give back is named, with the line that took it, and ended."""
 
     async def leave():
-        async with on_ground(LeaseContext("GET /slow", holds=True)):
+        with on_route(LeaseContext("GET /slow", holds=True)):
             await database_sync_to_async(query)()
 
     with watched() as left:

@@ -25,7 +25,7 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge.asgi.ground import on_ground
+from ormbridge.asgi.ground import on_route
 from ormbridge.core import route as routes
 from ormbridge.testing import capture_on_commit_callbacks, one_transaction
 from tests.core.gate import GUARD
@@ -543,9 +543,9 @@ def test_task_that_outlives_the_test(transactional_db, below):
 
     async def begin():
         context = (
-            on_ground(routes.current_route.get()) if below == "the middleware" else nullcontext()
+            on_route(routes.current_route.get()) if below == "the middleware" else nullcontext()
         )
-        async with context:
+        with context:
             task = asyncio.create_task(outlive())
         await begun.wait()
         return task

@@ -19,7 +19,7 @@ from ..core.errors import PoolTimeout, logger
 from ..core.process import default_pool
 from ..leases.turns import Block
 from .context import LeaseContext
-from .ground import on_ground
+from .ground import on_route
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -62,16 +62,12 @@ class BridgeMiddleware:
         """Run the application. Calls of the request or connection run on workers."""
         held = _held(scope["type"])
         route = outer = routes.current_route.get()
-        if held is None or live_frame(asyncio.get_running_loop()) is not None:
-            await self.application(scope, receive, send)
-            return
         while isinstance(outer, Block) and outer.parent is not None:
             outer = outer.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
-        if route is not None and not over:
-            # In a test, code below a frame that has ended may not be on the ground yet.
-            async with on_ground(route):
-                await self.application(scope, receive, send)
+        frame = live_frame(asyncio.get_running_loop())
+        if held is None or frame is not None or (route is not None and not over):
+            await self.application(scope, receive, send)
             return
         # In the same coroutine: each socket that is open has one.
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
@@ -94,7 +90,7 @@ class BridgeMiddleware:
 
         try:
             # Servers may start a request from within the one before, and so from a block of it.
-            async with on_ground(context):
+            with on_route(context):
                 await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
             if started or not is_http:

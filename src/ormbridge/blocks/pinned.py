@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from ..asgi.context import LeaseContext
-from ..asgi.ground import on_ground
+from ..asgi.ground import on_route
 from ..core import route as routes
 from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block
@@ -86,14 +86,14 @@ class BlockManager:
         :param place: the block's name, if it is not to be that of the line where it is entered.
         """
         self._name, self._make, self._place = name, make, place
-        self._entered: dict[OpenBlock, on_ground] = {}
+        self._entered: dict[OpenBlock, on_route] = {}
 
     async def __aenter__(self) -> None:
         place = self._place or _place_of(sys._getframe(1), self._name)  # noqa: SLF001 # the caller
         block = self._make(place)
         await block.begin()
-        ground = self._entered[block] = on_ground(block)
-        await ground.__aenter__()
+        inside = self._entered[block] = on_route(block)
+        inside.__enter__()
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
         route = routes.current_route.get()
@@ -103,7 +103,7 @@ class BlockManager:
         flags = sys._getframe(1).f_code.co_flags  # noqa: SLF001 # the caller's
         block.is_freed = exc_type is GeneratorExit and not flags & inspect.CO_ASYNC_GENERATOR
         block.close()
-        await self._entered.pop(block).__aexit__()
+        self._entered.pop(block).__exit__()
         await block.end(RuntimeError if moved else exc_type)
         if moved:
             block.undone = (

@@ -6,9 +6,8 @@ time, on its own thread and so on its own connections. It is live until its coro
 a task that outlives it inherits a dead frame, which is skipped. :func:`live_frame` finds the
 innermost one above a coroutine.
 
-For the wings: a :class:`Ground` lies under all frames and takes what asgiref sends to a dead one; a
-:class:`Guest` has a frame's thread for as long as it likes; :func:`child_of` finds the user's
-function in what asgiref submits.
+For the wings: a :class:`Guest` has a frame's thread for as long as it likes; :func:`child_of` finds
+the user's function in what asgiref submits.
 
 asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
 ``loop_thread_executors`` and the fields of ``CurrentThreadExecutor`` and
@@ -23,13 +22,11 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.local import _Storage
-from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, _restore_context
+from asgiref.sync import AsyncToSync, SyncToAsync, _restore_context
 from django.db.models.query import BaseIterable
 
 _R = TypeVar("_R")
@@ -67,81 +64,15 @@ def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
 def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
     # The caller's own thread runs this loop, so it can't be waiting to run anything else.
     own = threading.current_thread()
-    while executor is not None and (
-        isinstance(executor, Ground) or executor._broken or executor._work_thread is own
-    ):
+    while executor is not None and (executor._broken or executor._work_thread is own):
         executor = executor._old_executor
     return executor
 
 
-class Ground(CurrentThreadExecutor):
-    """An executor that lies under all frames of its context, and is none itself.
-
-    asgiref sends a call to the innermost frame it inherited, and from a dead one to the next
-    further out; where that ends, the call fails. Here it ends on the ground, which takes it.
-    """
-
-    # The fields of asgiref's executor. Only append() is called of the work items, under the lock.
-    _broken = False
-    _old_executor = None
-    _work_ready = threading.Condition()
-
-    def __init__(self) -> None:
-        """Make a ground; it takes what is sent to it by :meth:`submit`, a subclass's."""
-
-    def is_next(self) -> bool:
-        """Say whether asgiref sends the calls of the running code here: no frame is in between."""
-        return getattr(AsyncToSync.executors, "current", None) is self
-
-    @property
-    def _work_items(self) -> Any:  # type: ignore[override] # asgiref only reads it
-        return self
-
-    def append(self, item: Any) -> None:
-        """Take the work item of a dead frame."""
-        run: Any = self.submit(item.fn)
-        outcome: Future[Any] = item.future
-        run.add_done_callback(functools.partial(_pass_on, outcome))
-        outcome.add_done_callback(lambda outcome: run.cancel())  # if that has not ended
-
-
-def _pass_on(outcome: Future[Any], run: asyncio.Future[Any]) -> None:
-    """Let *outcome*, that of a work item, be that of *run*, if it has not been run."""
-    # A work item that ran has set its outcome; one that was refused or answered has none.
-    if not (run.cancelled() or outcome.done()):
-        if (error := run.exception()) is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(run.result())
-
-
-class GroundBelow:
-    """Have asgiref send the calls of an ``async with``, and of tasks begun in it, to *ground*.
-
-    Tasks that outlive it go on sending them there.
-    """
-
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._context: ThreadSensitiveContext | None = None
-        self._frame: CurrentThreadExecutor | None = None
-
-    async def __aenter__(self) -> None:
-        frame = self._frame = getattr(AsyncToSync.executors, "current", None)
-        if frame is not self._ground:
-            context = self._context = ThreadSensitiveContext(executor=self._ground)
-            await context.__aenter__()  # type: ignore[no-untyped-call]
-            AsyncToSync.executors.current = self._ground
-
-    async def __aexit__(self, *exc: object) -> None:
-        # In place of context.__aexit__(), after which asgiref refuses tasks that live on.
-        context, self._context = self._context, None
-        if context is not None:
-            with suppress(ValueError):  # collected, and so in another context: it was never left
-                SyncToAsync.thread_sensitive_context.reset(context.token)  # type: ignore[arg-type]
-            # Servers start a request in the context of the one before: keep no row of them alive.
-            context.token = context._old_executor = None
-            AsyncToSync.executors.current = self._frame
+def has_own_executor() -> bool:
+    """Say whether the running code is in a ``ThreadSensitiveContext(executor=…)``."""
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    return context is not None and context._executor is not None
 
 
 class Guest:

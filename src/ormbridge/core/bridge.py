@@ -211,5 +211,5 @@ async def aclose_old_connections() -> None:
     transaction is left alone.
     """
     route = routes.current_route.get()
-    if route is None or route.frame is not None or not route.has_all:
+    if route is None or route.frame is not None or not route.takes_all:
         await sync_to_async(close_old_connections_outside_transactions)()

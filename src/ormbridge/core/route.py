@@ -28,8 +28,8 @@ class Route:
     timed_out = False
     #: Whether all calls have to stay in it, ``thread_sensitive=False`` or not: a test's.
     is_alone = False
-    #: Whether what asgiref sends to a thread comes to it, too: Django's a-methods.
-    has_all = True
+    #: Whether what asgiref sends to a thread goes there as well.
+    takes_all = True
 
     @property
     def frame(self) -> CurrentThreadExecutor | None:

@@ -32,7 +32,6 @@ other, and a forked child has nothing to clean up.
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import struct
 import sys
@@ -199,13 +198,6 @@ def _cancel_statement(raw: Any, timeout: float) -> None:
         probe.sendall(PROBE)
         probe.recv(1)
     raw.cancel()
-
-
-def awaited_by(job: Any, child: functools.partial[Any] | None) -> list[asyncio.Task[Any]] | None:
-    """Return what *job*, submitted by asgiref, awaits; None if it is not to be stopped."""
-    if child is None or not may_be_stopped(child.func):
-        return None
-    return next((each for each in job.args if type(each) is list), None)
 
 
 def may_be_stopped(func: Any) -> bool:

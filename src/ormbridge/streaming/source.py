@@ -40,7 +40,7 @@ class Anchor:
 class StreamContext(LeaseContext):
     """The context of a stream that was opened outside of any other, and of streams in its body."""
 
-    has_all = False
+    takes_all = False  # the bridge's calls
     _is_of_all_tasks = True  # whichever has the block, the body of the stream may wait for it
 
     def __init__(self, name: str) -> None:

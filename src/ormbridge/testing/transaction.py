@@ -15,10 +15,10 @@ Guarantees:
   ``CaptureQueriesContext`` counts around awaits;
 * when the block ends, no worker has the connections any more.
 
-Calls reach the worker because all code seems to be in one ``ThreadSensitiveContext``, that of the
-test: where asgiref and the bridge look it up, a variable of ``SyncToAsync`` is replaced while the
-block lasts. A live synchronous frame stays the innermost, as everywhere; it waits on the worker or
-on the test's own thread, and these have the connections.
+Calls reach the worker because all code seems to be on one route, that of the test: where it is
+looked up, the variable is replaced while the block lasts. A live synchronous frame stays the
+innermost, as everywhere; it waits on the worker or on the test's own thread, and these have the
+connections.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
+from ..asgi import ground as ground  # calls of asgiref, too
 from ..asgi.context import LeaseContext, refuse_inside
-from ..asgi.ground import GROUND
 from ..core import route as routes
 from ..core.call import Call
 from ..core.cleaning import keep_open
@@ -107,18 +106,12 @@ class TestContext(LeaseContext):
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
         left = list[str]()
-        everywhere = ThreadSensitiveContext(executor=GROUND)
         with ExitStack() as stack:
             patch: Any = mock.patch.object
-            SyncToAsync.context_to_thread_executor[everywhere] = GROUND
-            stack.callback(SyncToAsync.context_to_thread_executor.pop, everywhere)
-            for owner, name, get in (
-                (SyncToAsync, "thread_sensitive_context", partial(_always, everywhere)),
-                (routes, "current_route", partial(self._current, routes.current_route)),
-            ):
-                real = getattr(owner, name)
-                variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
-                stack.enter_context(patch(owner, name, variable))
+            real = routes.current_route
+            get = partial(self._current, real)
+            variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
+            stack.enter_context(patch(routes, "current_route", variable))
             stack.enter_context(patch(type(connections), "__getitem__", self._connection))
             for connection in self._lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
@@ -188,10 +181,6 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
-
-
-def _always(value: object, default: object = None) -> object:
-    return value
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
