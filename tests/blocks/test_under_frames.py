@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -169,6 +170,26 @@ def test_neighbour_under_a_frame_that_waits_too_long():
 
     async_to_sync(work)()
     assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
+
+
+def test_neighbours_under_a_frame_wait_at_one_time():
+    """Each waits TIMEOUT seconds from when it came, and not from when the one before gave up."""
+
+    async def block(hold):
+        async with atomic():
+            await hold()
+
+    async def work():
+        async with beside(block):
+            set_timeout(0.3)
+            began = time.monotonic()
+            calls = [User.objects.acount() for _ in range(10)]
+            refused = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(each) for each in refused} == {PoolTimeout}
+            assert time.monotonic() - began < 10 * 0.3
+            set_timeout(GUARD)
+
+    async_to_sync(work)()
 
 
 def test_neighbour_under_a_frame_is_late_while_the_block_goes_on():

@@ -110,15 +110,15 @@ class FrameLease(Lease):
     def _refuse_late(self, items: deque[Any]) -> float | None:
         # What asgiref sent to the frame has no timer: a call of the bridge has one.
         now, timeout = time.monotonic(), self.pool.settings.timeout
-        while items:
-            asked = vars(items[0]).setdefault("asked", now)
-            if now < asked + timeout:
-                return float(asked + timeout - now)
+        asked = [vars(item).setdefault("asked", now) for item in items]
+        for since in asked:
+            if now < since + timeout:
+                return float(since + timeout - now)
             item = items.popleft()
             if item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
-                item.future.set_exception(self.line.no_turn(name, asked, self))
+                item.future.set_exception(self.line.no_turn(name, since, self))
         return None
 
     def _end(self) -> None:
