@@ -177,9 +177,9 @@ async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
             if not await _goes_on(awaited):
                 call.stop()
                 break
-            future = call.await_again()
-            if future is None:  # its outcome came meanwhile
+            if call.future is None:  # its outcome came meanwhile
                 break
+            call.future = future = call.mailbox.loop.create_future()
             try:
                 return await future
             except asyncio.CancelledError as again:

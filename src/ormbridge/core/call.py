@@ -184,12 +184,6 @@ class Call:
         """
         hooks.stop(self)
 
-    def await_again(self) -> asyncio.Future[Any] | None:
-        """Return a new future for the cancelled one; None if the outcome came meanwhile."""
-        if self.future is not None:
-            self.future = self.mailbox.loop.create_future()
-        return self.future
-
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
         if self.watched is not None:
