@@ -32,9 +32,8 @@ class GreenLease(Lease):
     def _rouse(self) -> bool:
         if self._runner is None:
             return super()._rouse()
-        rested, self._resting = self._resting, False
+        rested, self.resting = self.resting, False
         if rested:
-            self._runner.rests = False
             self._runner.wake()
         return rested
 
@@ -62,10 +61,7 @@ class GreenLease(Lease):
         if self._runner is None:
             super()._rest()
             return
-        self._runner.rests = True
         try:
             self._runner.suspend()
         except LoopClosedError as error:
             self.dismiss(error)
-        finally:
-            self._runner.rests = False

@@ -64,8 +64,6 @@ class Runner:
         self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
         self.thread = threading.get_ident()
         self._ended = False
-        #: Whether it waits for the next call of its lease.
-        self.rests = False
         #: How often it was switched to, or back: an odd number while it has the thread.
         self.turns = 0
         self._loops: Any = getcurrent()
@@ -180,7 +178,8 @@ class Greenlets:
             deadline = time.monotonic() + ThreadConnections.BOUND + 1
             while self.running:
                 for runner in list(self.running):
-                    if runner.rests or time.monotonic() > deadline:
+                    rests = getattr(runner.lease, "resting", False)
+                    if rests or time.monotonic() > deadline:
                         runner.end()
                 await asyncio.sleep(0.001)
 

@@ -67,7 +67,8 @@ class Lease:
         self._generators = SuspendedGenerators(self)
         #: The call that runs. Where there is none, it is known what the last one left.
         self.running: Call | None = None
-        self._resting = False
+        #: Whether its thread waits for the next one.
+        self.resting = False
         #: Whether it takes no more calls.
         self.over = False
         self._last: Call | None = None
@@ -149,7 +150,7 @@ class Lease:
 
     def _rouse(self) -> bool:
         # Have a resting worker look again. Returns whether it was resting.
-        rested, self._resting = self._resting, False
+        rested, self.resting = self.resting, False
         if rested:
             self._wake.release()
         return rested
@@ -255,7 +256,7 @@ class Lease:
                 if any(each.unused for each in self._generators.values()):
                     continue  # since it looked: who does not rest yet is not woken
                 over = self.over = self.over or not self._is_kept()
-                self._resting = wait and not over
+                self.resting = wait and not over
             # Before the outcome is handed over: once the loop is awake, it has the interpreter.
             if not over and own is not None and isinstance(self.thread, Worker):
                 self.pool.keep(self.thread)
