@@ -12,6 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import (
     DatabaseError,
+    OperationalError,
     connection,
     transaction,
 )
@@ -46,6 +47,30 @@ async def cancel(task):
     task.cancel()
     await turns()
     assert not task.done()
+
+
+@pytest.mark.parametrize("by", ["cancel", "timeout"])
+async def test_cancellation_goes_on_where_the_rollback_fails(monkeypatch, caplog, by):
+    """A database that is gone by then is the log's affair: the task is cancelled, not failed."""
+
+    def refuse(self):
+        raise OperationalError("the server restarts")
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+            monkeypatch.setattr(BaseDatabaseWrapper, "_rollback", refuse)
+            monkeypatch.setattr(BaseDatabaseWrapper, "connect", refuse)
+            if by == "cancel":
+                asyncio.current_task().cancel()
+            await asyncio.sleep(GUARD)
+
+    with pytest.raises(TimeoutError if by == "timeout" else asyncio.CancelledError):
+        async with asyncio.timeout(0.05 if by == "timeout" else None):
+            await work()
+    monkeypatch.undo()
+    assert "was cancelled, and its rollback failed: OperationalError" in caplog.text
+    assert await usernames() == []
 
 
 async def test_cancelled_between_calls_rolls_back():

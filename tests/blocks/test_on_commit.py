@@ -57,6 +57,32 @@ def test_on_commit_under_a_frame():
     assert ran[2] is False
 
 
+def between_two_databases(ran):
+    """Register below a frame, in a block of the other database, in a transaction of this one."""
+
+    async def asynchronous():
+        ran.append("awaited")
+
+    async def below():
+        async with atomic("other"):
+            await register(asynchronous)
+
+    with transaction.atomic():
+        async_to_sync(below)()
+        assert ran == []
+    return ran
+
+
+def test_on_commit_below_a_block_of_another_alias(other_database):
+    """Of blocks around, those of the same database say when it commits: a synchronous one here."""
+    assert between_two_databases([]) == ["awaited"]
+
+
+async def test_on_commit_below_a_block_of_another_alias_on_a_worker(other_database):
+    """So it is in a synchronous view."""
+    assert await database_sync_to_async(between_two_databases)([]) == ["awaited"]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_on_commit_in_a_synchronous_transaction_around_the_frame():
     """With a synchronous atomic() around the frame, callbacks wait for it, and run in order."""

@@ -16,9 +16,17 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group, User
 from django.db import DatabaseError, connection, connections, transaction
+from django.db.models import F
 from django.db.transaction import TransactionManagementError
 
-from ormbridge import BridgeError, TransactionAborted, atomic, database_sync_to_async, stats
+from ormbridge import (
+    BridgeError,
+    TransactionAborted,
+    atomic,
+    database_sync_to_async,
+    stats,
+    stream,
+)
 from tests.core.gate import GUARD
 from tests.core.support import raw, what_is_there
 from tests.settings import CHOICE
@@ -118,6 +126,22 @@ async def test_message_says_where_the_error_was_caught():
         f"zero), and the error was caught at test_witness.py:{caught} in {name}. Put what may fail "
         "into an atomic() of its own, and catch the error around it [nothing-saved]"
     )
+
+
+@postgresql
+async def test_fetch_that_was_caught():
+    """A fetch is no statement, and its error is named all the same."""
+    await database_sync_to_async(prepare)()
+    rows = User.objects.order_by("id").annotate(quotient=1 / (F("id") - 3))
+    with pytest.raises(TransactionAborted, match=r"rolled it back \(DataError: division") as aborted:
+        async with atomic():
+            await write()
+            with suppress(DatabaseError):
+                async for _ in stream(rows, 2):
+                    pass
+    assert "caught at test_witness.py" in str(aborted.value)
+    assert isinstance(aborted.value.__cause__, DatabaseError)
+    assert (await groups(), ran) == (["a", "b"], [])
 
 
 @postgresql
@@ -299,6 +323,39 @@ async def test_deadlock_of_a_read(goes_on):
 
 
 @mariadb
+async def test_deadlock_in_a_procedure():
+    """Django hands a procedure to the driver past its wrappers of statements; it is seen, too."""
+
+    def call_procedure():
+        with connection.cursor() as cursor:
+            cursor.callproc("ormbridge_lock", [2])
+
+    body = "(IN k BIGINT) SELECT * FROM auth_group WHERE id = k FOR UPDATE"
+    await database_sync_to_async(execute)(f"CREATE PROCEDURE ormbridge_lock{body}")
+    try:
+        async with deadlock():
+            with pytest.raises(DatabaseError, match="1213"):
+                await database_sync_to_async(call_procedure)()
+            with pytest.raises(TransactionManagementError):
+                await Group.objects.acreate(name="after")
+    finally:
+        await database_sync_to_async(execute)("DROP PROCEDURE ormbridge_lock")
+
+
+@mariadb
+async def test_no_room_for_another_lock():
+    """Where the table of locks is full (1206), the transaction is gone as well."""
+    full = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1206, MESSAGE_TEXT = 'too many locks'"
+    with pytest.raises(TransactionAborted, match="1206"):
+        async with atomic():
+            await write()
+            await database_sync_to_async(execute_and_catch)(full)
+            with pytest.raises(TransactionManagementError):
+                await Group.objects.acreate(name="after")
+    await assert_lost()
+
+
+@mariadb
 async def test_deadlock_in_an_inner_block():
     """An inner block does not save the outer one: its savepoint has gone with all the rest."""
     async with deadlock():
@@ -389,6 +446,78 @@ async def test_lock_wait_that_rolls_back():
     finally:
         other.close()
     assert (await groups(), ran) == (["a", "b"], [])
+
+
+async def ask_in_a_block():
+    """Roll back on purpose."""
+    async with atomic():
+        await write()
+        await database_sync_to_async(transaction.set_rollback)(True)
+
+
+@database_sync_to_async
+def ask_in_a_function():
+    """Do so as django-rest-framework does."""
+    with transaction.atomic():
+        Group.objects.create(name="before")
+        transaction.set_rollback(True)
+
+
+async def fail():
+    """Fail, and let the error out of the block."""
+    with suppress(DatabaseError):
+        async with atomic():
+            await write()
+            await write()
+
+
+async def lose():
+    """Have an inner block that is no savepoint fail, and go on."""
+    with pytest.raises(TransactionAborted) as aborted:
+        async with atomic():
+            await write()
+            with suppress(ValueError):
+                async with atomic(savepoint=False):
+                    raise ValueError
+    return str(aborted.value)
+
+
+EARLIER = [ask_in_a_block, ask_in_a_function, fail]
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+async def test_earlier_block_does_not_speak_for_the_next(earlier):
+    """What Django keeps of the block before is neither a reason nor an excuse."""
+    await earlier()
+    assert "IntegrityError" not in await lose()
+    await assert_lost()
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+def test_earlier_block_does_not_speak_for_the_next_below_a_frame(earlier):
+    """So it is on the thread of a frame."""
+
+    async def both():
+        await earlier()
+        return await lose()
+
+    assert "IntegrityError" not in async_to_sync(both)()
+
+
+async def test_earlier_block_does_not_speak_for_the_next_in_functions(caplog):
+    """So it is where Django's own blocks are logged."""
+
+    @database_sync_to_async
+    def lose_in_a_function():
+        with transaction.atomic(), suppress(ValueError):
+            with transaction.atomic(savepoint=False):
+                raise ValueError
+
+    await ask_in_a_function()
+    caplog.clear()
+    await lose_in_a_function()
+    (told,) = caplog.messages
+    assert "ended without an error, and is lost" in told
 
 
 @sqlite

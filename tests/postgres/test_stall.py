@@ -11,10 +11,10 @@ import threading
 import warnings
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.http import HttpResponse
 from django.urls import path
 
@@ -151,6 +151,28 @@ async def test_connection_of_psycopgs_pool(network, outside, soon):
         outside.let_go()
         assert await asyncio.wait_for(database_sync_to_async(pid)(), GUARD) != before
         await database_sync_to_async(lambda: connections["default"].close_pool())()
+
+
+@postgresql
+async def test_block_below_a_frame_on_a_worker_runs_to_its_end(soon):
+    """What runs below a synchronous frame is nobody's to break, on a worker as on any thread."""
+
+    def sleep_a_second():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(1)")
+
+    async def below():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05), atomic():
+                await database_sync_to_async(sleep_a_second)()
+
+    def view():
+        with transaction.atomic():
+            before = pid()
+            async_to_sync(below)()
+            return before == pid()
+
+    assert await database_sync_to_async(view)()
 
 
 @postgresql

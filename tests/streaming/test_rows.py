@@ -19,7 +19,7 @@ from ormbridge import (
     stats,
     stream,
 )
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, Gate
 from tests.core.support import no_worker_is_leased, until
 from tests.settings import CHOICE
 from tests.support.rows import IN_ORDER, NAMES, QUERYSETS, ROWS, server_side_cursors
@@ -251,6 +251,29 @@ if CHOICE == "postgresql":  # other databases have no server-side cursors, or Dj
         async for _ in stream(QUERYSETS[kind][0], 2):
             assert await database_sync_to_async(server_side_cursors)() == 0
             break
+
+    async def test_cursors_are_closed_before_their_block_ends(watch, pool_settings, monkeypatch):
+        """A savepoint that is rolled back takes its cursors along: none is closed after that."""
+        pool_settings(MAX_THREADS=1)
+        closing, close = Gate(), ServerSideCursor.close
+
+        def close_the_first_slowly(cursor):
+            if not closing.threads:
+                closing()
+            close(cursor)
+
+        monkeypatch.setattr(ServerSideCursor, "close", close_the_first_slowly)
+        async with atomic():
+            with pytest.raises(KeyError):
+                async with atomic():
+                    async for _ in stream(User.objects.all(), 2):
+                        async for _ in stream(User.objects.all(), 2):
+                            break
+                        await closing.entered()
+                        # As soon as the end of the block is in line.
+                        asyncio.get_running_loop().call_soon(closing.open.set)
+                        raise KeyError
+            assert await User.objects.acount() == 10
 
     async def test_cancelled_task_cancels_the_statement(watch, pool_settings):
         """The statement that a cancelled task waits for is cancelled, and the worker free again."""

@@ -27,11 +27,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, overload
 
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
-from ..core.errors import BridgeError, TransactionAborted
+from ..core.errors import BridgeError, TransactionAborted, logger
 from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
@@ -44,7 +44,7 @@ class AtomicBlock(OpenBlock):
     """A block of :func:`atomic`: Django's ``Atomic``, on the thread of the block's calls."""
 
     def __init__(self, using: str | None, savepoint: bool, durable: bool, name: str) -> None:
-        super().__init__(name, exclusive=True)
+        super().__init__(name, using or DEFAULT_DB_ALIAS)
         self._atomic = transaction.Atomic(using, savepoint, durable)
         self._witness: Witness | None = None  # while the transaction is open
         self._decided = threading.Lock()  # taken once: by the beginning, or by who gives it up
@@ -97,7 +97,10 @@ class AtomicBlock(OpenBlock):
         finally:
             self.give_back()
         failure = future.exception()  # looked at: where the block itself failed, nobody else does
-        if self.undone and exc_type is not None:
+        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError) and failure:
+            logger.warning("%s was cancelled, and its rollback failed: %r", self, failure)
+            failure = None
+        elif exc_type is not None and self.undone:
             failure = None
         try:
             try:
@@ -115,8 +118,8 @@ class AtomicBlock(OpenBlock):
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
-        using = self._atomic.using or DEFAULT_DB_ALIAS
-        call = bridge.make_call(name, mailbox_of(loop), contextvars.copy_context(), function, using)
+        context = contextvars.copy_context()
+        call = bridge.make_call(name, mailbox_of(loop), context, function, self.alias)
         call.awaits = None
         return call
 
@@ -124,12 +127,12 @@ class AtomicBlock(OpenBlock):
 
     def _begin(self, call: Call) -> None:
         self._atomic.__enter__()
+        self.lease = call.line  # once it is decided, the end finds it
         if not self._decided.acquire(blocking=False) or self.loop.is_closed():
             self._atomic.__exit__(RuntimeError, None, None)
             self.give_back(end=False)
             return
-        self._witness = attend(transaction.get_connection(self._atomic.using))
-        self.lease = call.line
+        self._witness = attend(connections[self.alias])
         self.lease.line.open(self)
 
     def _end(self, exc_type: type[BaseException] | None) -> None:
@@ -139,7 +142,7 @@ class AtomicBlock(OpenBlock):
         try:
             undo(line.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                prepare(self, self._callbacks, transaction.get_connection(self._atomic.using))
+                prepare(self, self._callbacks, connections[self.alias])
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             line.close(self)
@@ -152,8 +155,8 @@ class AtomicBlock(OpenBlock):
         self._exit(RuntimeError)
 
     def _lost(self) -> TransactionAborted | None:
-        connection = transaction.get_connection(self._atomic.using)
-        if self._witness is None or (lost := self._witness.loss(connection.needs_rollback)) is None:
+        marked = connections[self.alias].needs_rollback
+        if self._witness is None or (lost := self._witness.loss(marked)) is None:
             return None
         why, error = lost
         if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do

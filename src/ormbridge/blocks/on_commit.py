@@ -27,9 +27,10 @@ def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
 
     On the block's thread, before its end.
     """
+    outer = outwards(block.parent)
     if len(connection.atomic_blocks) == 1:
         take: Callable[[Callback], object] = callbacks.append
-    elif block.frame and not any(each.exclusive for each in outwards(block.parent)):
+    elif block.frame and not any(each.alias == connection.alias for each in outer):
         take = async_to_sync(_await_here)  # a synchronous atomic() around this one will commit
     else:
         return

@@ -41,11 +41,11 @@ class OpenBlock(Block):
     The first call in it keeps its lease.
     """
 
-    def __init__(self, name: str, exclusive: bool = False) -> None:
+    def __init__(self, name: str, alias: str | None = None) -> None:
         parent = routes.current_route.get()
         if parent is not None:
             parent.check(name)
-        super().__init__(name, parent, exclusive)
+        super().__init__(name, parent, alias)
         self.loop = asyncio.get_running_loop()
         #: Whether the coroutine is being freed: then nothing can be waited for.
         self.is_freed = False

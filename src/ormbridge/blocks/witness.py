@@ -28,6 +28,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
+from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
 from ..core.cleaning import keep_open
@@ -37,15 +38,32 @@ from ..core.state import transaction_status
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
-# MariaDB and MySQL roll back the whole transaction: a deadlock, and a row that changed since it was
-# read (innodb_snapshot_isolation). A lock wait does so where innodb_rollback_on_timeout is on.
-_ROLLED_BACK, _LOCK_WAIT = (1213, 1020), 1205
+# MariaDB and MySQL roll back the whole transaction: at a deadlock, where a row changed since it was
+# read (innodb_snapshot_isolation), and where there is no room for another lock. A lock wait does so
+# where innodb_rollback_on_timeout is on.
+_ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206), 1205
 #: Whose frames do not say where an error was caught, or anything else was done.
 MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib"}
 
 
+class _Errors(DatabaseErrorWrapper):
+    """Django's block around all that it asks of a driver: procedures and fetches, too."""
+
+    def __init__(self, connection: Any, see: Callable[[Exception], None]) -> None:
+        super().__init__(connection)
+        self._see = see
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        if kind is not None:
+            try:
+                super().__exit__(kind, value, traceback)
+            except Exception as error:
+                self._see(error)
+                raise
+
+
 class Witness:
-    """Sees the statements of one connection, and how its blocks end."""
+    """Sees what one connection is asked for, and how its blocks end."""
 
     def __init__(self, connection: Any, who: Callable[[], object] | None = None) -> None:
         """See what *connection* does from now on.
@@ -60,6 +78,7 @@ class Witness:
         self.forget()
         connection.ormbridge_witness = self
         connection.execute_wrappers.insert(0, self)
+        connection.wrap_database_errors = _Errors(connection, self.see)
         connection.set_rollback = self.set_rollback
         # A worker sees to that by itself.
         self._restore = keep_open(connection) if who is None else None
@@ -73,6 +92,9 @@ class Witness:
         self.statement = ""
         #: Whether the database rolled the transaction back then, or PostgreSQL aborted it.
         self.gone = self.aborted = False
+        connection: Any = self._own()
+        if not connection.needs_rollback:
+            connection.rollback_exc = None  # Django leaves that of an earlier block there
 
     def __call__(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
         """Execute a statement, as Django asks, and see whether it fails."""
@@ -80,19 +102,26 @@ class Witness:
         try:
             result = execute(sql, *args)
         except Exception as error:
-            # Where all is lost already, a statement only says so again.
-            told = self.error and (self.gone or self.aborted or connection.needs_rollback)
-            if connection.in_atomic_block and not told:
-                self.error, self.statement = error, str(sql)[:200]
-                self.gone, self.aborted = _is_gone(connection, error), _is_aborted(connection)
-                if self.gone and self.blocks:
-                    # What follows would be committed without what came before: refuse it.
-                    connection.needs_rollback, connection.rollback_exc = True, error
+            self.see(error)
+            if self.error is error:
+                self.statement = str(sql)[:200]
             raise
         if (self.error or connection.rollback_exc) and str(sql).startswith("ROLLBACK TO"):
             self.forget()
             connection.rollback_exc = None
         return result
+
+    def see(self, error: Exception) -> None:
+        """See *error*, that of a statement or a fetch."""
+        connection: Any = self._own()
+        # Where all is lost already, a statement only says so again.
+        told = self.error and (self.gone or self.aborted or connection.needs_rollback)
+        if connection.in_atomic_block and not told and self.error is not error:
+            self.error, self.statement = error, ""
+            self.gone, self.aborted = _is_gone(connection, error), _is_aborted(connection)
+            if self.gone and self.blocks:
+                # What follows would be committed without what came before: refuse it.
+                connection.needs_rollback, connection.rollback_exc = True, error
 
     def loss(self, marked: bool) -> tuple[str, Exception | None] | None:
         """Say why a block that ends without an error is lost; None if it is not, or is meant to be.
@@ -116,7 +145,8 @@ class Witness:
         else:
             return None
         if error is not None:
-            failed = f" when {self.statement!r} failed" if error is self.error else ""
+            statement = self.statement if error is self.error else ""
+            failed = f" when {statement!r} failed" if statement else ""
             why += f"{failed} ({type(error).__name__}: {str(error).strip()}){_caught(error)}"
         return why, error
 
@@ -149,6 +179,7 @@ class Witness:
             connection: Any = self._own()
             connection.execute_wrappers.remove(self)
             del connection.set_rollback, connection.ormbridge_witness
+            del connection.wrap_database_errors
             self._restore()
 
 
@@ -164,9 +195,10 @@ def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     witness: Witness | None = getattr(connection, "ormbridge_witness", None)
     if witness is None:
         Witness(connection, lambda: own.running)
-    elif witness not in connection.execute_wrappers:
+    else:
         witness.forget()
-        connection.execute_wrappers.insert(0, witness)
+        if witness not in connection.execute_wrappers:
+            connection.execute_wrappers.insert(0, witness)
 
 
 def _is_gone(connection: Any, error: Exception) -> bool:

@@ -45,7 +45,7 @@ class GreenLease(Lease):
         return super().run(connections)
 
     def _run(self, call: Call) -> bool:
-        opened = self._connections.opened if self._connections is not None else ()
+        opened = self.connections.opened if self.connections is not None else ()
         # What was given to on_commit() is anybody's.
         apart_only = call.closes and any(each.run_on_commit for each in opened)
         if self._runner is not None and call.loop is not None and not apart_only:

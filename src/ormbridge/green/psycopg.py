@@ -67,7 +67,7 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
     runner = green.runner
     if runner is None or runner.is_over():
         return _wait_on_thread(self, gen, *args, **kwargs)
-    if "timeout" in kwargs:
+    if args or kwargs:  # notifies() looks at the clock meanwhile
         return apart(partial(_wait_on_thread, self, gen, *args, **kwargs))
     watch: Watch | None = vars(self).get("ormbridge_watch")
     try:

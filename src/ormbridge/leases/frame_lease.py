@@ -2,7 +2,7 @@
 
 The first block or stream below a frame sends one work item to its thread, which serves the calls of
 that block in the frame's place, until nothing keeps the lease. Meanwhile other calls wait where
-asgiref has put them, and run in between unless a block is open that is exclusive. Frames that are
+asgiref has put them, and run in between unless a block of ``atomic()`` is open. Frames that are
 entered in these calls nest on the stack, as they always do.
 
 A frame that ends with a block or a stream open has it rolled back, or closed, on its thread, before

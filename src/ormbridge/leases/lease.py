@@ -52,7 +52,8 @@ class Lease:
         self.asked = 0.0
         #: The thread that runs them, from the first one on; a worker, but below a frame.
         self.thread: threading.Thread | None = None
-        self._connections: ThreadConnections | None = None  # the worker's
+        #: The worker's; None below a frame.
+        self.connections: ThreadConnections | None = None
         self._claim = threading.Lock()
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
@@ -209,7 +210,7 @@ class Lease:
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
         self.thread = current()
-        self._connections = connections
+        self.connections = connections
         connections.leased = True
         succeeded = self._serve()
         connections.leased = False
@@ -239,22 +240,24 @@ class Lease:
         return succeeded
 
     def _run(self, call: Call) -> bool:
-        own = self._connections
+        own = self.connections
         return call.run(own, own.replace_dead if own is not None else None)
 
     def _next(self, wait: bool) -> Call | None:
         """Return the next call; None once the lease is over, or without *wait* if there is none."""
-        own = self._connections
+        own = self.connections
         transaction = own is not None and in_transaction(own.opened)
         while True:
             self._generators.close_unused()
             with self.line.lock:
+                # Since it looked. Its cursor is closed before the end of a block, or another call,
+                # and who does not rest yet is not woken.
+                if any(each.unused for each in self._generators.values()):
+                    continue
                 self.transaction = transaction
                 call = self.running = self.line.take()
                 if call is not None:
                     return call
-                if any(each.unused for each in self._generators.values()):
-                    continue  # since it looked: who does not rest yet is not woken
                 over = self.over = self.over or not self._is_kept()
                 self.resting = wait and not over
             # Before the outcome is handed over: once the loop is awake, it has the interpreter.

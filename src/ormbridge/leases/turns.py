@@ -33,16 +33,17 @@ from ..core.route import Route
 class Block(Route):
     """One ``async with atomic()`` or ``async with pinned()``, entered."""
 
-    def __init__(self, name: str, parent: Route | None, exclusive: bool) -> None:
+    def __init__(self, name: str, parent: Route | None, alias: str | None) -> None:
         """Make a block that is not open yet.
 
         :param name: what it is and where it was opened, for error messages.
         :param parent: the route of the code around it.
-        :param exclusive: whether nothing else runs on its thread while it is the innermost one.
+        :param alias: of the database that it has a transaction of: then nothing else runs on its
+            thread while it is the innermost one. None for ``pinned()``.
         """
         self.name = name
         self.parent = parent
-        self.exclusive = exclusive
+        self.alias = alias
         #: Where its calls go.
         self.base: Route
         #: The lease where they wait for their turn, from the first one on.
@@ -118,7 +119,7 @@ class Line:
         self.lock = threading.RLock()
         #: Those that wait, in the order in which they came.
         self.calls: OrderedDict[Call, None] = OrderedDict()
-        #: Open blocks that are exclusive; the innermost is at the end.
+        #: Open blocks of ``atomic()``; the innermost is at the end.
         self.blocks: list[Block] = []
         #: Open blocks of ``pinned()`` that had a call here.
         self.pins: set[Block] = set()
@@ -127,7 +128,7 @@ class Line:
         """Let *call* wait for its turn on *lease*. Returns whether it is that. The lock is held."""
         # With its first call, a pinned() block keeps the lease.
         for block in outwards(None if call.stays_out else call.route):
-            if block.lease is None and not (block.exclusive or block.closing):
+            if block.lease is None and block.alias is None and not block.closing:
                 block.lease = lease
                 self.pins.add(block)
         call.line, call.asked = lease, time.monotonic()

@@ -53,7 +53,6 @@ from ..core.asgiref import CHUNKS
 from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
-from ..core.worker import Worker
 from .connections import cut, is_active, socket_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
@@ -95,9 +94,9 @@ def bound(call: Call, given_up: bool = True) -> None:
 def glance(calls: list[Call]) -> None:
     """Look after *calls*, which have waited too long for PostgreSQL, until they end. Their loop."""
     for call in calls:
-        own, thread = call.connections, getattr(call.line, "thread", None)
-        if own is None and call.stopping and isinstance(thread, Worker):
-            own = thread.connections
+        own = call.connections
+        if own is None and call.stopping:  # what runs before it, but below a frame
+            own = getattr(call.line, "connections", None)
         if own is not None:
             cut(own, call)
         if not call.closes and call.future is not None and not call.future.done():
