@@ -6,7 +6,8 @@ import contextlib
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Permission, User
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Prefetch, QuerySet
+from django.db.models.functions import Length
 from django.db.models.signals import post_init
 from django.http import HttpResponse
 
@@ -84,6 +85,7 @@ READS = {
     "related": lambda: Permission.objects.filter(user__username="ada").aexists(),
     "bridge": lambda: database_sync_to_async(User.objects.all().first)(),
 }
+PERMISSIONS = Prefetch("user_permissions", Permission.objects.annotate(number=Count("pk")))
 OTHERS = {
     "a function": lambda: database_sync_to_async(thread_name)(),
     "asave": lambda: User(username="eve").asave(),
@@ -91,6 +93,9 @@ OTHERS = {
     # It may call functions of the server: set_config(), pg_advisory_lock().
     "annotated": lambda: User.objects.annotate(number=Count("pk")).afirst(),
     "aaggregate": lambda: User.objects.aaggregate(Count("pk")),
+    "ordered": lambda: User.objects.order_by(Length("username")).afirst(),
+    "extra": lambda: User.objects.extra(select={"one": "1"}).afirst(),
+    "prefetched": lambda: User.objects.prefetch_related(PERMISSIONS).afirst(),
     "watched": lambda: Watched(User).afirst(),
 }
 
@@ -248,3 +253,29 @@ async def test_reads_in_line_do_not_wait_for_their_own_request(answer, ada, gate
     await until(lambda: stats().waiting == 6)
     gate.open.set()
     assert await asyncio.gather(holder, *requests) == ["ormbridge-worker-1"] * 4
+
+
+async def test_block_that_begins_with_a_read_splits_no_request(
+    answer, ada, gate, as_a_user_is_read
+):
+    """What a neighbour of the block sets meanwhile is there in the request's next call."""
+
+    async def asks():
+        async def in_a_block():
+            async with pinned():
+                await User.objects.afirst()
+                await leave.wait()
+
+        leave = asyncio.Event()
+        block = asyncio.create_task(in_a_block())
+        await gate.entered()
+        setting = asyncio.create_task(sync_to_async(thread_name)())
+        await asyncio.sleep(0)
+        gate.open.set()
+        threads = {await setting, await sync_to_async(thread_name)()}
+        leave.set()
+        await block
+        return len({*threads, await sync_to_async(thread_name)()})
+
+    as_a_user_is_read(lambda **kwargs: gate())
+    assert await answer(asks) == "1"

@@ -31,7 +31,7 @@ from ormbridge.core.asgiref import Guest
 from ormbridge.core.call import hosts
 from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
-from tests.core.support import set_timeout, thread_name
+from tests.core.support import run_python, set_timeout, thread_name
 from tests.support.blocks import (
     beside,
     create,
@@ -604,3 +604,40 @@ def test_block_whose_coroutine_is_freed_under_a_frame():
 
     assert async_to_sync(main)() == (0, False)
     assert not connection.in_atomic_block
+
+
+def test_frame_is_told_of_its_guest_before_that_comes(monkeypatch):
+    """Who gets in line behind the guest knows of it, and so waits no longer than TIMEOUT."""
+    told, submit = [], Guest.submit
+
+    def watched(guest):
+        told.append(hosts.get(guest._frame) is not None)
+        return submit(guest)
+
+    monkeypatch.setattr(Guest, "submit", watched)
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+
+    async_to_sync(work)()
+    assert told == [True]
+
+
+def test_forked_child_has_a_lock_of_its_own():
+    """What another thread of the parent was about to do below a frame holds up no child."""
+    result = run_python(
+        """
+        import os, threading
+        from ormbridge.leases import frame_lease
+
+        held = threading.Thread(target=frame_lease._lock.acquire)
+        held.start()
+        held.join()
+        child = os.fork()
+        if not child:
+            os._exit(not frame_lease._lock.acquire(blocking=False))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    )
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr

@@ -133,7 +133,9 @@ async def test_fetch_that_was_caught():
     """A fetch is no statement, and its error is named all the same."""
     await database_sync_to_async(prepare)()
     rows = User.objects.order_by("id").annotate(quotient=1 / (F("id") - 3))
-    with pytest.raises(TransactionAborted, match=r"rolled it back \(DataError: division") as aborted:
+    with pytest.raises(
+        TransactionAborted, match=r"rolled it back \(DataError: division"
+    ) as aborted:
         async with atomic():
             await write()
             with suppress(DatabaseError):

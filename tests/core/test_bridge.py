@@ -345,3 +345,28 @@ async def test_aclose_old_connections_runs_where_native_methods_run(monkeypatch)
     )
     await aclose_old_connections()
     assert set(seen) == {await sync_to_async(threading.get_ident)()}
+
+
+def test_coroutine_that_is_freed_later_changes_no_context(gate):
+    """What a task had set in a loop that was closed under it comes to nobody else."""
+    variable = contextvars.ContextVar("variable", default="nobody's")
+
+    async def work():
+        variable.set("the task's")
+        await database_sync_to_async(gate)()
+
+    async def begin():
+        task = asyncio.create_task(work())
+        await gate.entered()
+        task._log_destroy_pending = False
+        return weakref.ref(task)
+
+    async def see():
+        await until(lambda: gc.collect() >= 0 and left() is None)
+        return variable.get()
+
+    loop = asyncio.new_event_loop()
+    left = loop.run_until_complete(begin())
+    loop.close()
+    gate.open.set()
+    assert asyncio.run(see()) == "nobody's"

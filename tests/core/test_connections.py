@@ -485,6 +485,22 @@ async def test_clean_up_that_fails_does_not_hide_the_result(caplog, monkeypatch)
     assert "cleaning it failed (LookupError('stuck'))" in caplog.text
 
 
+if CHOICE == "postgresql":  # whose drivers know by themselves whether they begin transactions
+
+    async def test_autocommit_switched_off_at_the_driver(pool_settings, caplog):
+        """It is not handed on: the next caller's write would be lost."""
+        pool_settings(MAX_THREADS=1)
+
+        def leave():
+            User.objects.exists()
+            connections["default"].connection.autocommit = False
+
+        await database_sync_to_async(leave)()
+        assert "left a transaction open" in caplog.text
+        await database_sync_to_async(User.objects.create)(username="ada")
+        assert await database_sync_to_async(User.objects.count)() == 1
+
+
 async def test_retiring_worker_closes_its_connections_on_its_own_thread(pool_settings):
     """A worker that retires closes its connections, on its own thread."""
     pool_settings(MAX_THREADS=1, MAX_IDLE=0.01)

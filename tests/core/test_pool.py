@@ -152,6 +152,22 @@ async def test_calls_and_retirements_do_not_lose_each_other(pool_settings):
         assert stats().threads <= 1  # a thread that has left the pool may still be ending
 
 
+def test_worker_whose_leases_ran_elsewhere_is_not_idle():
+    """What ran on an event loop's thread did not wake the worker's own, and counts all the same."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    worker = Worker(pool, 1)
+    pool.workers.add(worker)
+    worker.lease = mock.Mock(calls=1, loop=None)
+    assert pool.give_back(worker) is None
+    with mock.patch.object(worker, "_is_woken", side_effect=[False, True]):
+        worker._wait()
+    assert list(pool._idle) == [worker]
+    worker.since -= GUARD
+    with mock.patch.object(worker, "_is_woken", return_value=False):
+        assert worker._wait() is None
+    assert list(pool._idle) == []
+
+
 def test_retiring_worker_serves_who_came_meanwhile():
     """A worker that is about to leave stays for a call that came while it closed connections."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))

@@ -277,3 +277,19 @@ async def test_canceller_that_is_late_does_not_take_the_next_leases_thread(green
     own = threading.get_ident()
     assert {thread == own for thread, free in taken_on if free} == {True}
     assert {thread == own for thread, free in taken_on if not free} == {False}
+
+
+async def test_read_on_a_thread_does_not_wait_for_its_own_request(green, serve, gate):
+    """A lease of a request that has its reads in line waits behind them, green or not."""
+    green(MAX_THREADS=4, TIMEOUT=2)
+    others = [asyncio.create_task(database_sync_to_async(gate)()) for _ in range(3)]
+    await gate.entered(3)
+
+    async def view(request):
+        read = database_sync_to_async(User.objects.all().first, green=False)
+        await asyncio.gather(read(), green_pid())
+        return HttpResponse("both")
+
+    assert await get(serve(view)) == "200 both"
+    gate.open.set()
+    await asyncio.gather(*others)

@@ -175,6 +175,32 @@ def test_loop_closed_with_a_call_that_waits(green, held):
 
 
 @cut_off
+@pytest.mark.parametrize("closes", [True, False])
+def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
+    """So it is where the thread ends that the loop ran on, whether it closes the loop or not."""
+    green(MAX_THREADS=1)
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        task = asyncio.create_task(green_where())
+        await held.sees(1)
+        task._log_destroy_pending = False
+
+    def run():
+        loop.run_until_complete(begin())
+        if closes:
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(GUARD)
+    held.let_go()
+    block_until(lambda: stats().idle == stats().threads == 1)
+    assert_whole()
+    loop.close()
+
+
+@cut_off
 def test_loop_closed_with_calls_in_line(green, held):
     """What waited in line behind it is not run any more, and loses no worker."""
     green(MAX_THREADS=1)

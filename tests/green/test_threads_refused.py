@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import importlib
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from django.contrib.auth.models import User
 
 from ormbridge import PoolTimeout, database_sync_to_async, stats
 from tests.core.gate import GUARD
-from tests.core.support import no_worker_is_leased, until
+from tests.core.support import no_worker_is_leased, run_python, until
 from tests.support.canceller import in_context
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -101,3 +102,41 @@ async def test_no_thread_for_reset(green, refuse):
     assert called_with == ["default"]
     refuse(0)
     await assert_recovered()
+
+
+async def test_no_thread_to_look_for_what_blocks(green, monkeypatch):
+    """A function runs unwatched, and what blocks is looked for again once a thread can be had."""
+    watchdog = importlib.import_module("ormbridge.green.watchdog").Watchdog()
+    monkeypatch.setattr("ormbridge.green.switch.watchdog", watchdog)
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "ormbridge-watchdog":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert await green_call(count) == 0
+    assert watchdog.sleeps
+    assert await green_call(count) == 0
+    assert not watchdog.sleeps
+
+
+def test_what_blocks_is_looked_for_in_a_forked_child(green):
+    """The thread that looks is the parent's: the child's first call starts one."""
+    result = run_python(
+        """
+        import os
+        from ormbridge.green.watchdog import watchdog
+
+        watchdog.wake()
+        assert not watchdog.sleeps
+        child = os.fork()
+        if not child:
+            os._exit(not watchdog.sleeps)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        DJANGO_SETTINGS_MODULE="tests.settings",
+    )
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr

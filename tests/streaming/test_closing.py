@@ -1,6 +1,7 @@
 """A stream that is left, cancelled or dropped: its cursor is closed, on its thread."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 
@@ -17,7 +18,7 @@ from ormbridge.core.call import Call, _expire
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import default_pool, end
 from ormbridge.core.route import place
-from tests.core.gate import GUARD
+from tests.core.gate import GUARD, block_until
 from tests.core.support import no_worker_is_leased, until
 from tests.support.blocks import beside
 from tests.support.green import on_threads
@@ -185,6 +186,31 @@ async def test_block_without_a_row(watch):
     with pytest.raises(RuntimeError, match="is closed"):
         await anext(rows)
     assert stats().calls == 0
+
+
+def test_loop_closed_while_rows_are_fetched(watch, gate, pool_settings):
+    """A loop that was closed under a stream gives its worker back, once nobody has the rows."""
+    pool_settings(MAX_THREADS=1)
+    watch.gates = {0: gate}
+
+    async def read():
+        async for _ in stream(watch.rows(), 2):
+            raise AssertionError("there are rows")
+
+    async def begin():
+        task = asyncio.create_task(read())
+        await gate.entered()
+        task._log_destroy_pending = False
+
+    def run():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+
+    contextvars.Context().run(run)
+    gate.open.set()
+    block_until(lambda: gc.collect() >= 0 and not stats().holders)
+    assert watch.closed == ["ormbridge-worker-1"]
 
 
 async def test_closed_while_another_task_waits(watch, gate):

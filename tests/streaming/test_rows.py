@@ -263,16 +263,20 @@ if CHOICE == "postgresql":  # other databases have no server-side cursors, or Dj
             close(cursor)
 
         monkeypatch.setattr(ServerSideCursor, "close", close_the_first_slowly)
+
+        @atomic()
+        async def fail():
+            async for _ in stream(User.objects.all(), 2):
+                async for _ in stream(User.objects.all(), 2):
+                    break
+                await closing.entered()
+                # As soon as the end of the block is in line.
+                asyncio.get_running_loop().call_soon(closing.open.set)
+                raise KeyError
+
         async with atomic():
             with pytest.raises(KeyError):
-                async with atomic():
-                    async for _ in stream(User.objects.all(), 2):
-                        async for _ in stream(User.objects.all(), 2):
-                            break
-                        await closing.entered()
-                        # As soon as the end of the block is in line.
-                        asyncio.get_running_loop().call_soon(closing.open.set)
-                        raise KeyError
+                await fail()
             assert await User.objects.acount() == 10
 
     async def test_cancelled_task_cancels_the_statement(watch, pool_settings):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -65,6 +66,7 @@ class LeaseContext(Route):
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []
         self._waiting: OrderedDict[Lease, None] = OrderedDict()
+        self._reads: set[Call] = set()  # calls that are no lease's; on the loop's thread only
 
     async def do_without(self, call: Call, parts: list[Any]) -> Any:
         """Run *call*, which starts or ends a request; where no worker becomes free, log it.
@@ -98,7 +100,8 @@ class LeaseContext(Route):
                 refuse_inside(call.route, call)
                 call.place(pool, None)
                 return
-            light = self._is_request and not self.ended and leaves_nothing(call, pool)
+            light = call.route is self and self._is_request and not self.ended
+            light = light and leaves_nothing(call, pool)
             hold = hold and self._holds and not (call.stays_out or self.ended or light)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             if owner is not None and owner.context is not self and owner.ended:
@@ -110,13 +113,16 @@ class LeaseContext(Route):
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
             in_vain = self.timed_out and self._is_request and not self.ended
-            if light and call.route is self and not in_vain:
+            if light and not in_vain:
                 # What comes later, and may be held, is behind it in the line.
                 call.name = f"{self.name}, in {call}"
-                call.future.add_done_callback(self._note_timeout)  # type: ignore[union-attr]
+                self._reads.add(call)
+                call.future.add_done_callback(partial(self._has_read, call))  # type: ignore[union-attr]
                 call.place(pool, None)
                 return
             lease = self._make_lease(pool, hold, call)
+            if any(each.connections is None for each in list(self._reads)):
+                lease.loop = None  # on a thread, it does not pass the line, and so those reads
             lease.put(call, hold)
             # Who holds a worker never waits for a second one.
             wait = not (in_vain or isinstance(own, Worker))
@@ -135,8 +141,9 @@ class LeaseContext(Route):
             if hold:
                 self._leases.append(lease)
 
-    def _note_timeout(self, read: Any) -> None:
-        self.timed_out |= not read.cancelled() and isinstance(read.exception(), PoolTimeout)
+    def _has_read(self, call: Call, outcome: Any) -> None:
+        self._reads.discard(call)
+        self.timed_out |= not outcome.cancelled() and isinstance(outcome.exception(), PoolTimeout)
 
     def for_block(self, name: str) -> LeaseContext:
         """Return the context whose calls the block *name*, around the running code, has to itself.
@@ -211,11 +218,15 @@ def leaves_nothing(call: Call, pool: Pool) -> bool:
     """Say whether *call* is a read of Django's, and what it does on its worker ends with it.
 
     Not if a connection does, or is anybody's but Django's, or ``RESET`` says that there is state. A
-    query with annotations may call functions of the server, such as ``set_config()``.
+    query with expressions may call functions of the server, such as ``set_config()``.
     """
     name, rows = getattr(call.name, "__name__", None), getattr(call.name, "__self__", None)
     may = pool.settings.http_lease == "auto" and pool.reset is None and name in _READS
-    if not (may and isinstance(rows, QuerySet)) or rows.query.annotations:
+    if not (may and isinstance(rows, QuerySet)):
+        return False
+    query, prefetched = rows.query, rows._prefetch_related_lookups  # type: ignore[attr-defined] # noqa: SLF001
+    named = all(type(each) is str for each in (*query.order_by, *prefetched))
+    if query.annotations or query.extra or not named:
         return False
     for db in connections.settings.values():
         if db["CONN_MAX_AGE"] == 0 or not (db["AUTOCOMMIT"] and db["ENGINE"].startswith("django.")):

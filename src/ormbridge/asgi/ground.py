@@ -62,7 +62,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
             return await go_on(call, error, awaited)
     finally:
         if self.context is None:
-            take_over(variables)
+            take_over(variables, loop)
         # An exception's traceback holds this frame, which must not hold the exception.
         call = future = child = make = None  # type: ignore[assignment]
 

@@ -127,9 +127,13 @@ def child_of(job: object) -> functools.partial[Any] | None:
     return child if isinstance(child, functools.partial) else None
 
 
-def take_over(variables: contextvars.Context) -> None:
-    """Take over, in the running code, what *variables*, a copy of its context, was changed to."""
-    if variables != contextvars.copy_context():  # at once, where nothing was
+def take_over(variables: contextvars.Context, loop: object = None) -> None:
+    """Take over, in the running code, what *variables*, a copy of its context, was changed to.
+
+    :param loop: what it runs on. Elsewhere it is a coroutine that is freed, in anybody's context.
+    """
+    # At once, where nothing was changed.
+    if variables != contextvars.copy_context() and asyncio._get_running_loop() is loop:
         _restore_context(variables)
 
 

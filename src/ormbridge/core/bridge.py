@@ -106,7 +106,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return await go_on(call, error, awaited)  # type: ignore[no-any-return]
         finally:
             if self.context is None:
-                take_over(variables)
+                take_over(variables, mailbox.loop)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
 

@@ -248,7 +248,9 @@ class Call:
         self.ended = True
         if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
-        if self.loop is None or not hooks.deliver(self):
+        if self.mailbox.loop.is_closed():
+            self.future = None  # it knows who would have had the outcome
+        elif self.loop is None or not hooks.deliver(self):
             self.mailbox.post(self, may_wait)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:

@@ -144,5 +144,7 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     # references.
     mailbox: Mailbox | None = getattr(_thread, "mailbox", None)
     if mailbox is None or mailbox.loop is not loop:
+        if mailbox is not None and mailbox.loop.is_closed():
+            mailbox._items.clear()  # noqa: SLF001 # these know who would have had them
         mailbox = _thread.mailbox = Mailbox(loop)
     return mailbox

@@ -158,7 +158,7 @@ class Pool:
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
         for lease in waiting:
-            lease.refuse(no_thread(reason, self.settings.max_threads))
+            lease.refuse(no_thread(reason, 0, self.settings.max_threads))
         return True
 
     def keep(self, worker: Worker) -> None:
@@ -181,7 +181,7 @@ class Pool:
             hand = self._running() <= self._hands.count
             if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
                 return self._assign(worker, now)
-            worker.lease = None
+            worker.lease, worker.since = None, now
             if self._closed:
                 worker.wake.release()
             else:

@@ -33,7 +33,7 @@ class PoolStats:
     wait_seconds: float
     #: Seconds that calls have had a worker, summed.
     run_seconds: float
-    #: Calls that failed with ``PoolTimeout``.
+    #: Calls that waited for a worker in vain, and failed with ``PoolTimeout``.
     timeouts: int
     #: Connections thrown away because a call left a transaction open or cleaning failed.
     discarded: int
@@ -54,13 +54,13 @@ class PoolStats:
         )
 
 
-def no_thread(reason: Exception, max_threads: int) -> PoolTimeout:
-    """Return the error of a call that has no worker because the system starts no thread."""
+def no_thread(reason: Exception, threads: int, max_threads: int) -> PoolTimeout:
+    """Return the error of a call that has no thread because the system starts none."""
     error = PoolTimeout(
-        f"no thread could be started ({reason}), and the pool has none: 0 of {max_threads} "
-        "workers exist. The limit of this user or container on threads and processes is reached: "
-        "raise it (ulimit -u, the pids of the container), or lower ASGI_THREADS or "
-        "settings.ORMBRIDGE['MAX_THREADS'] [no-thread]"
+        f"no thread could be started ({reason}), and there is none for it: {threads} of "
+        f"{max_threads} workers exist. The limit of this user or container on threads and "
+        "processes is reached: raise it (ulimit -u, the pids of the container), or lower "
+        "ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS'] [no-thread]"
     )
     error.__cause__ = reason
     return error

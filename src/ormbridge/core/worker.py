@@ -11,6 +11,7 @@ It assumes of a lease only the methods of :class:`Leaseholder`, none of which ma
 from __future__ import annotations
 
 import threading
+import time
 from asyncio import AbstractEventLoop
 from contextvars import Context
 from typing import Protocol
@@ -90,8 +91,8 @@ class Worker(threading.Thread):
         super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
         self.pool = pool
         self.connections = ThreadConnections()
-        #: The lease served now, and ``time.monotonic()`` since it has the worker. Guarded by the
-        #: pool's lock.
+        #: The lease served now; and ``time.monotonic()`` since it has the worker, or since nobody
+        #: has. Guarded by the pool's lock.
         self.lease: Leaseholder | None = None
         self.since = 0.0
         #: Whether that lease keeps it between calls, or runs elsewhere. Guarded by the pool's lock.
@@ -119,8 +120,10 @@ class Worker(threading.Thread):
         """Wait for the next lease. Returns None once the worker has left the pool."""
         max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
         # If the time is up while a lease is on its way here, its wake-up follows.
-        while not self._is_woken(max_idle) and not self.pool.retire(self):
-            pass
+        # What ran elsewhere meanwhile, on a loop's thread, did not wake it.
+        while not self._is_woken(max_idle):
+            if time.monotonic() - self.since > max_idle / 2 and self.pool.retire(self):
+                break
         if self.lease is None:
             self.connections.close()
             return self.pool.leave(self)

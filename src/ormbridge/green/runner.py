@@ -41,11 +41,20 @@ class LoopClosedError(BridgeError):
     """The event loop was closed while a greenlet on it waited."""
 
 
+class _ThreadEnd:
+    """Is dropped by a thread as it ends, on that thread."""
+
+    def __del__(self) -> None:
+        rescue()
+
+
 class _Green(threading.local):
     """What runs on the calling thread."""
 
     #: The greenlet that has it; None if the loop has.
     runner: Runner | None = None
+    #: What ends those that still wait when the thread does.
+    end: _ThreadEnd | None = None
 
 
 green = _Green()
@@ -142,6 +151,7 @@ class Greenlets:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        green.end = green.end or _ThreadEnd()
         #: Whether it can watch a socket: Windows' proactor cannot.
         self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
         #: Those that run.

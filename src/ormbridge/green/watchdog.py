@@ -6,11 +6,13 @@ more than that it runs, so that a call pays nothing. It sleeps while nothing doe
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 import traceback
 from contextvars import Context
+from functools import partial
 from types import CodeType
 
 from ..core import call
@@ -36,7 +38,10 @@ class Watchdog:
         """Look again."""
         self.sleeps = False
         thread = threading.Thread(target=self._look, name="ormbridge-watchdog", daemon=True)
-        Context().run(thread.start)  # in none: tools would have it in the request that asks first
+        try:
+            Context().run(thread.start)  # in none: tools would have it in the request that asks
+        except Exception:  # no thread is left, and nobody is named
+            self.sleeps = True
 
     def _look(self) -> None:
         seen: dict[tuple[Runner, int], float] = {}  # their turns, and since when
@@ -64,3 +69,5 @@ class Watchdog:
 
 
 watchdog = Watchdog()
+if hasattr(os, "register_at_fork"):  # its thread is the parent's
+    os.register_at_fork(after_in_child=partial(setattr, watchdog, "sleeps", True))

@@ -47,7 +47,8 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         except Exception as error:
             worker.errand = None
             worker.wake.acquire()
-            raise no_thread(error, worker.pool.settings.max_threads) from error
+            pool = worker.pool.stats()
+            raise no_thread(error, pool.threads, pool.max_threads) from error
     with suppress(LoopClosedError):
         runner.suspend()
     try:

@@ -11,6 +11,7 @@ A frame that ends with a block or a stream open has it rolled back, or closed, o
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -31,6 +32,15 @@ from .turns import undo
 
 # Held to make one: code of several event loops may be below one frame.
 _lock = threading.RLock()
+
+
+def _reset_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have had it
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class FrameRoute(Route):
@@ -56,11 +66,12 @@ class FrameRoute(Route):
             if isinstance(lease, FrameLease) and lease.put(call):
                 return
             if frame is not None:
-                lease = FrameLease(self, frame)
+                # First known, then in line: who comes behind it there is told of it.
+                lease = hosts[frame] = FrameLease(self, frame)
                 lease.put(call)
                 if lease.guest.submit():
-                    hosts[frame] = lease  # the lease ends under the same lock, and so after this
                     return
+                del hosts[frame]
         call.refuse(_too_late(call))
 
     def forget(self, lease: Any) -> None:

@@ -222,4 +222,5 @@ class Rows(AsyncIterator[_Row]):
             self._anchor = None
             future, self._future = self._future, None
             if self._waits and future is not None and not future.done():
-                future.set_exception(over())
+                with suppress(RuntimeError):  # its loop is closed
+                    future.set_exception(over())
