@@ -141,14 +141,14 @@ def lines_of_code(path):
 
 
 def test_package_is_small():
-    """The core stays under 1,300 lines of code, ``green/`` under 484, the rest under 2,367."""
+    """The core stays under 1,273 lines of code, ``green/`` under 493, the rest under 2,383."""
     sizes = {path.relative_to(SOURCE).as_posix(): lines_of_code(path) for path in MODULES}
     wings = Counter[str]()
     for name, size in sizes.items():
         wings[name.partition("/")[0] if name.startswith(("core/", "green/")) else "rest"] += size
-    assert 0 < wings["core"] < 1300
-    assert 0 < wings["green"] < 484
-    assert 0 < wings["rest"] < 2367
+    assert 0 < wings["core"] < 1273
+    assert 0 < wings["green"] < 493
+    assert 0 < wings["rest"] < 2383
     assert max(sizes.values()) <= 180  # no module grows long
 
 

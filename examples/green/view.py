@@ -1,15 +1,11 @@
-from functools import partial
-
 from django.contrib.auth.models import User
 from django.http import JsonResponse
 from django.urls import path
 
 from ormbridge import database_sync_to_async
 
-green = partial(database_sync_to_async, green=True)
 
-
-@green  # <--
+@database_sync_to_async(green=True)  # <--
 def newest(number):
     return list(User.objects.order_by("-pk").values_list("username", flat=True)[:number])
 

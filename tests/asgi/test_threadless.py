@@ -30,7 +30,7 @@ from django.utils.functional import SimpleLazyObject
 
 from ormbridge import BridgeMiddleware, PoolTimeout, stats
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_route
+from ormbridge.asgi.sync_to_async import on_route
 from ormbridge.core.asgiref import child_of
 from tests.bench.contestant import MIDDLEWARE
 from tests.core.gate import GUARD

@@ -71,6 +71,24 @@ async def test_decorator_form_on_functions_and_methods():
     assert await Consumer.class_method(8) == (Consumer, 8)
 
 
+async def test_decorator_form_with_options():
+    """The decorator takes what the inline form takes after the function, by name, as asgiref's."""
+
+    @database_sync_to_async(thread_sensitive=False)
+    def anywhere(a, *, b):
+        return a, b, thread_name()
+
+    @database_sync_to_async()
+    def plain():
+        return thread_name()
+
+    a, b, thread = await anywhere(1, b=2)
+    assert (a, b) == (1, 2)
+    assert {thread, await plain()} == {WORKER + "1"}
+    assert anywhere._anywhere
+    assert not plain._anywhere
+
+
 async def test_decorated_functions_are_seen_as_coroutine_functions():
     """Decorated functions and methods count as coroutine functions, and keep name and docstring."""
 

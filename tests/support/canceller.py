@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, connections
 
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_route
+from ormbridge.asgi.sync_to_async import on_route
 from tests.core.gate import GUARD
 from tests.settings import CHOICE
 

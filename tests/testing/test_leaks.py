@@ -12,7 +12,7 @@ from django.db.backends.signals import connection_created
 
 from ormbridge import atomic, database_sync_to_async
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.asgi.ground import on_route
+from ormbridge.asgi.sync_to_async import on_route
 from ormbridge.testing.ending import leases_left, places
 from pytest_ormbridge.leaks import place, watched
 from tests.settings import CHOICE

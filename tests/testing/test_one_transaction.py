@@ -25,7 +25,7 @@ from ormbridge import (
     pinned,
     stats,
 )
-from ormbridge.asgi.ground import on_route
+from ormbridge.asgi.sync_to_async import on_route
 from ormbridge.core import route as routes
 from ormbridge.testing import capture_on_commit_callbacks, one_transaction
 from tests.core.gate import GUARD

@@ -42,6 +42,11 @@ def nothing() -> None:
     return None
 
 
+@database_sync_to_async(thread_sensitive=False)
+def with_options(user: int) -> str:
+    return str(user)
+
+
 class Reader:
     @database_sync_to_async
     def method(self, user: int) -> str:
@@ -129,7 +134,9 @@ async def decorator_form() -> None:
     reveal_type(decorated)  # reveals: (user: int, *, upper: bool = ...) -> Coroutine[Any, Any, str]
     reveal_type(await decorated(1, upper=True))  # reveals: str
     await reveal_type(nothing())  # reveals: Coroutine[Any, Any, None]
+    reveal_type(await with_options(1))  # reveals: str
     await decorated("1")  # refused
+    await with_options("1")  # refused
     await nothing(1)  # refused
 
 

@@ -1,7 +1,8 @@
 """The leases of one context: of a request, or of a WebSocket connection (step 2 of a call).
 
 :class:`~ormbridge.BridgeMiddleware` enters a :class:`LeaseContext`; all tasks of the request or
-connection inherit it. The calls of the bridge come here, and what asgiref sends (``ground.py``).
+connection inherit it. The calls of the bridge come here, and what asgiref is asked to run
+(``sync_to_async.py``).
 
 Guarantees:
 

@@ -19,7 +19,7 @@ from ..core.errors import PoolTimeout, logger
 from ..core.process import default_pool
 from ..leases.turns import Block
 from .context import LeaseContext
-from .ground import on_route
+from .sync_to_async import on_route
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -123,7 +123,8 @@ def _spare_channels_a_thread() -> None:
 
     @functools.wraps(aclose)
     async def aclose_outside_contexts() -> None:
-        if routes.current_route.get() is None:  # where there is one, workers clean up
+        route = routes.current_route.get()
+        if route is None or not route.takes_all:  # else workers clean up
             await aclose()
 
     setattr(consumer, "aclose_old_connections", aclose_outside_contexts)  # noqa: B010 # for mypy

@@ -10,7 +10,7 @@ Tools that trace calls wrap all of these, also from one call to the next. What c
 say that they wrap (``__wrapped__``, as :func:`functools.wraps` and wrapt's proxies have it); what
 is called is the wrapper.
 
-It is asked inside a route only (``ground.py``).
+It is asked inside a route only (``sync_to_async.py``).
 """
 
 from __future__ import annotations

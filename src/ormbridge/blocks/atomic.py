@@ -31,7 +31,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
-from ..core.errors import BridgeError, TransactionAborted, logger
+from ..core.errors import TransactionAborted, logger
 from ..core.mailbox import mailbox_of
 from ..leases.turns import Line, undo
 from ..postgres.canceller import bound, outlast
@@ -42,6 +42,8 @@ from .witness import Witness, attend
 
 class AtomicBlock(OpenBlock):
     """A block of :func:`atomic`: Django's ``Atomic``, on the thread of the block's calls."""
+
+    alias: str
 
     def __init__(self, using: str | None, savepoint: bool, durable: bool, name: str) -> None:
         super().__init__(name, using or DEFAULT_DB_ALIAS)
@@ -159,8 +161,6 @@ class AtomicBlock(OpenBlock):
         if self._witness is None or (lost := self._witness.loss(marked)) is None:
             return None
         why, error = lost
-        if not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
-            why += ". Put what may fail into an atomic() of its own, and catch the error around it"
         what = f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
         failure = TransactionAborted(what)
         failure.__cause__ = error

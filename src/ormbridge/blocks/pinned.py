@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from ..asgi.context import LeaseContext
-from ..asgi.ground import on_route
+from ..asgi.sync_to_async import on_route
 from ..core import route as routes
 from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block
@@ -124,8 +124,8 @@ class BlockManager:
         if not any(map(inspect.iscoroutinefunction, (func, method))):
             raise TypeError(
                 f"@{self._name}() takes a coroutine function, and {func!r} is none; a synchronous "
-                "function takes django.db.transaction.atomic, and an async generator none at all "
-                "[coroutine-function]"
+                "function takes django.db.transaction.atomic, or nothing in place of pinned(), and "
+                "an async generator none at all [coroutine-function]"
             )
         named = getattr(func, "__qualname__", type(func).__qualname__)
         place = f"{self._name}() around {func.__module__}.{named}"

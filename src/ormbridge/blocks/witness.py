@@ -127,7 +127,8 @@ class Witness:
         """Say why a block that ends without an error is lost; None if it is not, or is meant to be.
 
         :param marked: whether Django rolls it back.
-        :returns: the reason in words, and the error that was caught, if there was one.
+        :returns: the reason and the remedy in words, and the error that was caught, if there was
+            one.
         """
         connection: Any = self._own()
         error: Any = connection.rollback_exc if marked else None
@@ -148,6 +149,10 @@ class Witness:
             statement = self.statement if error is self.error else ""
             failed = f" when {statement!r} failed" if statement else ""
             why += f"{failed} ({type(error).__name__}: {str(error).strip()}){_caught(error)}"
+        if connection.closed_in_transaction or self.gone or not _is_open(connection):
+            why += ". An atomic() inside would not have saved it: run all of it again"
+        elif not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
+            why += ". Put what may fail into an atomic() of its own, and catch the error around it"
         return why, error
 
     def set_rollback(self, rollback: bool) -> None:
@@ -217,6 +222,12 @@ def _is_aborted(connection: Any) -> bool:
     """Say whether the transaction on *connection* is aborted, or broken, on PostgreSQL."""
     raw = connection.connection
     return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
+
+
+def _is_open(connection: Any) -> bool:
+    """Say whether *connection* has not broken, as far as PostgreSQL's drivers know."""
+    raw = connection.connection
+    return bool(connection.vendor != "postgresql" or (raw and transaction_status(raw) != 4))
 
 
 def _caught(error: Exception) -> str:

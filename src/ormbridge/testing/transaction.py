@@ -38,7 +38,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.connection import BaseConnectionHandler
 
-from ..asgi import ground as ground  # calls of asgiref, too
+from ..asgi import sync_to_async as sync_to_async  # calls of asgiref, too
 from ..asgi.context import LeaseContext, refuse_inside
 from ..core import route as routes
 from ..core.call import Call
