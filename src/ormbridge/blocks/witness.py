@@ -149,7 +149,8 @@ class Witness:
             statement = self.statement if error is self.error else ""
             failed = f" when {statement!r} failed" if statement else ""
             why += f"{failed} ({type(error).__name__}: {str(error).strip()}){_caught(error)}"
-        if connection.closed_in_transaction or self.gone or not _is_open(connection):
+        raw = connection.connection
+        if connection.closed_in_transaction or self.gone or getattr(raw, "closed", False):
             why += ". An atomic() inside would not have saved it: run all of it again"
         elif not isinstance(error, BridgeError):  # such as a cancellation: that says what to do
             why += ". Put what may fail into an atomic() of its own, and catch the error around it"
@@ -210,7 +211,9 @@ def _is_gone(connection: Any, error: Exception) -> bool:
     """Say whether the database rolled the transaction back at *error*."""
     raw, code = connection.connection, error.args[0] if error.args else None
     if connection.vendor == "sqlite":
-        return raw is not None and not raw.in_transaction
+        with suppress(Exception):  # it was closed
+            return raw is not None and not raw.in_transaction
+        return True
     if connection.vendor == "mysql" and code == _LOCK_WAIT:
         with suppress(Exception), raw.cursor() as cursor:  # the connection broke
             cursor.execute("SELECT @@innodb_rollback_on_timeout")
@@ -222,12 +225,6 @@ def _is_aborted(connection: Any) -> bool:
     """Say whether the transaction on *connection* is aborted, or broken, on PostgreSQL."""
     raw = connection.connection
     return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
-
-
-def _is_open(connection: Any) -> bool:
-    """Say whether *connection* has not broken, as far as PostgreSQL's drivers know."""
-    raw = connection.connection
-    return bool(connection.vendor != "postgresql" or (raw and transaction_status(raw) != 4))
 
 
 def _caught(error: Exception) -> str:
