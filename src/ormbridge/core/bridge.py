@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from asgiref.sync import SyncToAsync, sync_to_async
 
@@ -32,7 +32,16 @@ _R = TypeVar("_R")
 Tasks = list[asyncio.Task[Any]]
 
 
-class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
+class _Decorator(type):
+    """Makes a class that is called with a function a decorator that may be called with options."""
+
+    def __call__(cls, *function: Any, **options: Any) -> Any:
+        if function or "func" in options:
+            return super().__call__(*function, **options)
+        return functools.partial(cls, **options)
+
+
+class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R], metaclass=_Decorator):
     """Call a synchronous function that uses the database from async code.
 
     Wrap the function where you call it, ``await database_sync_to_async(get_name)(user_id)``, or
@@ -146,36 +155,29 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         return super().__get__(parent, objtype)
 
 
-# A function, which returns one: so type checkers carry over each overload of what it is given. The
-# first overload is for mypy, which does so only of a function with a single parameter.
-@overload
-def database_sync_to_async(func: Callable[_P, _R]) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
-@overload
-def database_sync_to_async(
-    func: Callable[_P, _R],
-    thread_sensitive: bool | None = None,
-    executor: ThreadPoolExecutor | None = None,
-    context: contextvars.Context | None = None,
-    green: bool | None = None,
-) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
-@overload
-def database_sync_to_async(
-    *,
-    thread_sensitive: bool | None = None,
-    executor: ThreadPoolExecutor | None = None,
-    context: contextvars.Context | None = None,
-    green: bool | None = None,
-) -> Callable[[Callable[_P, _R]], Callable[_P, Coroutine[Any, Any, _R]]]: ...
+if TYPE_CHECKING:
+    # A function, which returns one: so type checkers carry over each overload of what it is given.
+    # The first overload is for mypy, which does so only of a function with a single parameter.
 
-
-def database_sync_to_async(func: Any = None, *options: Any, **named: Any) -> Any:
-    """Make the class, in CamelCase, a decorator: with its options, too."""
-    if func is None:
-        return functools.partial(database_sync_to_async, **named)
-    return DatabaseSyncToAsync(func, *options, **named)
-
-
-database_sync_to_async.__doc__ = DatabaseSyncToAsync.__doc__
+    @overload
+    def database_sync_to_async(func: Callable[_P, _R]) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
+    @overload
+    def database_sync_to_async(
+        func: Callable[_P, _R],
+        thread_sensitive: bool | None = None,
+        executor: ThreadPoolExecutor | None = None,
+        context: contextvars.Context | None = None,
+        green: bool | None = None,
+    ) -> Callable[_P, Coroutine[Any, Any, _R]]: ...
+    @overload
+    def database_sync_to_async(
+        **options: Any,
+    ) -> Callable[[Callable[_P, _R]], Callable[_P, Coroutine[Any, Any, _R]]]: ...
+    def database_sync_to_async(*function: Any, **options: Any) -> Any:
+        """Stand for the class, which has the docstring."""
+else:
+    #: The class is in CamelCase; as a callable and decorator it goes by this name.
+    database_sync_to_async = DatabaseSyncToAsync
 
 
 async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
