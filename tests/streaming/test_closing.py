@@ -188,6 +188,7 @@ async def test_block_without_a_row(watch):
     assert stats().calls == 0
 
 
+@on_threads
 def test_loop_closed_while_rows_are_fetched(watch, gate, pool_settings):
     """A loop that was closed under a stream gives its worker back, once nobody has the rows."""
     pool_settings(MAX_THREADS=1)
