@@ -35,7 +35,7 @@ class BridgeError(RuntimeError):
 
 
 class PoolTimeout(BridgeError):
-    """A call could not have a worker in time, and never started.
+    """A call could not have a worker, or its turn on one, in time, and never started.
 
     Raised in the awaiting task when it has waited ``ORMBRIDGE["TIMEOUT"]`` seconds, or at once
     where waiting could only deadlock, or the call must not join the transaction on its thread. The

@@ -15,7 +15,7 @@ from .mailbox import LOOK
 
 #: Workers that begin at one time.
 FEW = 3
-#: Seconds after which all may run where no worker is done with its lease, or a call of that.
+#: Seconds after which all may run where no worker is done with its lease.
 STALL = 0.005
 # Of one processor, what the process uses: below the first, one worker more may run, above the
 # second one fewer.
@@ -30,7 +30,7 @@ class Hands:
     def __init__(self) -> None:
         #: So many.
         self.count = FEW
-        #: When a worker last was done with a lease, or with a call of one.
+        #: When a worker last was done with a lease, or with the first call of one that keeps it.
         self.moved = 0.0
         self._looked = self._used = 0.0  # the last look, and the seconds of CPU used by then
         self._busy = 1.0  # how much of a processor that was lately
