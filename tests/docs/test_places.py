@@ -16,6 +16,7 @@ PACKAGES = {
     "apscheduler": "apscheduler",
     "celery": "celery",
     "channels": "channels",
+    "django_tenants": "django-tenants",
     "fastapi": "fastapi",
     "ninja": "django-ninja",
     "opentelemetry": "opentelemetry-instrumentation-django[asgi]",
