@@ -641,3 +641,35 @@ def test_forked_child_has_a_lock_of_its_own():
         """
     )
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+
+
+@pytest.mark.parametrize("block", [atomic, pinned])
+@pytest.mark.parametrize("left", [True, False])
+def test_task_that_outlives_its_frame_below_another(block, left):
+    """A block whose frame has ended takes no calls, also where a frame further out is live."""
+
+    async def task(inside, go):
+        async with block():
+            await create(username="ann")
+            if not left:
+                inside.set()
+                await go.wait()
+                await User.objects.acreate(username="bob")
+            later = contextvars.copy_context()
+        inside.set()
+        await go.wait()
+        await asyncio.create_task(User.objects.acreate(username="bob"), context=later)
+
+    async def inner(events, tasks):
+        tasks.append(asyncio.create_task(task(*events)))
+        await events[0].wait()
+
+    async def outer():
+        events, tasks = (asyncio.Event(), asyncio.Event()), []
+        await sync_to_async(async_to_sync(inner))(events, tasks)
+        events[1].set()
+        with pytest.raises(LeaseClosed):
+            await tasks[0]
+
+    async_to_sync(outer)()
+    assert async_to_sync(usernames)() == (["ann"] if left or block is pinned else [])

@@ -365,6 +365,31 @@ async def test_aclose_old_connections_runs_where_native_methods_run(monkeypatch)
     assert set(seen) == {await sync_to_async(threading.get_ident)()}
 
 
+class Rows:
+    """Is compared as an array is: the answer is neither true nor false."""
+
+    def __eq__(self, other):
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("before", "value"), [([1], [1]), (1, True), (Rows(), Rows())], ids=["list", "bool", "rows"]
+)
+def test_context_variable_set_to_an_equal_value(before, value):
+    """What a function has set is what comes back, whatever its values say of being equal."""
+    variable = contextvars.ContextVar("variable")
+
+    async def call():
+        variable.set(before)
+        await database_sync_to_async(variable.set)(value)
+        return variable.get()
+
+    with ThreadPoolExecutor(1) as thread:  # nothing else is in its context
+        assert thread.submit(contextvars.Context().run, asyncio.run, call()).result() is value
+
+
 def test_coroutine_that_is_freed_later_changes_no_context(gate):
     """What a task had set in a loop that was closed under it comes to nobody else."""
     variable = contextvars.ContextVar("variable", default="nobody's")

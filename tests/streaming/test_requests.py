@@ -267,3 +267,28 @@ async def test_fetch_that_waits_too_long(watch, gate, pool_settings):
         assert "stream of auth.User" in str(stats().holders)
         break
     await no_worker_is_leased()
+
+
+@pytest.mark.parametrize("way", [asyncio.gather, asyncio.create_task])
+async def test_stream_begun_after_its_request(watch, site, pool_settings, way):
+    """In the body of a stream that a task begins then, calls of its own tasks go along, too."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=2)
+    ended, tasks, seen = asyncio.Event(), [], []
+
+    async def outlive():
+        await ended.wait()
+        async for _ in stream(watch.rows(), 10):
+            bridged = database_sync_to_async(thread_name)()
+            await way(bridged if way is asyncio.gather else asyncio.wait_for(bridged, GUARD))
+            seen.append(await way(User.objects.acount()))
+
+    async def view(request):
+        await sync_to_async(thread_name)()
+        tasks.append(asyncio.create_task(outlive()))
+        return HttpResponse("begun")
+
+    assert await get(site(view)) == "200 begun"
+    ended.set()
+    await tasks[0]
+    assert seen in ([10] * len(NAMES), [[10]] * len(NAMES))
+    await no_worker_is_leased()

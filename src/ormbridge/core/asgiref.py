@@ -22,6 +22,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
+from operator import is_
 from typing import Any, TypeVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -59,6 +60,13 @@ def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
 def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
     """Return the thread that waits in the frame of *executor*."""
     return executor._work_thread
+
+
+def is_inside(frame: CurrentThreadExecutor, other: CurrentThreadExecutor | None) -> bool:
+    """Say whether *frame* was entered inside *other*, live or not, and is not that one."""
+    while other is not None and other is not frame:
+        other = other._old_executor
+    return other is None
 
 
 def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExecutor | None:
@@ -132,8 +140,10 @@ def take_over(variables: contextvars.Context, loop: object = None) -> None:
 
     :param loop: what it runs on. Elsewhere it is a coroutine that is freed, in anybody's context.
     """
-    # At once, where nothing was changed.
-    if variables != contextvars.copy_context() and asyncio._get_running_loop() is loop:
+    now = contextvars.copy_context()
+    # Not by what the values say of being equal.
+    same = len(now) == len(variables) and all(map(is_, now.values(), variables.values()))
+    if not same and asyncio._get_running_loop() is loop:
         _restore_context(variables)
 
 

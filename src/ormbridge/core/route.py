@@ -14,7 +14,7 @@ from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .asgiref import live_frame
+from .asgiref import is_inside, live_frame
 from .call import Call
 from .process import default_pool
 
@@ -71,10 +71,13 @@ current_route: ContextVar[Route | None] = ContextVar("ormbridge.route", default=
 def frame_inside(route: Route | None, loop: AbstractEventLoop) -> CurrentThreadExecutor | None:
     """Return the live synchronous frame that the running code has entered inside *route*.
 
-    A route that is itself below a frame keeps that one, so another frame was entered since.
+    A route that is itself below a frame keeps that one, also where it has ended: then one further
+    out may be live, and is not inside.
     """
     frame = live_frame(loop)
-    return None if route is not None and frame is route.frame else frame
+    if frame is None or route is None or is_inside(frame, route.frame):
+        return frame
+    return None
 
 
 def place(call: Call, anywhere: bool = False) -> None:

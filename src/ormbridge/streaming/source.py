@@ -114,8 +114,9 @@ class Source:
         frame = routes.frame_inside(route, mailbox.loop)
         if frame is not None:
             route = FrameRoute(frame)
-        elif route is None or (isinstance(route, StreamContext) and route.ended):
-            route = StreamContext(self.name)
+        elif route is None or (isinstance(route, LeaseContext) and route.ended):
+            around, route = route, StreamContext(self.name)
+            route.takes_all = around is not None and around.takes_all
             routes.current_route.set(route)
         if isinstance(route, StreamContext):
             route.streams.add(self)
