@@ -1,7 +1,9 @@
 """What users of asgiref and Channels rely on: outcomes, context, forms, refusals."""
 
+import abc
 import asyncio
 import contextvars
+import copy
 import gc
 import inspect
 import sys
@@ -78,15 +80,23 @@ async def test_decorator_form_with_options():
     def anywhere(a, *, b):
         return a, b, thread_name()
 
-    @database_sync_to_async()
-    def plain():
-        return thread_name()
-
-    a, b, thread = await anywhere(1, b=2)
-    assert (a, b) == (1, 2)
-    assert {thread, await plain()} == {WORKER + "1"}
+    assert await anywhere(1, b=2) == (1, 2, WORKER + "1")
     assert anywhere._anywhere
-    assert not plain._anywhere
+
+
+class Ready(DatabaseSyncToAsync, abc.ABC):
+    """Is told nothing but a name."""
+
+    def __init__(self, *, name):
+        super().__init__(lambda: name)
+
+
+async def test_what_takes_options_is_a_class_like_any_other():
+    """It is derived from and copied, and says what it takes."""
+    assert await Ready(name="ada")() == "ada"
+    assert await copy.copy(database_sync_to_async(str))(1) == "1"
+    first, *_ = inspect.signature(database_sync_to_async).parameters
+    assert first == "func"
 
 
 async def test_decorated_functions_are_seen_as_coroutine_functions():

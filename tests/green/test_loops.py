@@ -20,7 +20,7 @@ from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
 from ormbridge.core import process
 from ormbridge.core.connections import ThreadConnections
 from tests.core.gate import GUARD, Gate, block_until
-from tests.core.support import until
+from tests.core.support import run_python, until
 from tests.support.canceller import Outside, in_context
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -549,3 +549,50 @@ def test_loop_that_watches_no_sockets():
 
     with asyncio.Runner(loop_factory=LoopWithoutWatch) as runner:
         assert threading.get_ident() not in runner.run(run())
+
+
+@cut_off
+@pytest.mark.parametrize("closes", [True, False])
+def test_thread_that_ends_with_a_call_that_waits_for_the_loop(green, closes):
+    """What only the loop could do is not waited for: the thread ends, and its worker is lost."""
+    result = run_python(
+        f"""
+        import asyncio, os, threading
+        import django
+        from asgiref.sync import async_to_sync
+        from django.conf import settings
+
+        database = {{"ENGINE": "django.db.backends.postgresql"}}
+        settings.configure(DATABASES={{"default": database}}, ORMBRIDGE={{"GREEN": True}})
+        django.setup()
+        from ormbridge import database_sync_to_async
+
+        waits = threading.Event()
+
+        async def below():
+            waits.set()
+            await asyncio.sleep(3600)
+
+        @database_sync_to_async(green=True)
+        def function():
+            async_to_sync(below)()
+
+        async def begin():
+            asyncio.create_task(function())
+            while not waits.is_set():
+                await asyncio.sleep(0.001)
+
+        def run():
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(begin())
+            if {closes}:
+                loop.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join({GUARD})
+        print(thread.is_alive(), flush=True)
+        os._exit(0)
+        """
+    )
+    assert result.stdout == "False\n", result.stderr

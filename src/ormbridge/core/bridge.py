@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -32,16 +33,7 @@ _R = TypeVar("_R")
 Tasks = list[asyncio.Task[Any]]
 
 
-class _Decorator(type):
-    """Makes a class that is called with a function a decorator that may be called with options."""
-
-    def __call__(cls, *function: Any, **options: Any) -> Any:
-        if function or "func" in options:
-            return super().__call__(*function, **options)
-        return functools.partial(cls, **options)
-
-
-class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R], metaclass=_Decorator):
+class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     """Call a synchronous function that uses the database from async code.
 
     Wrap the function where you call it, ``await database_sync_to_async(get_name)(user_id)``, or
@@ -80,6 +72,13 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R], metaclass=_Decor
     See `asgiref's SyncToAsync <https://github.com/django/asgiref#function-wrappers>`_.
     """
 
+    def __new__(cls, *function: Any, **options: Any) -> Any:
+        """Make a decorator where there are options and no function, or else what it makes."""
+        ours = cls.__init__ is DatabaseSyncToAsync.__init__  # a subclass may take what it likes
+        if options and not function and "func" not in options and ours:
+            return functools.partial(cls, **options)
+        return super().__new__(cls)
+
     def __init__(
         self,
         func: Callable[_P, _R],
@@ -97,6 +96,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R], metaclass=_Decor
         self._anywhere = thread_sensitive is False
         self._green = green
         self._static = isinstance(func, staticmethod)
+
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
 
     async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function on a thread, and wait for what it returns."""

@@ -73,6 +73,8 @@ class Runner:
         self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
         self.thread = threading.get_ident()
         self._ended = False
+        #: Whether it waits, in async_to_sync, for what only its loop can do.
+        self.awaits = False
         #: How often it was switched to, or back: an odd number while it has the thread.
         self.turns = 0
         self._loops: Any = getcurrent()
@@ -219,7 +221,8 @@ def rescue(closed: bool = False) -> None:
     for loop, greenlets in list(_greenlets.items()):
         if not loop.is_running() and (loop.is_closed() or not closed):
             for runner in [each for each in greenlets.running if each.thread == own]:
-                runner.end()
+                if not runner.awaits:
+                    runner.end()
             if loop.is_closed() and not greenlets.running:
                 _greenlets.pop(loop, None)
 

@@ -98,7 +98,12 @@ def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
     if runner is None:
         return _await_on_thread(self, *args, **kwargs)
     awaits = getattr(runner.worker.connections.running, "awaits", None)
-    return apart(_await_apart, runner.loop, awaits, partial(_await_on_thread, self), args, kwargs)
+    runner.awaits = True
+    try:
+        run = partial(_await_on_thread, self)
+        return apart(_await_apart, runner.loop, awaits, run, args, kwargs)
+    finally:
+        runner.awaits = False
 
 
 def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> Any:
