@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import AsyncToSync, async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.http import HttpResponse
@@ -27,6 +28,7 @@ from ormbridge import (
     pinned,
     stats,
 )
+from ormbridge.core import route as routes
 from ormbridge.core.asgiref import Guest
 from ormbridge.core.call import hosts
 from ormbridge.leases.turns import Line
@@ -67,6 +69,29 @@ def test_block_under_async_to_sync():
     assert async_to_sync(work)() == {main_thread()}
     assert sorted(User.objects.values_list("username", flat=True)) == ["ann"]
     assert stats().threads == 0
+
+
+def test_call_whose_inner_frame_ends_this_moment_stays_in_the_block(monkeypatch):
+    """A frame may end between look and submit, on another loop's thread: its call is the block's.
+
+    asgiref would send it to the frame further out, past the block, for whose end it would wait.
+    """
+
+    async def work():
+        async with atomic():
+            await create(username="ann")
+            ended_inside = CurrentThreadExecutor(AsyncToSync.executors.current)
+            ended_inside._broken = True
+            seen = iter([ended_inside])
+            real = routes.live_frame
+            monkeypatch.setattr(routes, "live_frame", lambda loop: next(seen, real(loop)))
+            inside = database_sync_to_async(in_atomic_block)()
+            assert await asyncio.wait_for(inside, GUARD)
+            assert next(seen, None) is None
+            await create(username="bob")
+
+    async_to_sync(work)()
+    assert sorted(User.objects.values_list("username", flat=True)) == ["ann", "bob"]
 
 
 def test_pinned_under_async_to_sync():

@@ -14,11 +14,10 @@ from django.db import connection, connections, transaction
 from django.test import TestCase
 
 from ormbridge.core import asgiref as frames
+from ormbridge.core import route as routes
 from ormbridge.core.bridge import database_sync_to_async
-from ormbridge.core.call import Call
 from ormbridge.core.errors import PoolTimeout
-from ormbridge.core.mailbox import mailbox_of
-from ormbridge.core.process import default_pool, stats
+from ormbridge.core.process import stats
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
 
@@ -27,6 +26,15 @@ WORKER = "ormbridge-worker-"
 
 async def bridged_thread_name():
     return await database_sync_to_async(thread_name)()
+
+
+async def ended_frame():
+    """Return the executor of a frame that has ended."""
+
+    async def inside():
+        return AsyncToSync.executors.current
+
+    return await database_sync_to_async(async_to_sync(inside))()
 
 
 def test_the_quick_look_for_a_frame_is_in_use():
@@ -177,13 +185,12 @@ async def test_frame_on_the_loops_own_thread_is_no_frame():
     assert below != above
 
 
-async def test_frame_that_ends_this_moment_gives_way_to_the_pool():
-    """If asgiref says that the frame has quit between look and submit, the pool takes the call."""
-    frame = mock.Mock(spec=CurrentThreadExecutor)
-    frame.submit.side_effect = RuntimeError("CurrentThreadExecutor already quit or is broken")
-    call = Call(thread_name, thread_name, mailbox_of(asyncio.get_running_loop()))
-    call.place(default_pool(), frame)
-    assert (await call.future).startswith(WORKER)
+async def test_frame_that_ends_this_moment_gives_way_to_the_pool(monkeypatch):
+    """If a frame ends between look and submit, on another loop's thread, the pool has the call."""
+    frame = await ended_frame()
+    seen = iter([frame, None])
+    monkeypatch.setattr(routes, "live_frame", lambda loop: next(seen))
+    assert (await bridged_thread_name()).startswith(WORKER)
 
 
 async def test_loop_on_a_worker_never_waits_for_a_second_worker(pool_settings):

@@ -13,6 +13,7 @@ from ormbridge import (
     database_sync_to_async,
     stats,
 )
+from ormbridge.core import hooks
 from ormbridge.core.call import Call
 from ormbridge.core.mailbox import mailbox_of
 from ormbridge.core.process import default_pool
@@ -170,8 +171,8 @@ async def test_call_is_stopped_by_one_thread():
     call = Call(len, len, mailbox_of(asyncio.get_running_loop()))
     call.awaits = []
     assert call.claim()
-    call.stop()
-    call.stop()
+    hooks.stop(call)
+    hooks.stop(call)
     assert len(cancellers()) == 1
     call.finish()
 

@@ -27,6 +27,7 @@ from ormbridge import (
     stats,
     stream,
 )
+from ormbridge.core import hooks
 from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
 from ormbridge.core.mailbox import mailbox_of
@@ -223,7 +224,7 @@ async def test_call_that_was_refused_needs_no_stopping():
     call.awaits = []
     assert call.refuse(PoolTimeout("no worker"))
     assert not call.cancel()
-    call.stop()
+    hooks.stop(call)
     await until(lambda: cancellers() == [])
 
 

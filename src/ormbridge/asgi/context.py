@@ -99,7 +99,7 @@ class LeaseContext(Route):
             bound = _lease_of(call.route)
             if own in [lease.thread for lease in leases]:
                 refuse_inside(call.route, call)
-                call.place(pool, None)
+                call.place(pool)
                 return
             light = call.route is self and self._is_request and not self.ended
             light = light and leaves_nothing(call, pool)
@@ -119,7 +119,7 @@ class LeaseContext(Route):
                 call.name = f"{self.name}, in {call}"
                 self._reads.add(call)
                 call.future.add_done_callback(partial(self._has_read, call))  # type: ignore[union-attr]
-                call.place(pool, None)
+                call.place(pool)
                 return
             lease = self._make_lease(pool, hold, call)
             if any(each.connections is None for each in list(self._reads)):

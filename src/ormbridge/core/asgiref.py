@@ -6,8 +6,8 @@ time, on its own thread and so on its own connections. It is live until its coro
 a task that outlives it inherits a dead frame, which is skipped. :func:`live_frame` finds the
 innermost one above a coroutine.
 
-For the wings: a :class:`Guest` has a frame's thread for as long as it likes; :func:`child_of` finds
-the user's function in what asgiref submits.
+A :class:`Guest` is what runs there: a call, or a lease of the wings, which has the thread for as
+long as it likes. :func:`child_of` finds the user's function in what asgiref submits.
 
 asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
 ``loop_thread_executors`` and the fields of ``CurrentThreadExecutor`` and
@@ -53,7 +53,7 @@ def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
             executor = _innermost_live(getattr(hiding, "_old_executor", None))
     if executor is None and AsyncToSync.loop_thread_executors:
         # A task that lost its context still runs on a loop that async_to_sync started.
-        executor = AsyncToSync.loop_thread_executors.get(loop)
+        executor = _innermost_live(AsyncToSync.loop_thread_executors.get(loop))
     return executor
 
 
@@ -84,7 +84,7 @@ def has_own_executor() -> bool:
 
 
 class Guest:
-    """A work item that has a frame's thread for as long as it likes, in the frame's place."""
+    """A work item, which has a frame's thread for as long as it likes, in the frame's place."""
 
     def __init__(self, frame: CurrentThreadExecutor, serve: Callable[[], object]) -> None:
         self._frame = frame

@@ -190,7 +190,7 @@ async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
     try:
         while not call.cancel():
             if not await _goes_on(awaited):
-                call.stop()
+                hooks.stop(call)
                 break
             if call.future is None:  # its outcome came meanwhile
                 break

@@ -24,13 +24,13 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from django.db import connections
 
 from . import hooks
+from .asgiref import Guest
 from .cleaning import refresh_own_thread
 from .connections import ThreadConnections, here, in_transaction
 from .errors import PoolTimeout, logger
@@ -126,20 +126,23 @@ class Call:
 
     # On the loop's thread, but for cancel(), which is for any
 
-    def place(self, pool: Pool, frame: CurrentThreadExecutor | None) -> None:
-        """Find a thread for the call.
+    def enter(self, frame: CurrentThreadExecutor, settings: Settings) -> bool:
+        """Get in line for the thread of *frame*, a synchronous frame above the caller.
 
-        :param frame: the live synchronous frame above the caller, whose thread it runs on.
+        :returns: whether it is; False if the frame has ended, on another loop's thread.
+        """
+        self.asked = time.monotonic()
+        submitted = Guest(frame, self.run_on_frame).submit()
+        if submitted and (host := hosts.get(frame)) is not None:
+            self.line = host
+            self.watch(settings)
+        return submitted
+
+    def place(self, pool: Pool) -> None:
+        """Have a worker of *pool* run the call.
+
         :raises PoolTimeout: if only a deadlock could come of waiting.
         """
-        if frame is not None:
-            with suppress(RuntimeError):  # it ended this very moment, on another loop's thread
-                self.asked = time.monotonic()
-                frame.submit(self.run_on_frame)
-                if (host := hosts.get(frame)) is not None:
-                    self.line = host
-                    self.watch(pool.settings)
-                return
         # Who has a worker never waits for a second one. A fork, or new settings, may have left it
         # a worker of another pool.
         own: Worker | None = here.worker
@@ -176,13 +179,6 @@ class Call:
         :param expire: called with it, among others, when it has; else it is refused.
         """
         self.watched = self.mailbox.watch(self, settings.timeout, expire or _expire)
-
-    def stop(self) -> None:
-        """Have the statement cancelled that the call runs, if that may be. Returns at once.
-
-        For whoever was cancelled, where :meth:`cancel` came too late.
-        """
-        hooks.stop(self)
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
@@ -289,5 +285,5 @@ def _expire(calls: list[Call]) -> None:
     """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
     seen: dict[object, PoolStats] = {}
     for call in [call for call in calls if call.cancel()]:
-        if call.line is not None:
-            call.refuse(call.line.time_out(call, seen), claimed=True)
+        line: Any = call.line
+        call.refuse(line.time_out(call, seen), claimed=True)

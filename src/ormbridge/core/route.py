@@ -94,11 +94,14 @@ def place(call: Call, anywhere: bool = False) -> None:
         if default_pool().take(call, wait=False):
             return
         call.stays_out = True
-    frame = frame_inside(route, call.mailbox.loop)
-    if route is not None and frame is None:
+    pool = default_pool()
+    while (frame := frame_inside(route, call.mailbox.loop)) is not None:
+        if call.enter(frame, pool.settings):
+            return
+    if route is not None:
         route.place(call)
     else:
-        call.place(default_pool(), frame)
+        call.place(pool)
 
 
 def _reset_after_fork() -> None:

@@ -126,7 +126,7 @@ class FrameLease(Lease):
             if now < since + timeout:
                 return float(since + timeout - now)
             item = items.popleft()
-            if item.future.set_running_or_notify_cancel():
+            if type(item) is not Guest and item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
                 item.future.set_exception(self.line.no_turn(name, since, self))

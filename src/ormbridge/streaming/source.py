@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..asgi.context import LeaseContext
+from ..core import hooks
 from ..core import route as routes
 from ..core.asgiref import frame_thread, live_frame
 from ..core.bridge import DatabaseSyncToAsync
@@ -51,7 +52,7 @@ class StreamContext(LeaseContext):
     def place(self, call: Call, hold: bool = True) -> None:
         """Find a worker for *call*; after the last stream, as if there was none."""
         if self.ended:
-            call.place(default_pool(), None)
+            call.place(default_pool())
         else:
             super().place(call, hold)
 
@@ -80,7 +81,7 @@ class Source:
         self._mailbox: Mailbox
         self._route: routes.Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
-        self._place: Any = None
+        self._place: object = None
         #: The last fetch, until nobody needs the rows any more.
         self.call: Call | None = None
 
@@ -141,8 +142,7 @@ class Source:
 
     def has_moved(self) -> bool:
         """Say whether the running code is below another frame or block than at the last fetch."""
-        here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
-        return bool(self._place != here)
+        return self._place != (live_frame(asyncio.get_running_loop()), routes.current_route.get())
 
     def give_up(self) -> bool:
         """Give the last fetch up. Returns False if there is none that has not started."""
@@ -159,7 +159,7 @@ class Source:
         """
         call, self.call = self.call, None
         if call and not call.cancel() and (stop or not getattr(call.line, "transaction", True)):
-            call.stop()
+            hooks.stop(call)
         # The lease sees for itself that the generator is unused.
         if isinstance(self._route, StreamContext):
             self._route.leave(self)
