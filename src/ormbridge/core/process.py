@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
@@ -32,6 +33,12 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _exiting = False
 # Re-entrant: the module that RESET names is imported under it, and may ask for stats().
 _pool_lock = threading.RLock()
+
+
+def after_fork(function: Callable[[], object]) -> None:
+    """Have *function* called in each child that this process forks."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=function)
 
 
 def default_pool() -> Pool:
@@ -126,8 +133,7 @@ def _reload(setting: str, **kwargs: object) -> None:
 # As concurrent.futures does: before the interpreter waits for threads that are not daemons. atexit
 # would be too late.
 threading._register_atexit(_close_at_exit)  # type: ignore[attr-defined]
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_reset_after_fork)
+after_fork(_reset_after_fork)
 setting_changed.connect(_reload, dispatch_uid="ormbridge.pool")
 if django_settings.configured:
     load_settings()  # better to fail here than at the first call

@@ -7,16 +7,16 @@ route goes before it, because the thread that waits there holds the connections 
 
 from __future__ import annotations
 
-import os
 from asyncio import AbstractEventLoop
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
 from .asgiref import is_inside, live_frame
 from .call import Call
-from .process import default_pool
+from .process import after_fork, default_pool
 
 
 class Route:
@@ -104,9 +104,4 @@ def place(call: Call, anywhere: bool = False) -> None:
         call.place(pool)
 
 
-def _reset_after_fork() -> None:
-    current_route.set(None)  # what it has is the parent's
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_reset_after_fork)
+after_fork(partial(current_route.set, None))  # what it has is the parent's

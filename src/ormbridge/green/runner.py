@@ -17,7 +17,6 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
@@ -31,6 +30,7 @@ from greenlet import getcurrent, greenlet
 from ..core.call import Call
 from ..core.connections import ThreadConnections, here
 from ..core.errors import BridgeError
+from ..core.process import after_fork
 from ..core.worker import Leaseholder, Worker
 
 #: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
@@ -58,8 +58,8 @@ class _Green(threading.local):
 
 
 green = _Green()
-if hasattr(os, "register_at_fork"):  # the child goes on in its function, and not in the loop
-    os.register_at_fork(after_in_child=partial(setattr, green, "runner", None))
+# The child goes on in its function, and not in the loop.
+after_fork(partial(setattr, green, "runner", None))
 
 
 class Runner:

@@ -6,7 +6,6 @@ more than that it runs, so that a call pays nothing. It sleeps while nothing doe
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from types import CodeType
 
 from ..core import call
 from ..core.errors import logger
+from ..core.process import after_fork
 from .runner import Runner, at_work
 
 # Looks in each GREEN_SLOW seconds, and those without a greenlet at work after which it sleeps.
@@ -69,5 +69,4 @@ class Watchdog:
 
 
 watchdog = Watchdog()
-if hasattr(os, "register_at_fork"):  # its thread is the parent's
-    os.register_at_fork(after_in_child=partial(setattr, watchdog, "sleeps", True))
+after_fork(partial(setattr, watchdog, "sleeps", True))  # its thread is the parent's

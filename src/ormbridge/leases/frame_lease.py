@@ -11,7 +11,6 @@ A frame that ends with a block or a stream open has it rolled back, or closed, o
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -24,7 +23,7 @@ from ..core.asgiref import Guest, child_of, frame_thread
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
 from ..core.errors import LeaseClosed
-from ..core.process import default_pool
+from ..core.process import after_fork, default_pool
 from ..core.route import Route
 from .generators import owner_of
 from .lease import Lease
@@ -39,8 +38,7 @@ def _reset_after_fork() -> None:
     _lock = threading.RLock()  # another thread of the parent may have had it
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_reset_after_fork)
+after_fork(_reset_after_fork)
 
 
 class FrameRoute(Route):
