@@ -38,7 +38,7 @@ from .mailbox import Expire, Mailbox
 from .pool import Pool
 from .settings import Settings
 from .stats import PoolStats
-from .worker import Worker, current
+from .worker import Leaseholder, Worker, current
 
 #: What a thread runs.
 Job = Callable[[], Any]
@@ -62,13 +62,13 @@ class Line(Protocol):
 hosts: weakref.WeakKeyDictionary[CurrentThreadExecutor, Line] = weakref.WeakKeyDictionary()
 
 
-class Call:
+class Call(Leaseholder):
     """One call of a synchronous function, made from an event loop."""
 
     __slots__ = (
-        *("_claim", "_error", "_result", "asked", "awaits", "calls", "closes", "connections"),
-        *("ended", "function", "future", "generator", "glances", "iteration", "lean", "line"),
-        *("loop", "mailbox", "name", "route", "stays_out", "stopping", "task", "watched"),
+        *("_error", "_result", "awaits", "closes", "connections", "ended", "function", "future"),
+        *("generator", "glances", "iteration", "lean", "line", "mailbox", "name", "route"),
+        *("stays_out", "stopping", "task", "watched"),
     )
 
     def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
@@ -77,22 +77,18 @@ class Call:
         :param function: what the thread runs.
         :param name: the user's function, which error messages name, or what to call it.
         """
+        super().__init__()
         self.function: Job | None = function
         self.name = name
         self.mailbox = mailbox
-        self._claim = threading.Lock()
         self._result: Any = None
         self._error: BaseException | None = None
-        self.asked = 0.0
-        self.calls = 0
         #: The route of the code that makes it.
         self.route: object = None
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         # For the wings
-        #: The event loop on whose thread it may run; None for a thread of its own.
-        self.loop: asyncio.AbstractEventLoop | None = None
-        #: The function to run there.
+        #: The function to run on its :attr:`loop`'s thread.
         self.lean: Job | None = None
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
@@ -199,10 +195,6 @@ class Call:
 
     # On the thread that runs it
 
-    def claim(self) -> bool:
-        """Take the one right to decide what becomes of it. False if it is taken. Any thread."""
-        return self._claim.acquire(blocking=False)
-
     def run(self, own: ThreadConnections | None = None, prepare: Job | None = None) -> bool:
         """Run *prepare* and the function; keep the outcome. Returns whether they succeeded.
 
@@ -256,9 +248,6 @@ class Call:
         self._error = error
         self.finish()
         return True
-
-    def dismiss(self, error: Exception) -> None:
-        """Do nothing: a call that runs, runs to its end."""
 
     def run_on_frame(self) -> None:
         """Run on the thread of a synchronous frame, which owns the connections there."""

@@ -5,7 +5,7 @@ starts and after it ends, that it is free again before the outcome is handed ove
 who awaits one call after the other finds the same worker), and that it closes its connections on
 its own thread when it ends.
 
-It assumes of a lease only the methods of :class:`Leaseholder`, none of which may raise.
+It assumes of a lease only what a :class:`Leaseholder` has; none of its methods may raise.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from .errors import BridgeError
 from .settings import Reset, Settings
 
 
-class Leaseholder(Protocol):
-    """What a pool and its workers need of a lease."""
+class Leaseholder:
+    """A lease, as a pool and its workers know it."""
 
-    #: ``time.monotonic()`` when the lease asked for a worker.
-    asked: float
-    #: How many of its calls have run.
-    calls: int
-    #: The event loop on whose thread it may run, by a wing; None for a worker's own.
-    loop: AbstractEventLoop | None
+    __slots__ = ("_claim", "asked", "calls", "loop")
+
+    def __init__(self) -> None:
+        self._claim = threading.Lock()
+        #: ``time.monotonic()`` when the lease asked for a worker.
+        self.asked = 0.0
+        #: How many of its calls have run.
+        self.calls = 0
+        #: The event loop on whose thread it may run, by a wing; None for a worker's own.
+        self.loop: AbstractEventLoop | None = None
 
     def claim(self) -> bool:
-        """Decide that the lease starts. Returns False where it was cancelled or refused before."""
-        ...
+        """Take the one right to decide what becomes of it. False if it is taken. Any thread."""
+        return self._claim.acquire(blocking=False)
 
     def run(self, connections: ThreadConnections, /) -> bool:
         """Run the lease's calls on the calling thread. Returns whether they succeeded.
 
         :param connections: those of the thread, a worker's.
         """
-        ...
+        raise NotImplementedError
 
     def finish(self, may_wait: bool) -> None:
         """Hand the outcome over. Runs on the worker, after it was given back.
@@ -51,10 +55,13 @@ class Leaseholder(Protocol):
 
     def refuse(self, error: BridgeError) -> bool:
         """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
-        ...
+        raise NotImplementedError
 
     def dismiss(self, error: BridgeError) -> None:
-        """End the lease after the call that runs; fail those that wait with *error*. Any thread."""
+        """End the lease after the call that runs; fail those that wait with *error*. Any thread.
+
+        That of one call ends with it.
+        """
 
 
 class Employer(Protocol):

@@ -19,7 +19,6 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 from __future__ import annotations
 
 import threading
-from asyncio import AbstractEventLoop
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, in_transaction
@@ -27,12 +26,12 @@ from ..core.errors import BridgeError, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.route import Route
 from ..core.stats import PoolStats
-from ..core.worker import Worker, current
+from ..core.worker import Leaseholder, Worker, current
 from .generators import SuspendedGenerators, current_task
 from .turns import Block, Line, hurry, undo
 
 
-class Lease:
+class Lease(Leaseholder):
     """A line of calls, and the worker that serves it."""
 
     #: What a block that was left open is told.
@@ -44,17 +43,13 @@ class Lease:
         :param context: whose calls it runs.
         :param held: whether it goes on between calls until :meth:`release`.
         """
+        super().__init__()
         self.context, self.pool = context, pool
-        self.loop: AbstractEventLoop | None = None
         self._task = current_task()
-        #: Calls that have run.
-        self.calls = 0
-        self.asked = 0.0
         #: The thread that runs them, from the first one on; a worker, but below a frame.
         self.thread: threading.Thread | None = None
         #: The worker's; None below a frame.
         self.connections: ThreadConnections | None = None
-        self._claim = threading.Lock()
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
         #: The calls in line. Its lock guards all of the following.
@@ -164,10 +159,6 @@ class Lease:
         return self.line.no_turn(call, call.asked, self)
 
     # What the pool and its worker need
-
-    def claim(self) -> bool:
-        """Decide that the lease starts. Returns False where it was withdrawn or refused before."""
-        return self._claim.acquire(blocking=False)
 
     def refuse(self, error: BridgeError) -> bool:
         """Fail the lease and all its calls with *error*. False if it was claimed before."""
