@@ -29,8 +29,8 @@ from ormbridge import (
     stats,
 )
 from ormbridge.core import route as routes
-from ormbridge.core.asgiref import Guest
 from ormbridge.core.call import hosts
+from ormbridge.leases.frame_lease import FrameLease
 from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
 from tests.core.support import run_python, set_timeout, thread_name
@@ -622,9 +622,9 @@ def test_block_whose_coroutine_is_freed_under_a_frame():
     async def main():
         coroutines = [work()]
         await until_inside(coroutines[0])
-        with mock.patch.object(Guest, "wake") as wake:
+        with mock.patch.object(FrameLease, "_rouse") as rouse:
             coroutines.clear()
-        assert not wake.called
+        assert not rouse.called
         return await User.objects.acount(), await database_sync_to_async(in_atomic_block)()
 
     assert async_to_sync(main)() == (0, False)
@@ -633,13 +633,13 @@ def test_block_whose_coroutine_is_freed_under_a_frame():
 
 def test_frame_is_told_of_its_guest_before_that_comes(monkeypatch):
     """Who gets in line behind the guest knows of it, and so waits no longer than TIMEOUT."""
-    told, submit = [], Guest.submit
+    told, submit = [], FrameLease.submit
 
-    def watched(guest):
-        told.append(hosts.get(guest._frame) is not None)
-        return submit(guest)
+    def watched(lease):
+        told.append(hosts.get(lease.context.frame) is lease)
+        return submit(lease)
 
-    monkeypatch.setattr(Guest, "submit", watched)
+    monkeypatch.setattr(FrameLease, "submit", watched)
 
     async def work():
         async with atomic():

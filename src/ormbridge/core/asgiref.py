@@ -6,8 +6,8 @@ time, on its own thread and so on its own connections. It is live until its coro
 a task that outlives it inherits a dead frame, which is skipped. :func:`live_frame` finds the
 innermost one above a coroutine.
 
-A :class:`Guest` is what runs there: a call, or a lease of the wings, which has the thread for as
-long as it likes. :func:`child_of` finds the user's function in what asgiref submits.
+What runs there gets in line by :func:`submit`. For the wings: a lease of a frame's thread finds its
+neighbours in :func:`line_of`; :func:`child_of` finds the user's function in what asgiref submits.
 
 asgiref has no public way to ask, so this module alone reads ``AsyncToSync.executors``,
 ``loop_thread_executors`` and the fields of ``CurrentThreadExecutor`` and
@@ -23,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from operator import is_
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -62,6 +63,27 @@ def frame_thread(executor: CurrentThreadExecutor) -> threading.Thread:
     return executor._work_thread
 
 
+def submit(frame: CurrentThreadExecutor, run: Callable[[], object]) -> bool:
+    """Have the thread of *frame*, of that one alone, call *run*. Returns False if it has ended."""
+    with frame._work_ready:
+        if frame._broken:
+            return False
+        # What asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C.
+        frame._work_items.append(SimpleNamespace(run=run))  # type: ignore[arg-type]
+        frame._work_ready.notify()
+    return True
+
+
+def line_of(frame: CurrentThreadExecutor) -> tuple[threading.Condition, deque[Any]]:
+    """Return the work items that wait for the thread of *frame*, after what guards them."""
+    return frame._work_ready, frame._work_items
+
+
+def has_ended(frame: CurrentThreadExecutor) -> bool:
+    """Say whether the coroutine of *frame* has finished, so that it takes no more work items."""
+    return frame._broken
+
+
 def is_inside(frame: CurrentThreadExecutor, other: CurrentThreadExecutor | None) -> bool:
     """Say whether *frame* was entered inside *other*, live or not, and is not that one."""
     while other is not None and other is not frame:
@@ -81,52 +103,6 @@ def has_own_executor() -> bool:
     """Say whether the running code is in a ``ThreadSensitiveContext(executor=…)``."""
     context = SyncToAsync.thread_sensitive_context.get(None)
     return context is not None and context._executor is not None
-
-
-class Guest:
-    """A work item, which has a frame's thread for as long as it likes, in the frame's place."""
-
-    def __init__(self, frame: CurrentThreadExecutor, serve: Callable[[], object]) -> None:
-        self._frame = frame
-        self._woken = False
-        #: What asgiref asks of a work item. What this raises comes out of the frame: Ctrl-C.
-        self.run = serve
-
-    def submit(self) -> bool:
-        """Get in line for the thread. Returns False if the frame has ended."""
-        with self._frame._work_ready:
-            if self._frame._broken:
-                return False
-            self._frame._work_items.append(self)  # type: ignore[arg-type] # it is run, no more
-            self._frame._work_ready.notify()
-        return True
-
-    def wake(self) -> None:
-        """Have :meth:`wait` look again. Any thread."""
-        with self._frame._work_ready:
-            self._woken = True
-            self._frame._work_ready.notify()
-
-    def wait(self, alone: Callable[[], bool], refuse: Callable[[deque[Any]], float | None]) -> bool:
-        """Wait until :meth:`wake`, and run other work items of the frame meanwhile, unless *alone*.
-
-        :param refuse: takes those out that have waited for too long, and returns the seconds until
-            the next one has.
-        :returns: False if the frame's coroutine has finished.
-        """
-        frame = self._frame
-        while True:
-            with frame._work_ready:
-                while not (self._woken or frame._broken or (frame._work_items and not alone())):
-                    frame._work_ready.wait(refuse(frame._work_items))
-                if self._woken:
-                    self._woken = False
-                    return True
-                if alone() or not frame._work_items:
-                    return False
-                item = frame._work_items.popleft()
-            item.run()
-            del item
 
 
 def child_of(job: object) -> functools.partial[Any] | None:

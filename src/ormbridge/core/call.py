@@ -30,7 +30,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from django.db import connections
 
 from . import hooks
-from .asgiref import Guest
+from .asgiref import submit
 from .cleaning import refresh_own_thread
 from .connections import ThreadConnections, here, in_transaction
 from .errors import PoolTimeout, logger
@@ -128,7 +128,7 @@ class Call(Leaseholder):
         :returns: whether it is; False if the frame has ended, on another loop's thread.
         """
         self.asked = time.monotonic()
-        submitted = Guest(frame, self.run_on_frame).submit()
+        submitted = submit(frame, self.run_on_frame)
         if submitted and (host := hosts.get(frame)) is not None:
             self.line = host
             self.watch(settings)

@@ -14,12 +14,11 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import deque
 from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from ..core.asgiref import Guest, child_of, frame_thread
+from ..core.asgiref import child_of, frame_thread, has_ended, line_of, submit
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
 from ..core.errors import LeaseClosed
@@ -67,7 +66,7 @@ class FrameRoute(Route):
                 # First known, then in line: who comes behind it there is told of it.
                 lease = hosts[frame] = FrameLease(self, frame)
                 lease.put(call)
-                if lease.guest.submit():
+                if submit(frame, lease.host):
                     return
                 del hosts[frame]
         call.refuse(_too_late(call))
@@ -87,16 +86,21 @@ class FrameLease(Lease):
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
         super().__init__(route, default_pool(), held=False)
         self.thread = frame_thread(frame)
-        #: Its place among what the frame's thread runs.
-        self.guest = Guest(frame, self._host)
+        self._frame = frame
+        # What waits for the thread; and, under the same lock, whether this is to look again.
+        self._ready, self._items = line_of(frame)
+        self._roused = False
 
     def _rouse(self) -> bool:
-        self.guest.wake()
+        with self._ready:
+            self._roused = True
+            self._ready.notify()
         return False  # it may be in the middle of what it runs for others
 
     # On the frame's thread
 
-    def _host(self) -> None:
+    def host(self) -> None:
+        """Serve the calls until nothing keeps the lease. What this raises comes out of the frame."""
         try:
             if self.claim():
                 self._serve()
@@ -113,18 +117,34 @@ class FrameLease(Lease):
         return call.run(prepare=refresh_own_thread)
 
     def _rest(self) -> None:
-        if not self.guest.wait(lambda: bool(self.line.blocks), self._refuse_late):
-            self._end()
+        """Run what else waits for the thread, unless a block is open, until there is more to do."""
+        while True:
+            with self._ready:
+                while not (self._roused or has_ended(self._frame) or self._has_neighbour()):
+                    self._ready.wait(self._refuse_late())
+                if self._roused:
+                    self._roused = False
+                    return
+                item = self._items.popleft() if self._has_neighbour() else None
+            if item is None:  # the frame has ended
+                self._end()
+                return
+            item.run()
+            del item
 
-    def _refuse_late(self, items: deque[Any]) -> float | None:
+    def _has_neighbour(self) -> bool:
+        return bool(self._items) and not self.line.blocks
+
+    def _refuse_late(self) -> float | None:
+        """Refuse what has waited for too long. Returns the seconds until the next one has."""
         # What asgiref sent to the frame has no timer: a call of the bridge has one.
         now, timeout = time.monotonic(), self.pool.settings.timeout
-        asked = [vars(item).setdefault("asked", now) for item in items]
+        asked = [vars(item).setdefault("asked", now) for item in self._items]
         for since in asked:
             if now < since + timeout:
                 return float(since + timeout - now)
-            item = items.popleft()
-            if type(item) is not Guest and item.future.set_running_or_notify_cancel():
+            item = self._items.popleft()
+            if hasattr(item, "future") and item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
                 item.future.set_exception(self.line.no_turn(name, since, self))
