@@ -31,7 +31,7 @@ from django.db.transaction import Atomic, TransactionManagementError
 from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
-from ..core.cleaning import keep_open
+from ..core.cleaning import close_if_unusable_or_obsolete
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.state import transaction_status
@@ -194,6 +194,25 @@ def attend(connection: BaseDatabaseWrapper) -> Witness:
     witness: Witness = getattr(connection, "ormbridge_witness", None) or Witness(connection)
     witness.blocks += 1
     return witness
+
+
+def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
+    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
+
+    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
+
+    :returns: what takes that back; nothing if they are kept from it already.
+    """
+    name = "close_if_unusable_or_obsolete"
+    if name in vars(connection):
+        return lambda: None
+    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
+    return partial(delattr, connection, name)
+
+
+def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
+    if (connection := own()) is not None and not connection.in_atomic_block:
+        close_if_unusable_or_obsolete(connection)
 
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:

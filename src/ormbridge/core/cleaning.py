@@ -5,10 +5,8 @@ Everything here runs on the thread of the connections.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -26,25 +24,6 @@ def refresh_own_thread() -> None:
     """
     for connection in connections.all(initialized_only=True):
         close_if_dead(connection)
-
-
-def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
-    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
-
-    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
-
-    :returns: what takes that back; nothing if they are kept from it already.
-    """
-    name = "close_if_unusable_or_obsolete"
-    if name in vars(connection):
-        return lambda: None
-    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
-    return partial(delattr, connection, name)
-
-
-def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (connection := own()) is not None and not connection.in_atomic_block:
-        close_if_unusable_or_obsolete(connection)
 
 
 def close_if_dead(connection: BaseDatabaseWrapper) -> None:

@@ -40,9 +40,9 @@ from django.utils.connection import BaseConnectionHandler
 
 from ..asgi import sync_to_async as sync_to_async  # calls of asgiref, too
 from ..asgi.context import LeaseContext, refuse_inside
+from ..blocks.witness import keep_open
 from ..core import route as routes
 from ..core.call import Call
-from ..core.cleaning import keep_open
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.pool import Pool
