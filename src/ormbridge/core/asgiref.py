@@ -29,12 +29,8 @@ from typing import Any, TypeVar
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.local import _Storage
 from asgiref.sync import AsyncToSync, SyncToAsync, _restore_context
-from django.db.models.query import BaseIterable
 
 _R = TypeVar("_R")
-
-#: The function that sends the chunks of aiterator() to a thread.
-CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 
 # The context variable behind AsyncToSync.executors. A plain get() of it is twenty times cheaper
 # than the failing getattr() that most calls would pay, and enough to see that there is no frame.

@@ -21,10 +21,10 @@ from typing import Any
 
 from django.db.models.query import BaseIterable
 
-from ..core.asgiref import CHUNKS, child_of
+from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
-from ..postgres.canceller import bounded
+from ..postgres.canceller import CHUNKS, bounded
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 

@@ -45,11 +45,10 @@ from typing import Any
 from django.db import connections
 from django.db.models import Model, QuerySet, prefetch_related_objects
 from django.db.models.manager import BaseManager
-from django.db.models.query import RawQuerySet
+from django.db.models.query import BaseIterable, RawQuerySet
 from django.db.utils import load_backend
 
 from ..core import hooks
-from ..core.asgiref import CHUNKS
 from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
@@ -63,6 +62,8 @@ LONGEST_PAUSE = 0.1
 #: postgresql.org/docs/current/protocol-message-formats.html
 PROBE = struct.pack("!ii", 8, 80877103)
 
+#: The function that sends the chunks of aiterator() to a thread.
+CHUNKS = f"{BaseIterable.__qualname__}._async_generator.<locals>.next_slice"
 # Of related managers, which Django makes for each relation.
 _RELATED = ("add", "remove", "clear", "set")
 _OWNERS = (QuerySet, RawQuerySet, Model, BaseManager)
