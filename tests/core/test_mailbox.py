@@ -21,7 +21,7 @@ class Item:
         self.delivered = delivered
         self.value = value
 
-    def deliver(self):
+    def __call__(self):
         if isinstance(self.value, Exception):
             raise self.value
         self.delivered.append(self.value)
@@ -185,8 +185,8 @@ def test_posted_between_batches():
     mailbox, delivered = Mailbox(loop), []
 
     class Posting(Item):
-        def deliver(self):
-            super().deliver()
+        def __call__(self):
+            super().__call__()
             mailbox.post(Item(delivered, "last"))
 
     mailbox.post(Posting(delivered, "first"))

@@ -16,7 +16,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import connections
 from django.db.models import QuerySet
@@ -182,7 +182,14 @@ class LeaseContext(Route):
                 lease.release(end=True)
             waiting, self._waiting = self._waiting, OrderedDict()
         for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
-            call.mailbox.post(_Withdrawn(call, self))
+            call.mailbox.post(partial(self._place_again, call))
+
+    def _place_again(self, call: Call) -> None:
+        """Send *call* to the lease that goes on now. On its loop's thread."""
+        try:
+            self.place(call)
+        except BridgeError as error:
+            call.refuse(error)
 
     def forget(self, lease: Lease) -> None:
         """Let go of *lease*, which is over. Runs on its worker."""
@@ -199,20 +206,6 @@ class LeaseContext(Route):
             self.ended = self.ended or end
             for lease in [each for each in self._leases if each.context is self]:
                 lease.release(end)
-
-
-class _Withdrawn(NamedTuple):
-    """A call that is on its way to the lease that its context keeps now."""
-
-    call: Call
-    context: LeaseContext
-
-    def deliver(self) -> None:
-        """Place it again."""
-        try:
-            self.context.place(self.call)
-        except BridgeError as error:
-            self.call.refuse(error)
 
 
 def leaves_nothing(call: Call, pool: Pool) -> bool:

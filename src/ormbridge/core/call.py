@@ -239,7 +239,7 @@ class Call(Leaseholder):
         if self.mailbox.loop.is_closed():
             self.future = None  # it knows who would have had the outcome
         elif self.loop is None or not hooks.deliver(self):
-            self.mailbox.post(self, may_wait)
+            self.mailbox.post(self.deliver, may_wait)
 
     def refuse(self, error: Exception, claimed: bool = False) -> bool:
         """Fail the call with *error*. Returns False if others than the caller *claimed* it."""

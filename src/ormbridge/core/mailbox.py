@@ -26,7 +26,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 #: Seconds between two looks at a pool, from when a call of the loop waits there.
 LOOK = 0.002
@@ -39,13 +39,6 @@ Expire = Callable[[list[Any]], object]
 _thread = threading.local()
 
 
-class Item(Protocol):
-    """Something to deliver on the loop's thread."""
-
-    def deliver(self) -> None:
-        """Deliver it. What this raises is reported to the loop's exception handler."""
-
-
 class Mailbox:
     """The mailbox of one event loop."""
 
@@ -56,12 +49,14 @@ class Mailbox:
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
         # There is a timer for each. Any thread may take out who waits no longer.
         self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
-        self._items: deque[Item] = deque()
+        self._items: deque[Callable[[], object]] = deque()
         self._waking = False  # a delivery is on its way
         self._looks: set[Callable[[], bool]] = set()  # of pools
 
-    def post(self, item: Item, may_wait: bool = False) -> None:
-        """Have *item* delivered. Called from any thread.
+    def post(self, item: Callable[[], object], may_wait: bool = False) -> None:
+        """Have *item* called on the loop's thread, to deliver something there. Any thread.
+
+        What it raises is reported to the loop's exception handler.
 
         :param may_wait: whether the next look is soon enough, if there is one.
         """
@@ -83,7 +78,7 @@ class Mailbox:
             left -= 1
             item = self._items.popleft()
             try:
-                item.deliver()
+                item()
             except Exception as error:
                 trouble = {"message": f"could not deliver {item!r}", "exception": error}
                 self.loop.call_exception_handler(trouble)

@@ -164,10 +164,6 @@ class Source:
         if isinstance(self._route, StreamContext):
             self._route.leave(self)
 
-    def deliver(self) -> None:
-        """Tell that the cursor is closed."""
-        self.closed.set()
-
     # On the thread of the cursor
 
     def next_chunk(self, anchor: weakref.ref[Anchor], chunks: Generator[Any, Any, Any]) -> Chunk:
@@ -189,13 +185,13 @@ class Source:
             return end.value, True
         finally:
             if not chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-                self._mailbox.post(self)
+                self._mailbox.post(self.closed.set)
 
     def close(self) -> None:
         """Close the cursor."""
         with suppress(Exception):  # the connection broke
             self._chunks.close()
-        self._mailbox.post(self)
+        self._mailbox.post(self.closed.set)
 
     def _lost(self) -> str:
         return (
