@@ -30,7 +30,7 @@ from ormbridge import (
 )
 from ormbridge.core import route as routes
 from ormbridge.core.call import hosts
-from ormbridge.leases.frame_lease import FrameLease
+from ormbridge.leases import frame_lease
 from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
 from tests.core.support import run_python, set_timeout, thread_name
@@ -633,13 +633,13 @@ def test_block_whose_coroutine_is_freed_under_a_frame():
 
 def test_frame_is_told_of_its_guest_before_that_comes(monkeypatch):
     """Who gets in line behind the guest knows of it, and so waits no longer than TIMEOUT."""
-    told, submit = [], FrameLease.submit
+    told, submit = [], frame_lease.submit
 
-    def watched(lease):
-        told.append(hosts.get(lease.context.frame) is lease)
-        return submit(lease)
+    def watched(frame, host):
+        told.append(hosts.get(frame) is host.__self__)
+        return submit(frame, host)
 
-    monkeypatch.setattr(FrameLease, "submit", watched)
+    monkeypatch.setattr(frame_lease, "submit", watched)
 
     async def work():
         async with atomic():

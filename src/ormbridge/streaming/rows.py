@@ -175,7 +175,7 @@ class Rows(AsyncIterator[_Row]):
         future, source = self._future, self._source
         # A fetch that waits for its turn until a frame or block ends that was entered since, and
         # waits for it here, goes there itself.
-        if future is None or (not future.done() and source.has_moved() and source.give_up()):
+        if future is None or (not future.done() and source.moves()):
             future = self._fetch()
         self._waits = True
         try:

@@ -140,13 +140,13 @@ class Source:
         """Say whether it was begun in another event loop, where its chunks arrive."""
         return self._route is not None and self._mailbox.loop is not asyncio.get_running_loop()
 
-    def has_moved(self) -> bool:
-        """Say whether the running code is below another frame or block than at the last fetch."""
-        return self._place != (live_frame(asyncio.get_running_loop()), routes.current_route.get())
+    def moves(self) -> bool:
+        """Give up the last fetch if the running code is below another frame or block than then.
 
-    def give_up(self) -> bool:
-        """Give the last fetch up. Returns False if there is none that has not started."""
-        return self.call is not None and self.call.cancel()
+        Returns False if it is not, or that has started.
+        """
+        here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
+        return self._place != here and self.call is not None and self.call.cancel()
 
     def _drop(self, anchor: object) -> None:
         if self.call is not None:
