@@ -101,8 +101,8 @@ class LeaseContext(Route):
                 refuse_inside(call.route, call)
                 call.place(pool)
                 return
-            light = call.route is self and self._is_request and not self.ended
-            light = light and leaves_nothing(call, pool)
+            is_request = self._is_request and not self.ended
+            light = is_request and call.route is self and leaves_nothing(call, pool)
             hold = hold and self._holds and not (call.stays_out or self.ended or light)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             if owner is not None and owner.context is not self and owner.ended:
@@ -113,7 +113,7 @@ class LeaseContext(Route):
                 if lease is bound and not call.stays_out:
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
-            in_vain = self.timed_out and self._is_request and not self.ended
+            in_vain = is_request and self.timed_out
             if light and not in_vain:
                 # What comes later, and may be held, is behind it in the line.
                 call.name = f"{self.name}, in {call}"
