@@ -29,19 +29,12 @@ class GreenLease(Lease):
     def _has_worker(self) -> bool:
         return super()._has_worker() if self._runner is None else not self._runner.is_over()
 
-    def _rouse(self) -> bool:
-        if self._runner is None:
-            return super()._rouse()
-        rested, self.resting = self.resting, False
-        if rested:
-            self._runner.wake()
-        return rested
-
     # In the greenlet
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self._runner = green.runner
+        if (runner := green.runner) is not None:
+            self._runner, self._wake_up = runner, runner.wake
         return super().run(connections)
 
     def _run(self, call: Call) -> bool:
