@@ -26,7 +26,6 @@ from ..core.call import Call
 from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
-from ..core.route import Route
 from ..core.worker import Worker, current
 from ..leases.generators import owner_of
 from ..leases.lease import Lease
@@ -40,7 +39,7 @@ _READS = (
 )
 
 
-class LeaseContext(Route):
+class LeaseContext(routes.Route):
     """Where the calls of one context go."""
 
     #: What its leases are; a wing may have others.

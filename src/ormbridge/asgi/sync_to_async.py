@@ -21,7 +21,6 @@ from ..core import route as routes
 from ..core.asgiref import has_own_executor, take_over
 from ..core.bridge import DatabaseSyncToAsync, go_on
 from ..core.mailbox import mailbox_of
-from ..core.route import Route
 from ..postgres.canceller import may_be_stopped
 from .context import LeaseContext
 from .threadless import answer
@@ -70,7 +69,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
 SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
 
 
-def _takes(route: Route, loop: asyncio.AbstractEventLoop) -> bool:
+def _takes(route: routes.Route, loop: asyncio.AbstractEventLoop) -> bool:
     """Say whether *route* takes what asgiref sends to a thread: nothing was entered inside it."""
     if not route.takes_all or (has_own_executor() and not route.is_alone):
         return False
@@ -83,7 +82,7 @@ class on_route:  # noqa: N801 # it reads as what it does
     Tasks that outlive it go on sending them there.
     """
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: routes.Route) -> None:
         self._route = route
 
     def __enter__(self) -> None:

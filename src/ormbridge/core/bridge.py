@@ -26,7 +26,6 @@ from .call import Call, Job
 from .cleaning import close_old_connections_outside_transactions, without_old_connections
 from .mailbox import Mailbox, mailbox_of
 from .process import default_pool
-from .route import place
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -111,7 +110,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         call = self.make_call(self.func, mailbox, variables, child, self._green)
         future, awaited = call.future, call.awaits
         try:
-            place(call, self._anywhere)
+            routes.place(call, self._anywhere)
             return await future  # type: ignore[misc, no-any-return]
         except asyncio.CancelledError as error:
             return await go_on(call, error, awaited)  # type: ignore[no-any-return]
