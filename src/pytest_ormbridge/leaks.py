@@ -26,9 +26,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from ormbridge.blocks.witness import MACHINERY, package_of
+from ormbridge.core.cleaning import transaction_open
 from ormbridge.core.errors import BridgeError
 from ormbridge.core.pool import Pool
-from ormbridge.core.state import transaction_open
 from ormbridge.core.worker import Leaseholder, Worker
 from ormbridge.testing.ending import GRACE, close_for_good, depths, leases_left, places
 

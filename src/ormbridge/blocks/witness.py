@@ -31,10 +31,9 @@ from django.db.transaction import Atomic, TransactionManagementError
 from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
-from ..core.cleaning import close_if_unusable_or_obsolete
+from ..core.cleaning import close_if_unusable_or_obsolete, transaction_status
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
-from ..core.state import transaction_status
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")

@@ -5,7 +5,7 @@ The six steps of a call, in the order to read them:
 1. ``bridge``: wrap the function, and make a ``call`` of it;
 2. ``route``: find where it goes, below a synchronous frame (``asgiref``) or to the pool;
 3. ``pool``, with ``hands``: give it a worker, or let it wait in line;
-4. ``connections``, with ``cleaning`` and ``state``: see to the thread's connections;
+4. ``connections``, with ``cleaning``: see to the thread's connections;
 5. ``worker``: run it, with step 4 before and after;
 6. ``mailbox``: hand the outcome to its event loop.
 

@@ -31,10 +31,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete
+from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete, transaction_open
 from .errors import BridgeError, logger
 from .settings import Reset
-from .state import transaction_open
 
 #: Seconds after which a lease cleans up before it starts even where no connection grew too old.
 SWEEP = 1.0

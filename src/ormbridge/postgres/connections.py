@@ -16,9 +16,9 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..core import hooks
+from ..core.cleaning import transaction_open, transaction_status
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError
-from ..core.state import transaction_open, transaction_status
 
 # Seconds to wait for the server to close its end, at the most.
 _PATIENCE = 1.0
