@@ -414,7 +414,7 @@ async def test_worker_is_kept_before_its_caller_goes_on(monkeypatch):
     monkeypatch.setattr(
         Call,
         "finish",
-        lambda call, *args: (kept.append(current().kept), finish(call, *args)),
+        lambda call, *args: (kept.append(current() in default_pool().kept), finish(call, *args)),
     )
     assert await get(answering(sync_to_async(thread_name))) == "200 ormbridge-worker-1"
     assert kept == [True]

@@ -52,7 +52,8 @@ class Pool:
         self._idle: dict[Worker, None] = {}  # the one used last is at the end
         self._waiting: OrderedDict[Leaseholder, None] = OrderedDict()
         self._hands = Hands()
-        self._kept = 0  # workers that leases keep between calls
+        #: Those that leases keep between calls, or that run elsewhere.
+        self.kept: set[Worker] = set()
         self._closed = False
         self._numbers = count(1)
         self._calls = self._queued = self._timeouts = self._discarded = 0
@@ -103,7 +104,7 @@ class Pool:
 
     def _running(self) -> int:
         """Return how many are hands: not idle, nor kept between calls, nor run elsewhere."""
-        return len(self.workers) - len(self._idle) - self._kept
+        return len(self.workers) - len(self._idle) - len(self.kept)
 
     def look(self) -> bool:
         """See how many workers may run now, and have so many begin.
@@ -150,7 +151,7 @@ class Pool:
         """
         with self._lock:
             self.workers.discard(worker)
-            self._kept -= worker.kept
+            self.kept.discard(worker)
             self._waiting[lease] = None
             self._waiting.move_to_end(lease, last=False)
             if self.workers:  # the next look finds one that became free, or asks the system again
@@ -163,10 +164,9 @@ class Pool:
 
     def keep(self, worker: Worker) -> None:
         """Note that the lease of *worker* keeps it between calls."""
-        if not worker.kept:
+        if worker not in self.kept:
             with self._lock:
-                worker.kept = True
-                self._kept += 1
+                self.kept.add(worker)
                 self._hands.moved = time.monotonic()
             self._begin_next()
 
@@ -177,7 +177,7 @@ class Pool:
             if worker.lease is not None:
                 self._calls += worker.lease.calls
                 self._run_seconds += now - worker.since
-            self._kept, worker.kept = self._kept - worker.kept, False
+            self.kept.discard(worker)
             hand = self._running() <= self._hands.count
             if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
                 return self._assign(worker, now)
@@ -192,8 +192,9 @@ class Pool:
         # By default, to the lease that waits longest. What runs elsewhere is no hand.
         lease = lease or self._waiting.popitem(last=False)[0]
         self._wait_seconds += now - lease.asked
-        worker.lease, worker.since, worker.kept = lease, now, lease.loop is not None
-        self._kept += worker.kept
+        worker.lease, worker.since = lease, now
+        if lease.loop is not None:
+            self.kept.add(worker)
         return lease
 
     def retire(self, worker: Worker) -> bool:

@@ -102,8 +102,6 @@ class Worker(threading.Thread):
         #: has. Guarded by the pool's lock.
         self.lease: Leaseholder | None = None
         self.since = 0.0
-        #: Whether that lease keeps it between calls, or runs elsewhere. Guarded by the pool's lock.
-        self.kept = False
         # Released once for each lease handed to the idle worker, and once where the pool closes.
         self.wake = threading.Lock()
         self.wake.acquire()
