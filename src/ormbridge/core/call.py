@@ -159,7 +159,10 @@ class Call(Leaseholder):
         )
 
     def cancel(self) -> bool:
-        """Give the call up. False if it has started: then its thread runs on. Any thread."""
+        """Give the call up. False if it has started: then its thread runs on. Any thread.
+
+        What is left to do then is :data:`.hooks.stop`.
+        """
         if not self.claim():
             return False
         self.ended = True
