@@ -42,8 +42,6 @@ _thread = threading.local()
 class Mailbox:
     """The mailbox of one event loop."""
 
-    __slots__ = ("_items", "_looks", "_waiting", "_waking", "loop")
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
