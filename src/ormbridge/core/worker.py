@@ -14,12 +14,11 @@ import threading
 import time
 from asyncio import AbstractEventLoop
 from contextvars import Context
-from typing import Protocol
+from typing import Any
 
 from . import hooks
 from .connections import ThreadConnections, here
 from .errors import BridgeError
-from .settings import Reset, Settings
 
 
 class Leaseholder:
@@ -64,27 +63,6 @@ class Leaseholder:
         """
 
 
-class Employer(Protocol):
-    """What a worker needs of its pool."""
-
-    settings: Settings
-    reset: Reset | None
-
-    def has_long_line(self) -> bool:
-        """Say whether at least as many leases wait as workers may run."""
-        ...
-
-    def give_back(self, worker: Worker) -> Leaseholder | None:
-        """Take *worker* back from its lease. Returns the next lease, or None."""
-
-    def retire(self, worker: Worker) -> bool:
-        """Let *worker* go. Returns False if a lease is on its way to it."""
-        ...
-
-    def leave(self, worker: Worker) -> Leaseholder | None:
-        """Forget *worker*, or keep it for the lease that is returned."""
-
-
 def current() -> threading.Thread:
     """Return the worker whose lease runs here, or else the calling thread."""
     return here.worker or threading.current_thread()
@@ -93,7 +71,11 @@ def current() -> threading.Thread:
 class Worker(threading.Thread):
     """A thread of the pool, named ``ormbridge-worker-<n>``."""
 
-    def __init__(self, pool: Employer, number: int) -> None:
+    def __init__(self, pool: Any, number: int) -> None:
+        """Make a worker that has not started.
+
+        :param pool: the :class:`.Pool` that it belongs to.
+        """
         # Not a daemon: those are cut off in the middle of a call when the interpreter exits.
         super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
         self.pool = pool
@@ -131,7 +113,7 @@ class Worker(threading.Thread):
                 break
         if self.lease is None:
             self.connections.close()
-            return self.pool.leave(self)
+            return self.pool.leave(self)  # type: ignore[no-any-return]
         return self.lease
 
     def _is_woken(self, seconds: float) -> bool:
@@ -140,7 +122,7 @@ class Worker(threading.Thread):
     def serve(self, lease: Leaseholder) -> Leaseholder | None:
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
         if not lease.claim():
-            return self.pool.give_back(self)
+            return self.pool.give_back(self)  # type: ignore[no-any-return]
         connections = self.connections
         if self.since >= connections.due:
             connections.lease_starts(self.since)
@@ -148,6 +130,6 @@ class Worker(threading.Thread):
         used = connections.opened or connections.wrappers or self.pool.reset is not None
         if used or not succeeded:
             connections.lease_ends(self.pool.reset, failed=not succeeded)
-        following = self.pool.give_back(self)
+        following: Leaseholder | None = self.pool.give_back(self)
         lease.finish(self.pool.has_long_line())
         return following
