@@ -53,7 +53,7 @@ class OpenBlock(Block):
         if (frame := routes.frame_inside(parent, self.loop)) is not None:
             around = FrameRoute(frame)
         base = self.base = around.for_block(name) if around else LeaseContext(name, holds=True)
-        self.is_alone = base.is_alone
+        self.is_alone, self.frame = base.is_alone, base.frame
         self._own = base if isinstance(base, LeaseContext) and base is not around else None
 
     async def begin(self) -> None:

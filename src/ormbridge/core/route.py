@@ -30,11 +30,8 @@ class Route:
     is_alone = False
     #: Whether what asgiref sends to a thread goes there as well.
     takes_all = True
-
-    @property
-    def frame(self) -> CurrentThreadExecutor | None:
-        """The synchronous frame whose thread runs its calls; None if workers do."""
-        return None
+    #: The synchronous frame whose thread runs its calls; None if workers do.
+    frame: CurrentThreadExecutor | None = None
 
     def check(self, call: object) -> None:
         """See that *call* may still run.

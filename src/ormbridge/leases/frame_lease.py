@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -45,37 +44,33 @@ class FrameRoute(Route):
 
     name = "a synchronous frame"
 
-    def __init__(self, frame: CurrentThreadExecutor) -> None:
-        self._frame = weakref.ref(frame)
+    frame: CurrentThreadExecutor
 
-    @property
-    def frame(self) -> CurrentThreadExecutor | None:
-        """The frame."""
-        return self._frame()
+    def __init__(self, frame: CurrentThreadExecutor) -> None:
+        self.frame = frame
 
     def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
         frame, owner = self.frame, owner_of(call)
         with _lock:
-            lease = hosts.get(frame) if frame is not None else None
+            lease = hosts.get(frame)
             if owner not in (None, lease):
                 call.generator = None  # it is suspended above the frame, and stays there
             if isinstance(lease, FrameLease) and lease.put(call):
                 return
-            if frame is not None:
-                # First known, then in line: who comes behind it there is told of it.
-                lease = hosts[frame] = FrameLease(self, frame)
-                lease.put(call)
-                if submit(frame, lease.host):
-                    return
-                del hosts[frame]
+            # First known, then in line: who comes behind it there is told of it.
+            lease = hosts[frame] = FrameLease(self, frame)
+            lease.put(call)
+            if submit(frame, lease.host):
+                return
+            del hosts[frame]
         call.refuse(_too_late(call))
 
     def forget(self, lease: Any) -> None:
         """Let go of *lease*, which is over."""
         with _lock:
-            if (frame := self.frame) is not None and hosts.get(frame) is lease:
-                del hosts[frame]
+            if hosts.get(self.frame) is lease:
+                del hosts[self.frame]
 
 
 class FrameLease(Lease):

@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from asgiref.current_thread_executor import CurrentThreadExecutor
-
 from ..core.call import Call
 from ..core.errors import LeaseClosed, PoolTimeout
 from ..core.route import Route
@@ -62,11 +60,6 @@ class Block(Route):
 
     def undo(self) -> None:
         """Roll it back, on its thread, if it has not ended."""
-
-    @property
-    def frame(self) -> CurrentThreadExecutor | None:
-        """The synchronous frame whose thread runs its calls; None if workers do."""
-        return self.base.frame
 
     def place(self, call: Call) -> None:
         """Find a thread for *call*, in the block."""
