@@ -31,6 +31,7 @@ from ormbridge import (
 from ormbridge.core import route as routes
 from ormbridge.core.call import hosts
 from ormbridge.leases import frame_lease
+from ormbridge.leases.frame_lease import FrameLease
 from ormbridge.leases.turns import Line
 from tests.core.gate import GUARD
 from tests.core.support import run_python, set_timeout, thread_name

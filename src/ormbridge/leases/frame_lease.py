@@ -95,7 +95,7 @@ class FrameLease(Lease):
     # On the frame's thread
 
     def host(self) -> None:
-        """Serve the calls until nothing keeps the lease. What this raises comes out of the frame."""
+        """Serve the calls until nothing keeps the lease. What it raises is the frame's."""
         try:
             if self.claim():
                 self._serve()
