@@ -4,11 +4,15 @@ psycopg 3 does all of its waiting there. It is given a generator that says for w
 ``selectors``: for the socket to be readable, writable, or both. The socket is watched through a
 handle of its own, once for each connection: whoever closes the connection, on whatever thread, the
 loop only sees that it ended.
+
+Each connection has a lock, which its greenlet keeps while it waits. Others on that thread may ask
+for it all the same: where they free an iteration that was left open, its cursor is closed.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Generator
 from contextvars import Context
@@ -53,6 +57,26 @@ class Watch:
         os.close(self._fd)
 
 
+class Lock:
+    """The lock of a connection. A greenlet that waits for it lets the loop go on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: Runner | None = None
+
+    def __enter__(self) -> None:
+        runner, owner = green.runner, self._owner
+        if not self._lock.acquire(blocking=False):
+            if owner and owner.thread == threading.get_ident() and runner in (None, owner):
+                raise RuntimeError("a call on this thread is in the middle of a statement there")
+            apart(self._lock.acquire)
+        self._owner = runner
+
+    def __exit__(self, *error: object) -> None:
+        self._owner = None
+        self._lock.release()
+
+
 def _ready(raw: Any, seconds: float | None) -> int:
     with DefaultSelector() as selector:
         selector.register(raw.fileno(), EVENT_READ | EVENT_WRITE)
@@ -85,3 +109,4 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
 
 
 psycopg.Connection.wait = wait  # type: ignore[method-assign]
+psycopg.connection.Lock = Lock  # type: ignore[attr-defined]
