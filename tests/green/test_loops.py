@@ -225,6 +225,52 @@ def test_loop_closed_with_calls_in_line(green, held):
     assert_whole()
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_call_in_line_of_a_loop_that_stopped(green, closes):
+    """What is in line there when a worker is free runs on its thread, and keeps it no longer."""
+    green(MAX_THREADS=1)
+    gate, ran = Gate(), []
+
+    async def begin():
+        task = asyncio.create_task(database_sync_to_async(ran.append, green=True)(1))
+        await until(lambda: stats().waiting == 1)
+        return task
+
+    with ThreadPoolExecutor(1) as executor:
+        holder = executor.submit(asyncio.run, database_sync_to_async(gate)())
+        block_until(lambda: stats().holders)
+        loop = asyncio.new_event_loop()
+        task = loop.run_until_complete(begin())
+        gate.open.set()
+        holder.result(GUARD)
+    block_until(lambda: stats().idle == 1)
+    if closes:
+        loop.close()
+        task._log_destroy_pending = False
+    else:
+        loop.run_until_complete(asyncio.wait_for(task, GUARD))
+        loop.close()
+    assert ran == [1]
+    assert_whole()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+def test_loop_that_nobody_closes_is_freed_with_its_thread(green):
+    """A thread that ends without closing its loop leaves nothing of it."""
+    green(MAX_THREADS=1)
+    left = []
+
+    def run():
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(green_where()) == threading.get_ident()
+        left.append(weakref.ref(loop))
+
+    for _ in range(5):
+        in_thread(run)
+    assert_whole()
+    block_until(lambda: gc.collect() is not None and sum(map(bool, (loop() for loop in left))) <= 1)
+
+
 async def test_loop_turns_between_two_answers(green, held):
     """Where many have their answer at one time, and each is long at work, the loop turns."""
     green(MAX_THREADS=3)

@@ -153,6 +153,8 @@ class Greenlets:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        #: The thread that it is on, unless it is moved.
+        self.thread = threading.get_ident()
         green.end = green.end or _ThreadEnd()
         #: Whether it can watch a socket: Windows' proactor cannot.
         self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
@@ -196,7 +198,7 @@ class Greenlets:
                 await asyncio.sleep(0.001)
 
 
-# They know their loops, and are forgotten once these are closed: by rescue().
+# They know their loops, and are forgotten once these are closed, or their thread ends: by rescue().
 _greenlets: dict[AbstractEventLoop, Greenlets] = {}
 
 
@@ -223,14 +225,17 @@ def rescue(closed: bool = False) -> None:
             for runner in [each for each in greenlets.running if each.thread == own]:
                 if not runner.awaits:
                     runner.end()
-            if loop.is_closed() and not greenlets.running:
+            if (loop.is_closed() or greenlets.thread == own) and not greenlets.running:
                 _greenlets.pop(loop, None)
+                with suppress(StopIteration, RuntimeError):  # or its end would be the loop's to do
+                    greenlets.ends.aclose().send(None)
 
 
 def begin(worker: Worker, lease: Leaseholder) -> bool:
-    """Run *lease* on its loop's thread, for *worker*. False if it has no loop, or a closed one."""
+    """Run *lease* on its loop's thread, for *worker*. False if it has no loop that runs."""
     loop = lease.loop
-    if loop is None or not hasattr(worker, "errand"):  # it was switched off meanwhile
+    # Without an errand, it was switched off meanwhile.
+    if loop is None or not (loop.is_running() and hasattr(worker, "errand")):
         return False
     if _get_running_loop() is loop:
         _begin(worker, lease, loop)
