@@ -4,10 +4,12 @@ import asyncio
 import gc
 import importlib
 import os
+import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -550,6 +552,31 @@ async def count():
 def sleep():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(60)")
+
+
+@pytest.mark.parametrize("what", ["call", "block"])
+async def test_endless_recursion(green, what):
+    """It fails as on threads: what is called at the end of the stack loses no worker."""
+    green(MAX_THREADS=2)
+    await green_where()
+    nothing = database_sync_to_async(int, green=True)
+
+    async def call(depth):
+        return await (nothing() if depth == 0 else call(depth - 1))
+
+    async def block():
+        async with atomic():
+            await block()
+
+    if what == "block":
+        with pytest.raises(RecursionError):
+            await block()
+    else:
+        for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit(), 3):
+            with suppress(RecursionError):
+                await call(depth)
+    await until(lambda: stats().idle == stats().threads)
+    assert await green_where() == threading.get_ident()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

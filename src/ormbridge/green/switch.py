@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -24,6 +26,9 @@ from .lease import GreenLease
 from .runner import begin, green, greenlets_of, rescue
 from .watchdog import watchdog
 from .worker import GreenWorker, apart
+
+# Frames that are kept for what a call does around its function: it is on top of its caller's stack.
+_ROOM = 100
 
 _await_on_thread = AsyncToSync.__call__
 # The databases that are PostgreSQL, and whether there are others.
@@ -47,6 +52,9 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param said: see :meth:`.DatabaseSyncToAsync.make_call`.
     :param error: the exception that is being handled, or None.
     """
+    with suppress(ValueError):  # there are as many frames
+        sys._getframe(sys.getrecursionlimit() - _ROOM)  # noqa: SLF001 # it is documented
+        raise RecursionError(f"{call} is called too deep in the stack: it could not be ended there")
     loop = call.mailbox.loop
     watches = greenlets_of(loop).watches
     if watchdog.sleeps:
