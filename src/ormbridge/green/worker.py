@@ -74,9 +74,6 @@ class GreenConnections(ThreadConnections):
         self.aliases = SimpleNamespace()
         self.wrappers = vars(self.aliases)
 
-    def adopt_thread(self) -> None:
-        """Do nothing: :class:`Wrappers` finds them."""
-
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
         # Without a thread nothing was connected, and RESET does not wait.
