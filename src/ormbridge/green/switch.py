@@ -95,8 +95,7 @@ def _deliver(call: Call) -> bool:
     runner = green.runner
     if runner is None or runner.loop is not call.mailbox.loop:
         return False
-    if not runner.loop.is_closed():
-        call.deliver()
+    call.deliver()
     return True
 
 

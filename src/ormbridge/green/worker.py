@@ -150,5 +150,4 @@ def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
         apart(type(wrapper).connect, wrapper)
 
 
-_handler: Any = connections
-_handler._connections = Wrappers(_handler._connections)  # noqa: SLF001
+connections._connections = Wrappers(connections._connections)  # type: ignore[attr-defined] # noqa: SLF001
