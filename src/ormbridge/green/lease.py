@@ -33,8 +33,8 @@ class GreenLease(Lease):
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        if (runner := green.runner) is not None:
-            self._runner, self._wake_up = runner, runner.wake
+        self._runner = green.runner
+        self._wake = self._runner or self._wake
         return super().run(connections)
 
     def _run(self, call: Call) -> bool:
@@ -51,10 +51,7 @@ class GreenLease(Lease):
             return False
 
     def _rest(self) -> None:
-        if self._runner is None:
-            super()._rest()
-            return
         try:
-            self._runner.suspend()
+            super()._rest()
         except LoopClosedError as error:
             self.dismiss(error)

@@ -147,6 +147,9 @@ class Runner:
             if own and green.runner is not self:
                 self.end()
 
+    #: In place of a lease's lock, which is released where it is to wake.
+    acquire, release = suspend, wake
+
 
 class Greenlets:
     """Those of one event loop."""

@@ -19,7 +19,6 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, in_transaction
@@ -53,8 +52,6 @@ class Lease(Leaseholder):
         self.connections: ThreadConnections | None = None
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
-        #: What wakes it then.
-        self._wake_up: Callable[[], object] = self._wake.release
         #: The calls in line. Its lock guards all of the following.
         self.line = Line()
         self._held = held
@@ -151,7 +148,7 @@ class Lease(Leaseholder):
         # Have a resting worker look again. Returns whether it was resting.
         rested, self.resting = self.resting, False
         if rested:
-            self._wake_up()
+            self._wake.release()
         return rested
 
     def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
