@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
+from typing import Any
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import PoolTimeout
-from ..core.pool import Pool
-from ..core.route import Route
 from ..leases.lease import Lease
 from .runner import LoopClosedError, Runner, green, greenlets_of
 from .worker import apart
@@ -20,8 +19,8 @@ class GreenLease(Lease):
     Where its loop was closed before it began, it is a lease like any other.
     """
 
-    def __init__(self, context: Route, pool: Pool, held: bool) -> None:
-        super().__init__(context, pool, held)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         greenlets = greenlets_of(get_running_loop())
         self.loop = greenlets.loop if greenlets.watches else None
         self._runner: Runner | None = None
@@ -38,9 +37,9 @@ class GreenLease(Lease):
         return super().run(connections)
 
     def _run(self, call: Call) -> bool:
-        opened = self.connections.opened if self.connections is not None else ()
+        opened: Any = self.connections
         # What was given to on_commit() is anybody's.
-        apart_only = call.closes and any(each.run_on_commit for each in opened)
+        apart_only = call.closes and any(each.run_on_commit for each in opened.opened)
         if self._runner is not None and call.loop is not None and not apart_only:
             call.function = call.lean
             return super()._run(call)
