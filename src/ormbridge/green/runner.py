@@ -16,10 +16,9 @@ Guarantees:
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
+from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop, sleep
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
@@ -195,10 +194,9 @@ class Greenlets:
             deadline = time.monotonic() + ThreadConnections.BOUND + 1
             while self.running:
                 for runner in list(self.running):
-                    rests = getattr(runner.lease, "resting", False)
-                    if rests or time.monotonic() > deadline:
+                    if getattr(runner.lease, "resting", False) or time.monotonic() > deadline:
                         runner.end()
-                await asyncio.sleep(0.001)
+                await sleep(0.001)
 
 
 # They know their loops, and are forgotten once these are closed, or their thread ends: by rescue().
@@ -225,9 +223,8 @@ def rescue(closed: bool = False) -> None:
     own = threading.get_ident()
     for loop, greenlets in list(_greenlets.items()):
         if not loop.is_running() and (loop.is_closed() or not closed):
-            for runner in [each for each in greenlets.running if each.thread == own]:
-                if not runner.awaits:
-                    runner.end()
+            for runner in [r for r in list(greenlets.running) if r.thread == own and not r.awaits]:
+                runner.end()
             if (loop.is_closed() or greenlets.thread == own) and not greenlets.running:
                 _greenlets.pop(loop, None)
                 with suppress(StopIteration, RuntimeError):  # or its end would be the loop's to do
@@ -243,11 +240,10 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
     if _get_running_loop() is loop:
         _begin(worker, lease, loop)
         return True
-    try:
+    with suppress(RuntimeError):  # it was closed this very moment
         loop.call_soon_threadsafe(_begin, worker, lease, loop)
-    except RuntimeError:  # it was closed this very moment
-        return False
-    return True
+        return True
+    return False
 
 
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
