@@ -48,7 +48,7 @@ class Watch:
 
     def _readable(self) -> None:
         if self._runner is not None:
-            self._runner.greenlets.go_on(self._runner, EVENT_READ)
+            self._runner.greenlets.go_on((self._runner, EVENT_READ))
         else:  # a thread reads from it, it ended, or has news
             self.watching = False
             self.loop.remove_reader(self._fd)

@@ -170,16 +170,13 @@ class Greenlets:
         with suppress(StopIteration):  # it has begun
             self.ends.__anext__().send(None)
 
-    def go_on(self, runner: Runner, value: Any) -> None:
-        """Resume *runner* with *value*; not in this turn of the loop if others took long in it."""
-        self._due[runner] = value
-        self._resume()
-
     def _next(self) -> None:
         self._until = 0.0
-        self._resume()
+        self.go_on()
 
-    def _resume(self) -> None:
+    def go_on(self, *due: tuple[Runner, Any]) -> None:
+        """Resume each with its value; not in this turn of the loop if others took long in it."""
+        self._due.update(due)
         if self._due and not self._until:
             self._until = time.monotonic() + SLICE
             self.loop.call_soon(self._next)
