@@ -114,9 +114,8 @@ def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> Any:
-    local = SyncToAsync.threadlocal
-    local.main_event_loop, local.main_event_loop_pid = loop, os.getpid()
-    local.task_context = awaits
+    ours = {"main_event_loop": loop, "main_event_loop_pid": os.getpid(), "task_context": awaits}
+    vars(SyncToAsync.threadlocal).update(ours)
     return run(*args, **kwargs)
 
 
