@@ -40,7 +40,7 @@ def user(transactional_db):
 @pytest.mark.usefixtures("user")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_freed_on_the_loop_while_the_connection_is_used(green):
-    """An error's traceback held it: the next call, which has the connection, goes on, and so do we."""
+    """An error held it: the next call, which has the connection, goes on, and so do we."""
     green(MAX_THREADS=1)
 
     def function():

@@ -16,7 +16,7 @@ from .worker import apart
 class GreenLease(Lease):
     """A lease whose calls run in one greenlet; those that may block, on its worker's thread.
 
-    Where its loop was closed before it began, it is a lease like any other.
+    Where its loop does not run when it begins, it is a lease like any other.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -33,13 +33,12 @@ class GreenLease(Lease):
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
         self._runner = green.runner
-        self._wake = self._runner or self._wake
+        self._wake = self._runner or self._wake  # type: ignore[assignment]
         return super().run(connections)
 
     def _run(self, call: Call) -> bool:
-        opened: Any = self.connections
         # What was given to on_commit() is anybody's.
-        apart_only = call.closes and any(each.run_on_commit for each in opened.opened)
+        apart_only = call.closes and any(each.run_on_commit for each in self.connections.opened)  # type: ignore[union-attr]
         if self._runner is not None and call.loop is not None and not apart_only:
             call.function = call.lean
             return super()._run(call)

@@ -109,4 +109,4 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
 
 
 psycopg.Connection.wait = wait  # type: ignore[method-assign]
-psycopg.connection.Lock = Lock  # type: ignore[attr-defined]
+psycopg.connection.Lock = Lock  # type: ignore[assignment, attr-defined]

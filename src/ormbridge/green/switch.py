@@ -27,9 +27,6 @@ from .runner import begin, green, greenlets_of, rescue
 from .watchdog import watchdog
 from .worker import GreenWorker, apart
 
-# Frames that are kept for what a call does around its function: it is on top of its caller's stack.
-_ROOM = 100
-
 _await_on_thread = AsyncToSync.__call__
 # The databases that are PostgreSQL, and whether there are others.
 _ours, _others = frozenset[str](), True
@@ -43,7 +40,7 @@ def switch(settings: Settings) -> None:
     _others = len(_ours) < len(connections.settings)
     hooks.green = True if settings.green == "all" else None
     hooks.mark = _mark if settings.green else None
-    LeaseContext.lease_type = GreenLease if settings.green else Lease
+    LeaseContext.lease_type = GreenLease if settings.green else Lease  # type: ignore[assignment]
 
 
 def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> None:
@@ -52,8 +49,9 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param said: see :meth:`.DatabaseSyncToAsync.make_call`.
     :param error: the exception that is being handled, or None.
     """
-    with suppress(ValueError):  # there are as many frames
-        sys._getframe(sys.getrecursionlimit() - _ROOM)  # noqa: SLF001 # it is documented
+    # It runs on top of this stack, and so does what gives its worker back.
+    with suppress(ValueError):  # there are 100 frames left
+        sys._getframe(sys.getrecursionlimit() - 100)  # noqa: SLF001 # it is documented
         raise RecursionError(f"{call} is called too deep in the stack: it could not be ended there")
     loop = call.mailbox.loop
     watches = greenlets_of(loop).watches
