@@ -16,9 +16,9 @@ from itertools import pairwise
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import OperationalError, connection
 
-from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
 from ormbridge.core import process
 from ormbridge.core.connections import ThreadConnections
 from tests.core.gate import GUARD, Gate, block_until
@@ -522,6 +522,27 @@ def test_uvloop(green, held):
     held.let_go()
     green(MAX_THREADS=2)
     assert uvloop.run(use_everything()) == 20
+    assert_whole()
+
+
+@pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+def test_uvloop_and_a_connection_that_breaks(green, held):
+    """It says only once that a socket is readable that broke: the call fails, and does not hang."""
+    import uvloop
+
+    held.let_go()
+    green(MAX_THREADS=1)
+
+    async def run():
+        async with pinned():
+            pid = await database_sync_to_async(ask_for_pid, green=True)()
+            held.watcher.execute("SELECT pg_terminate_backend(%s)", [pid])
+            time.sleep(0.1)  # the loop is not to see it before the statement is sent
+            with pytest.raises(OperationalError):
+                await asyncio.wait_for(green_where(), GUARD)
+
+    for _ in range(3):
+        uvloop.run(run())
     assert_whole()
 
 

@@ -12,6 +12,7 @@ for it all the same: where they free an iteration that was left open, its cursor
 from __future__ import annotations
 
 import os
+import select
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Generator
@@ -47,11 +48,14 @@ class Watch:
             self._runner = None
 
     def _readable(self) -> None:
-        if self._runner is not None:
-            self._runner.greenlets.go_on((self._runner, EVENT_READ))
-        else:  # a thread reads from it, it ended, or has news
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        # A thread reads from it, it ended, or has news. That it broke, uvloop says only once.
+        if self._runner is None or poll.poll(0):
             self.watching = False
             self.loop.remove_reader(self._fd)
+        if self._runner is not None:
+            self._runner.greenlets.go_on((self._runner, EVENT_READ))
 
     def __del__(self) -> None:
         os.close(self._fd)
