@@ -537,7 +537,8 @@ def test_uvloop_and_a_connection_that_breaks(green, held):
         async with pinned():
             pid = await database_sync_to_async(ask_for_pid, green=True)()
             held.watcher.execute("SELECT pg_terminate_backend(%s)", [pid])
-            time.sleep(0.1)  # the loop is not to see it before the statement is sent
+            gone = f"pid = {pid}"
+            block_until(lambda: not held._count(gone))  # and the loop sees nothing of it
             with pytest.raises(OperationalError):
                 await asyncio.wait_for(green_where(), GUARD)
 
