@@ -45,6 +45,7 @@ def async_transactional_db(
     from ormbridge.testing import many_transactions
 
     _refuse_both(request)
+    _refuse_transaction()
     with many_transactions() as left:
         yield
     _fail(left)
@@ -56,6 +57,20 @@ def _refuse_both(request: pytest.FixtureRequest) -> None:
             f"the test uses both {_ONE}, which rolls back the one transaction of all its calls, "
             f"and {_MANY}, which lets each call commit: use one of them. A fixture that the test "
             "uses, or that is autouse, may have brought in the other; pytest --setup-plan shows it",
+            pytrace=False,
+        )
+
+
+def _refuse_transaction() -> None:
+    from django.db import connections
+
+    # pytest-django looks for transactional_db before the test runs: it does not know what is asked
+    # for by name, nor empties the tables then, and may not even have made a test database.
+    if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
+        pytest.fail(
+            f"{_MANY} was asked for with getfixturevalue(), and so pytest-django has begun a "
+            "transaction and will not empty the tables: what calls commit would stay. Name "
+            f"{_MANY} as an argument or with usefixtures, or add django_db(transaction=True)",
             pytrace=False,
         )
 

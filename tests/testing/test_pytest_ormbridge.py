@@ -225,6 +225,39 @@ def test_both_fixtures_are_refused_where_one_is_asked_for_by_name(tmp_path, firs
     assert "the test uses both async_db, which rolls back" in output
 
 
+BY_NAME = """
+import pytest
+from django.contrib.auth.models import User
+
+@pytest.fixture(autouse=True)
+def database(request):
+    commits = request.node.name != "test_next"
+    request.getfixturevalue("async_transactional_db" if commits else "async_db")
+
+@pytest.mark.asyncio
+async def test_commits():
+    await User.objects.acreate(username="left")
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.asyncio
+async def test_marked():
+    await User.objects.acreate(username="emptied")
+
+@pytest.mark.asyncio
+async def test_next():
+    assert await User.objects.acount() == 0
+"""
+
+
+def test_tests_that_commit_asked_for_by_name(tmp_path):
+    """Where pytest-django would not empty the tables, the fixture is refused."""
+    project = Project(tmp_path)
+    project.write(test_by_name=BY_NAME)
+    output = project.pytest("--tb=short").stdout
+    assert "2 passed, 1 error in" in output
+    assert "async_transactional_db was asked for with getfixturevalue()" in output
+
+
 @pytest.mark.parametrize("database", CHOICES)
 def test_synchronous_test_that_starts_a_loop(tmp_path, database):
     """A command that calls ``asyncio.run`` sees the rows of a test with ``db``, and leaves none."""
