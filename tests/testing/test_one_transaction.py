@@ -1,6 +1,7 @@
 """The one transaction that all calls of a test see, and the fixtures that make it."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 from contextlib import nullcontext
@@ -124,6 +125,31 @@ async def test_other_connections_are_refused(async_db, bob, alone):
 
 def _call(function):
     return function()
+
+
+@pytest.mark.parametrize("block", [atomic, pinned])
+def test_block_opened_before_the_test_is_refused(transactional_db, block):
+    """What a fixture of the module has open is not in the transaction of the test."""
+    opened = block()
+
+    async def enter():
+        await opened.__aenter__()
+        await User.objects.acount()
+
+    async def work():
+        for call in (User.objects.acount, database_sync_to_async(User.objects.count)):
+            with pytest.raises(BridgeError, match="which was opened before the test"):
+                await call()
+        with pytest.raises(BridgeError, match="which was opened before the test"):
+            async with atomic():
+                pass
+
+    context = contextvars.copy_context()
+    with asyncio.Runner() as runner:
+        runner.run(enter(), context=context)
+        with one_transaction("a test"):
+            runner.run(work(), context=context)
+        runner.run(opened.__aexit__(None, None, None), context=context)
 
 
 async def test_connection_made_by_hand_is_allowed(async_db):

@@ -48,7 +48,7 @@ from ..core.errors import BridgeError, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
 from ..leases.lease import Lease
-from ..leases.turns import Block
+from ..leases.turns import Block, outwards
 from .ending import close_for_good, depths
 
 
@@ -121,10 +121,23 @@ class TestContext(LeaseContext):
                 connection.inc_thread_sharing()
                 stack.callback(connection.dec_thread_sharing)
             if alone:
+                check = Block.check
+                refuse = self._refuse_other_block
+                both = lambda block, call: (refuse(block, call), check(block, call))[1]  # noqa: E731
+                stack.enter_context(patch(Block, "check", both))
                 connection_created.connect(self._refuse_other_connection, weak=False)
                 stack.callback(connection_created.disconnect, self._refuse_other_connection)
             stack.callback(lambda: left.extend(self.end()))
             yield left
+
+    def _refuse_other_block(self, block: Block, call: object) -> None:
+        *_, outermost = outwards(block)
+        if not isinstance(outermost.parent, TestContext):
+            raise BridgeError(
+                f"{call} is called in {outermost}, which was opened before the test, and so is not "
+                "in its transaction: what it writes would stay after the test. Open the block in "
+                "the test, or in a fixture of the same scope that uses async_db"
+            )
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
