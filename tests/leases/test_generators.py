@@ -1,6 +1,7 @@
 """Iterations that are suspended, left or dropped: whose worker they keep, and how long."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 from unittest import mock
@@ -12,6 +13,8 @@ from django.db.models.query import BaseIterable
 
 from ormbridge import (
     BridgeMiddleware,
+    LeaseClosed,
+    atomic,
     database_sync_to_async,
     stats,
 )
@@ -178,3 +181,27 @@ async def test_iteration_of_a_client_that_left_keeps_no_worker():
     scope = {"type": "http", "method": "GET", "path": "/"}
     await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
     await no_worker_is_leased()
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.django_db(transaction=True)
+async def test_iteration_of_an_inner_block_that_is_rolled_back(goes_on):
+    """Its cursor is closed before the savepoint takes it away: the block around is whole."""
+    users = [User(username=str(number)) for number in range(5)]
+    await User.objects.abulk_create(users)
+
+    async with atomic():
+        with contextlib.suppress(ZeroDivisionError):
+            async with atomic():
+                rows = User.objects.aiterator(chunk_size=2)
+                await anext(rows)
+                raise ZeroDivisionError
+        if goes_on:
+            await anext(rows)  # the other one of its chunk
+            with pytest.raises(LeaseClosed):
+                await anext(rows)
+        del rows
+        gc.collect()
+        await asyncio.sleep(0.01)  # the loop closes it
+        await User.objects.acreate(username="saved")
+    assert await User.objects.filter(username="saved").aexists()

@@ -169,6 +169,8 @@ class AtomicBlock(OpenBlock):
     def _exit(self, exc_type: type[BaseException] | None) -> None:
         witness, self._witness = self._witness, None
         if witness is not None:
+            if exc_type is not None or connections[self.alias].needs_rollback:
+                self.lease.generators.end_with(self)
             try:
                 self._atomic.__exit__(exc_type, None, None)
             finally:

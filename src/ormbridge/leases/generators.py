@@ -25,6 +25,7 @@ from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..postgres.canceller import CHUNKS, bounded
+from .turns import Block, outwards
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
@@ -36,8 +37,10 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.Weak
 class _Suspended:
     """One of them, and whether anybody still iterates on it."""
 
-    def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
+    def __init__(self, task: _Task, close: Callable[[], object] | None, route: object) -> None:
         self.task = task
+        # That of its first call, and so of its cursor.
+        self.route = route
         # A generator that nobody but the user's code knows closes itself as it is collected.
         self.close = close
         self.anchor: weakref.ref[Any] | None = None
@@ -71,7 +74,9 @@ class SuspendedGenerators(dict[int, _Suspended]):
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
-        suspended = self[id(generator)] = _Suspended(call.task, close)
+        before = self.get(id(generator))
+        route = call.route if before is None else before.route
+        suspended = self[id(generator)] = _Suspended(call.task, close, route)
         suspended.unused = anchor is None  # collected while the call ran
         if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
@@ -98,6 +103,17 @@ class SuspendedGenerators(dict[int, _Suspended]):
             if all_of_them or task is None or task.done():
                 suspended.unused = True
                 _refuse_more(suspended.anchor and suspended.anchor())
+
+    def end_with(self, block: Block) -> None:
+        """Close those that began in *block*, which is rolled back. On its thread, without the lock.
+
+        PostgreSQL drops their cursors. To close one after that would abort the block around.
+        """
+        for suspended in list(self.values()):
+            if suspended.close is not None and block in outwards(suspended.route):
+                suspended.unused = True
+                _refuse_more(suspended.anchor and suspended.anchor())
+        self.close_unused()
 
     def close_unused(self) -> None:
         """Let go of those on which nobody iterates. Runs on the worker, without the lock."""

@@ -60,7 +60,7 @@ class Lease(Leaseholder):
         self.ended = False
         #: Whether one was open after the last call.
         self.transaction = False
-        self._generators = SuspendedGenerators(self)
+        self.generators = SuspendedGenerators(self)
         #: The call that runs. Where there is none, it is known what the last one left.
         self.running: Call | None = None
         #: Whether its thread waits for the next one.
@@ -100,7 +100,7 @@ class Lease(Leaseholder):
     def has_something_of_current_task(self) -> bool:
         """Say whether the running task began the lease, or has an iteration left open there."""
         task = current_task()
-        return (task is not None and self._task == task) or self._generators.of_current_task()
+        return (task is not None and self._task == task) or self.generators.of_current_task()
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
@@ -111,13 +111,13 @@ class Lease(Leaseholder):
             self._held = False
             self.ended = self.ended or end
             if end:
-                self._generators.abandon()
+                self.generators.abandon()
             self.look()
 
     def _is_kept(self) -> bool:
         line = self.line
         kept = self._held or line.calls or (self.transaction and not self.ended)
-        return bool(kept or line.blocks or line.pins or self._generators)
+        return bool(kept or line.blocks or line.pins or self.generators)
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
@@ -177,7 +177,7 @@ class Lease(Leaseholder):
         # In one step: the worker must not find the lease over and its blocks still open.
         with self.line.lock:
             calls = self._close_line()
-            self._generators.abandon(all_of_them=True)
+            self.generators.abandon(all_of_them=True)
             self._abandoned, self.line.blocks = self.line.blocks, []
             self.line.pins.clear()
             self.release(end=True)
@@ -216,7 +216,7 @@ class Lease(Leaseholder):
                 succeeded = self._run(call) and succeeded
                 self.calls += 1
                 with self.line.lock:
-                    self._generators.note(call)
+                    self.generators.note(call)
                 following = self._next(wait=False)
                 if following is None and self.over:
                     self._last = call
@@ -239,11 +239,11 @@ class Lease(Leaseholder):
         own = self.connections
         transaction = own is not None and in_transaction(own.opened)
         while True:
-            self._generators.close_unused()
+            self.generators.close_unused()
             with self.line.lock:
                 # Since it looked. Its cursor is closed before the end of a block, or another call,
                 # and who does not rest yet is not woken.
-                if any(each.unused for each in self._generators.values()):
+                if any(each.unused for each in self.generators.values()):
                     continue
                 self.transaction = transaction
                 call = self.running = self.line.take()
