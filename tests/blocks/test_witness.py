@@ -17,6 +17,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group, User
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import F
+from django.db.models.expressions import RawSQL
 from django.db.transaction import TransactionManagementError
 
 from ormbridge import (
@@ -915,3 +916,17 @@ async def test_wrappers_that_were_thrown_away(pool_settings, caplog):
     assert await database_sync_to_async(raw)() is before
     assert (await database_sync_to_async(what_is_there)())[0] == 1
     assert (caplog.text, stats().discarded) == ("", 0)
+
+
+@postgresql
+async def test_rows_that_are_read_ahead():
+    """The error of rows that nobody asked for was caught nowhere, and no driver is named."""
+    await Group.objects.abulk_create([Group(name=str(number)) for number in range(4)])
+    last = RawSQL("1 / (CASE name WHEN '3' THEN 0 ELSE 1 END)", [])
+    with pytest.raises(TransactionAborted, match="division by zero") as caught:
+        async with atomic():
+            async with stream(Group.objects.annotate(last=last).order_by("name"), 2) as rows:
+                await anext(rows)
+                with suppress(DatabaseError):
+                    await Group.objects.acount()  # behind them in the line
+    assert "caught at" not in str(caught.value)

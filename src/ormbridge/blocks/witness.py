@@ -43,6 +43,7 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206), 1205
 #: Whose frames do not say where an error was caught, or anything else was done.
 MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib"}
+MACHINERY |= {"psycopg", "psycopg_binary", "MySQLdb", "pymysql"}  # the drivers, too
 
 
 class _Errors(DatabaseErrorWrapper):
