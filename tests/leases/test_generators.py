@@ -7,9 +7,10 @@ import itertools
 from unittest import mock
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.db.models.query import BaseIterable
+from django.http import HttpResponse, StreamingHttpResponse
 
 from ormbridge import (
     BridgeMiddleware,
@@ -20,7 +21,7 @@ from ormbridge import (
 )
 from ormbridge.leases.generators import SuspendedGenerators
 from tests.core.support import no_worker_is_leased, thread_name, until
-from tests.support.applications import serve
+from tests.support import applications
 from tests.support.http import connect, disconnect, get, say
 
 
@@ -39,7 +40,7 @@ async def test_suspended_generator_keeps_its_worker():
         await no_worker_is_leased()
         return rows, len(threads), leased
 
-    socket = await connect(serve(answer))
+    socket = await connect(applications.serve(answer))
     assert await say(socket) == "(5, 1, {0, 1})"
     await disconnect(socket)
 
@@ -60,7 +61,7 @@ async def test_collected_generator_gives_its_worker_back():
         await no_worker_is_leased()
         return kept
 
-    socket = await connect(serve(answer))
+    socket = await connect(applications.serve(answer))
     assert await say(socket) == "1"
     await disconnect(socket)
 
@@ -83,12 +84,59 @@ async def test_iteration_left_early_is_closed_on_its_worker():
             break
         return rows[0]
 
-    socket = await connect(serve(answer))
+    socket = await connect(applications.serve(answer))
     assert await say(socket) == "0"
     await disconnect(socket)
     gc.collect()
     await no_worker_is_leased()
     assert closed == ["ormbridge-worker-1"]
+
+
+async def test_iteration_below_a_synchronous_frame_is_closed_on_its_worker(serve):
+    """What is left early below a sync view is closed on its worker, as its request ends."""
+    closed = []
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            try:
+                yield from range(5)
+            finally:
+                closed.append(thread_name())
+
+    async def first():
+        async for row in Rows(None, chunk_size=2):
+            return row
+
+    def view(request):
+        return HttpResponse(f"{async_to_sync(first)()} {thread_name()}")
+
+    assert await get(serve(view)) == "200 0 ormbridge-worker-1"
+    await no_worker_is_leased()
+    gc.collect()
+    assert closed == ["ormbridge-worker-1"]
+
+
+async def test_iteration_that_outlives_its_synchronous_frame(serve):
+    """An iteration begun below sync middleware goes on in the body of the response."""
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            for row in range(5):
+                yield row, thread_name()
+
+    async def view(request):
+        rows = aiter(Rows(None, chunk_size=2))
+        first = await anext(rows)
+
+        async def body():
+            yield f"{first} "
+            async for row in rows:
+                yield f"{row} "
+
+        return StreamingHttpResponse(body())
+
+    answer = await get(serve(view, "tests.support.applications.SyncOnly"))
+    assert answer == " ".join(["200", *(f"{(n, 'ormbridge-worker-1')}" for n in range(5))])
 
 
 async def test_generator_outlives_its_socket():
@@ -112,7 +160,7 @@ async def test_generator_outlives_its_socket():
     async def answer(text):
         tasks.append(asyncio.create_task(iterate()))
 
-    socket = await connect(serve(answer))
+    socket = await connect(applications.serve(answer))
     await say(socket)
     await until(lambda: stats().holders)
     await disconnect(socket)

@@ -18,10 +18,13 @@ from typing import Any
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from ..core import route as routes
-from ..core.asgiref import has_own_executor, take_over
+from ..core.asgiref import frame_thread, has_own_executor, take_over
 from ..core.bridge import DatabaseSyncToAsync, go_on
+from ..core.call import Call
 from ..core.mailbox import mailbox_of
-from ..postgres.canceller import may_be_stopped
+from ..leases.generators import current_task
+from ..leases.lease import Lease
+from ..postgres.canceller import CHUNKS, may_be_stopped
 from .context import LeaseContext
 from .threadless import answer
 
@@ -38,7 +41,11 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
     __traceback_hide__ = True
     loop, route = asyncio.get_running_loop(), routes.current_route.get()
     if route is None or not (self._thread_sensitive and _takes(route, loop)):
-        return await call_of_asgiref(self, *args, **kwargs)
+        try:
+            return await call_of_asgiref(self, *args, **kwargs)
+        finally:
+            if route is not None and getattr(self.func, "__qualname__", None) == CHUNKS:
+                _look_after(self.func, route, loop, *args)
     variables = contextvars.copy_context() if self.context is None else self.context
     child = partial(self.func, *args, **kwargs)
     make: Any = partial(_make_call, self, self.func, mailbox_of(loop), variables, child)
@@ -74,6 +81,19 @@ def _takes(route: routes.Route, loop: asyncio.AbstractEventLoop) -> bool:
     if not route.takes_all or (has_own_executor() and not route.is_alone):
         return False
     return routes.frame_inside(route, loop) is None
+
+
+def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> None:
+    """Have *generator*, of an ``aiterator()`` below a frame, closed on its worker if it is left.
+
+    The loop's thread would close it, and the worker may have another request by then.
+    """
+    frame = routes.frame_inside(route, loop)
+    lease = getattr(frame and frame_thread(frame), "lease", None)
+    if isinstance(lease, Lease):
+        call = Call(func, func, mailbox_of(loop))
+        call.route, call.generator, call.task = route, generator, current_task()
+        lease.adopt(call)
 
 
 class on_route:  # noqa: N801 # it reads as what it does
