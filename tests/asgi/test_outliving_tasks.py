@@ -13,6 +13,7 @@ from ormbridge import (
     PoolTimeout,
     database_sync_to_async,
     stats,
+    stream,
 )
 from tests.core.support import no_worker_is_leased, set_timeout, thread_name
 from tests.support.applications import SyncOnly  # noqa: F401 - found by its name
@@ -44,6 +45,30 @@ async def test_task_that_outlives_its_request(serve, pool_settings, middleware):
     await no_worker_is_leased()
     go_on.set()
     assert await tasks[0] == (["ormbridge-worker-1"] * 3, 0)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_iteration_after_a_stream_in_a_task_that_outlives_its_request(serve):
+    """Such a task keeps the worker of an aiterator() after a stream() that has ended, too."""
+    tasks = []
+
+    async def outlive():
+        await go_on.wait()
+        async for _ in stream(User.objects.order_by("pk")):
+            pass
+        users = User.objects.order_by("pk").aiterator(chunk_size=2)
+        return [len(stats().holders) async for _ in users]
+
+    async def view(request):
+        tasks.append(asyncio.create_task(outlive()))
+        return HttpResponse()
+
+    go_on = asyncio.Event()
+    users = [User(username=str(number)) for number in range(5)]
+    await database_sync_to_async(User.objects.bulk_create)(users)
+    await get(serve(view))
+    go_on.set()
+    assert await tasks[0] == [1, 1, 1, 1, 0]
 
 
 ROLLED_BACK = "connection 'default' discarded: the call left a transaction open; it was rolled back"

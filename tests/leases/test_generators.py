@@ -106,6 +106,7 @@ async def test_iteration_below_a_synchronous_frame_is_closed_on_its_worker(serve
     async def first():
         async for row in Rows(None, chunk_size=2):
             return row
+        return None
 
     def view(request):
         return HttpResponse(f"{async_to_sync(first)()} {thread_name()}")

@@ -51,7 +51,7 @@ class StreamContext(LeaseContext):
 
     def place(self, call: Call, hold: bool = True) -> None:
         """Find a worker for *call*; after the last stream, as if there was none."""
-        if self.ended:
+        if self.ended and not self.takes_all:
             call.place(default_pool())
         else:
             super().place(call, hold)
