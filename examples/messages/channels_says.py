@@ -1,8 +1,10 @@
 import asyncio
 
+from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import InMemoryChannelLayer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
+from django.urls import path
 
 settings.configure()
 
@@ -15,13 +17,27 @@ async def address_without_a_route():
     await URLRouter([])({"type": "websocket", "path": "/chat"}, None, None)
 
 
+class ChatConsumer(AsyncWebsocketConsumer):
+    pass
+
+
+async def consumer_without_as_asgi():
+    router = URLRouter([path("chat", ChatConsumer)])
+    await router({"type": "websocket", "path": "/chat"}, None, None)
+
+
 async def consumer_that_reads_too_slowly():
     layer = InMemoryChannelLayer(capacity=1)
     for _ in range(2):
         await layer.send("chat", {"type": "chat.message"})
 
 
-MISTAKES = [socket_without_a_route, address_without_a_route, consumer_that_reads_too_slowly]
+MISTAKES = [
+    socket_without_a_route,
+    address_without_a_route,
+    consumer_without_as_asgi,
+    consumer_that_reads_too_slowly,
+]
 
 
 async def main():

@@ -13,6 +13,7 @@ django.setup()
 
 from django.contrib.auth.models import User
 from django.db import connections, transaction
+from django.http import HttpResponse
 
 
 async def count_users():
@@ -28,13 +29,30 @@ async def atomic_in_a_coroutine():
         pass
 
 
+async def on_commit_in_a_coroutine():
+    transaction.on_commit(print)
+
+
+async def cursor_in_a_coroutine():
+    connections["default"].cursor()
+
+
 async def await_a_queryset():
     await User.objects.filter(is_active=True)
+
+
+async def await_a_response():
+    await HttpResponse("made by a synchronous view")
 
 
 async def async_for_over_a_list():
     async for user in [User(username="ada")]:
         print(user)
+
+
+async def async_for_over_a_manager():
+    async for group in User(pk=1).groups:
+        print(group)
 
 
 async def for_over_an_async_generator():
@@ -72,6 +90,15 @@ async def run_in_a_running_loop():
         coroutine.close()
 
 
+async def other_loop_in_a_running_loop():
+    other, coroutine = asyncio.new_event_loop(), count_users()
+    try:
+        other.run_until_complete(coroutine)
+    finally:
+        coroutine.close()
+        other.close()
+
+
 async def future_of_another_loop():
     other = asyncio.new_event_loop()
     try:
@@ -100,14 +127,19 @@ async def loop_of_a_thread_without_one():
 MISTAKES = [
     query_in_a_coroutine,
     atomic_in_a_coroutine,
+    on_commit_in_a_coroutine,
+    cursor_in_a_coroutine,
     await_a_queryset,
+    await_a_response,
     async_for_over_a_list,
+    async_for_over_a_manager,
     for_over_an_async_generator,
     connection_of_another_thread,
     async_to_sync_in_a_coroutine,
     sync_to_async_of_a_coroutine_function,
     async_to_sync_of_a_function,
     run_in_a_running_loop,
+    other_loop_in_a_running_loop,
     future_of_another_loop,
     loop_that_is_closed,
     coroutine_that_nobody_awaits,

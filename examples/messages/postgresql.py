@@ -129,6 +129,14 @@ def server_that_does_not_run(one, other):
     psycopg.connect(host="127.0.0.1", port=1)
 
 
+def host_without_an_address(one, other):
+    psycopg.connect(host="database.invalid")
+
+
+def option_of_sqlite(one, other):
+    psycopg.connect(transaction_mode="IMMEDIATE")
+
+
 def role_with_too_many_connections(one, other):
     one.execute("CREATE ROLE ormbridge_app LOGIN CONNECTION LIMIT 0")
     connect(user="ormbridge_app")
@@ -150,6 +158,8 @@ MISTAKES = [
     drop_a_database_that_is_in_use,
     query_of_a_table_that_is_not_there,
     server_that_does_not_run,
+    host_without_an_address,
+    option_of_sqlite,
     role_with_too_many_connections,
 ]
 

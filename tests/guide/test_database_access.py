@@ -4,8 +4,10 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
+from wsgiref.util import setup_testing_defaults
 
 import asgiref
 import channels
@@ -21,6 +23,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection
 from django.db.backends.signals import connection_created
 from django.db.models import F, Value
@@ -95,6 +98,28 @@ async def test_gather(ada, load_example, package, recorded, settings):
     settings.ROOT_URLCONF = load_example("database_access/gather", package)
     response = await AsyncClient().get("/dashboard/")
     recorded("database_access/gather", f"{response.status_code} {response.text}")
+
+
+def test_async_view_under_wsgi(settings):
+    """Under WSGI the calls of an async view run on the thread of its request, one at a time."""
+
+    async def view(request):
+        inside = await asyncio.gather(
+            *(database_sync_to_async(threading.get_ident)() for _ in "ab")
+        )
+        apart = await database_sync_to_async(threading.current_thread, thread_sensitive=False)()
+        return HttpResponse(f"{inside} {apart.name.rpartition('-')[0]}")
+
+    def serve():
+        environ = {}
+        setup_testing_defaults(environ)
+        response = WSGIHandler()(environ, lambda status, headers: None)
+        return threading.get_ident(), b"".join(response).decode()
+
+    settings.ROOT_URLCONF, settings.MIDDLEWARE = (path("", view),), []
+    with ThreadPoolExecutor() as threads:
+        thread, answer = threads.submit(serve).result(GUARD)
+    assert answer == f"{[thread, thread]} ormbridge-worker"
 
 
 def test_script(run_script, package, recorded):

@@ -2,14 +2,16 @@
 
 import pickle
 import re
+import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import SimpleTestCase
 
 import ormbridge
-from ormbridge import BridgeError, PoolTimeout
+from ormbridge import BridgeError, PoolTimeout, database_sync_to_async
 from ormbridge.core import errors
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
@@ -76,6 +78,28 @@ def test_test_without_the_fixture():
         'Database access not allowed, use the "django_db" mark, or the "db" or "transactional_db" '
         "fixtures to enable it."
     )
+
+
+def test_simple_test_case():
+    """A SimpleTestCase refuses a query on whatever thread its async test has it run."""
+
+    class Case(SimpleTestCase):
+        async def test_a_method(self):
+            await User.objects.acount()
+
+        async def test_bridge(self):
+            await database_sync_to_async(User.objects.count)()
+
+    def run():
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+        return [text for _, text in result.failures + result.errors]
+
+    # On a thread of its own, as above.
+    with ThreadPoolExecutor() as pool:
+        refused = pool.submit(run).result()
+    said = "DatabaseOperationForbidden: Database queries to 'default' are not allowed in Simple"
+    assert [said in each for each in refused] == [True, True]
 
 
 PAGE = Path(__file__).parents[2] / "docs/reference/messages.md"
