@@ -1,7 +1,7 @@
 import asyncio
 
 from channels.generic.websocket import AsyncWebsocketConsumer
-from channels.layers import InMemoryChannelLayer
+from channels.layers import InMemoryChannelLayer, get_channel_layer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.urls import path
@@ -26,6 +26,10 @@ async def consumer_without_as_asgi():
     await router({"type": "websocket", "path": "/chat"}, None, None)
 
 
+async def channel_layer_without_settings():
+    await get_channel_layer().group_send("chat", {"type": "chat.message"})
+
+
 async def consumer_that_reads_too_slowly():
     layer = InMemoryChannelLayer(capacity=1)
     for _ in range(2):
@@ -36,6 +40,7 @@ MISTAKES = [
     socket_without_a_route,
     address_without_a_route,
     consumer_without_as_asgi,
+    channel_layer_without_settings,
     consumer_that_reads_too_slowly,
 ]
 
