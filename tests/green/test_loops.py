@@ -17,6 +17,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db import OperationalError, connection
+from greenlet import getcurrent
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
 from ormbridge.core import process
@@ -340,7 +341,7 @@ def test_loop_that_ends_under_a_call_on_a_thread(green, monkeypatch):
     def wake_late(self):
         """Wake one that was ended after it has come to its end."""
         if self._ended and threading.get_ident() != self.thread:
-            block_until(lambda: self._greenlet.dead)
+            block_until(lambda: self._greenlet is None)
         wake(self)
 
     monkeypatch.setattr(runner, "end", open_and_end)
@@ -574,6 +575,39 @@ async def count():
 def sleep():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(60)")
+
+
+async def test_greenlets_are_used_again(green, monkeypatch):
+    """Calls that follow one another have one greenlet, but for one that was interrupted."""
+    green(MAX_THREADS=2)
+    runner = importlib.import_module("ormbridge.green.runner")
+    monkeypatch.setattr(runner.green, "idle", [])
+    got_id = database_sync_to_async(lambda: id(getcurrent()), green=True)
+    first = await got_id()
+    assert {await got_id() for _ in range(3)} == {first}
+    (idle,) = runner.green.idle
+    with pytest.raises(KeyboardInterrupt):
+        idle.throw(KeyboardInterrupt)
+    assert await got_id() in {id(each) for each in runner.green.idle if each is not idle}
+
+
+async def test_call_deep_in_the_stack(green):
+    """It runs on a thread: a greenlet begins on top of its caller's stack, and would keep that."""
+    green(MAX_THREADS=2)
+    half = sys.getrecursionlimit() // 2
+
+    def dive(depth):
+        return threading.get_ident() if depth == 0 else dive(depth - 1)
+
+    async def call(depth, bridge):
+        return await (bridge(half) if depth == 0 else call(depth - 1, bridge))
+
+    on_loop = database_sync_to_async(dive, green=True)
+    assert await call(half, on_loop) != threading.get_ident()
+    assert await call(0, on_loop) == threading.get_ident()
+    async with in_context(holds=True):
+        assert await call(half, on_loop) != threading.get_ident()
+    assert await call(0, on_loop) == threading.get_ident()
 
 
 @pytest.mark.parametrize("what", ["call", "block"])

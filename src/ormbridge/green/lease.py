@@ -22,7 +22,7 @@ class GreenLease(Lease):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         greenlets = greenlets_of(get_running_loop())
-        self.loop = greenlets.loop if greenlets.watches else None
+        self.loop = greenlets.loop if greenlets.may_run() else None
         self._runner: Runner | None = None
 
     def _has_worker(self) -> bool:

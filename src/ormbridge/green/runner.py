@@ -16,6 +16,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop, sleep
@@ -55,6 +56,10 @@ class _Green(threading.local):
     #: What ends those that still wait when the thread does.
     end: _ThreadEnd | None = None
 
+    def __init__(self) -> None:
+        #: Greenlets that have nothing to do. They cannot go to another thread.
+        self.idle: list[Any] = []
+
 
 green = _Green()
 # The child goes on in its function, and not in the loop.
@@ -76,22 +81,27 @@ class Runner:
         self.awaits = False
         #: How often it was switched to, or back: an odd number while it has the thread.
         self.turns = 0
-        self._loops: Any = getcurrent()
-        self._greenlet = greenlet(self._run)
+        # One that has ended, by an interrupt, is false.
+        self._greenlet: Any = (green.idle and green.idle.pop()) or greenlet(_serve)
+        self._greenlet.parent = getcurrent()
+        if not self._greenlet:
+            self._greenlet.switch()
 
     # On the loop's thread, outside of greenlets
 
     def resume(self, *value: Any) -> None:
         """Go on in the greenlet, until it waits again or ends.
 
-        :param value: what :meth:`suspend` returns there; the first lease, at the beginning.
+        :param value: what :meth:`suspend` returns there; at the beginning this and its first lease.
         """
+        if self._greenlet is None:  # it is done
+            return
         outside, worker, loop = green.runner, here.worker, _get_running_loop()
         green.runner, here.worker = self, self.worker
         self.turns += 1
         _set_running_loop(None)
         try:
-            self._greenlet.switch(*value)  # one that has ended returns at once
+            self._greenlet.switch(*value)
         finally:
             self.turns += 1
             _set_running_loop(loop)
@@ -104,7 +114,8 @@ class Runner:
 
     # In the greenlet
 
-    def _run(self, lease: Leaseholder | None) -> None:
+    def run(self, lease: Leaseholder | None) -> None:
+        """Run *lease*, and those that its worker has next."""
         self.greenlets.running.add(self)
         while lease is not None and lease.loop is self.loop:
             self.lease = lease
@@ -119,6 +130,8 @@ class Runner:
         if lease is not None:
             self.worker.pool.wake(self.worker, lease)
         self.greenlets.running.discard(self)
+        green.idle.append(self._greenlet)
+        self._greenlet = None
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -126,7 +139,7 @@ class Runner:
         :raises LoopClosedError: if the loop is closed.
         """
         if not self.is_over():
-            value = self._loops.switch()
+            value = self._greenlet.parent.switch()
             if not self._ended:
                 return value
         raise LoopClosedError("the event loop was closed, and a call on it was ended [loop-closed]")
@@ -150,6 +163,18 @@ class Runner:
     acquire, release = suspend, wake
 
 
+def _serve() -> None:
+    """Act for one runner after the other.
+
+    A new greenlet would be dear: the system has to give a stack for it, and takes it back.
+    """
+    own: Any = getcurrent()
+    while True:
+        runner, lease = own.parent.switch()
+        runner.run(lease)
+        runner = lease = None  # nothing of the last one is left
+
+
 class Greenlets:
     """Those of one event loop."""
 
@@ -158,8 +183,8 @@ class Greenlets:
         #: The thread that it is on, unless it is moved.
         self.thread = threading.get_ident()
         green.end = green.end or _ThreadEnd()
-        #: Whether it can watch a socket: Windows' proactor cannot.
-        self.watches = type(loop).add_reader is not AbstractEventLoop.add_reader
+        # Whether it can watch a socket: Windows' proactor cannot.
+        self._watches = type(loop).add_reader is not AbstractEventLoop.add_reader
         #: Those that run.
         self.running: set[Runner] = set()
         # Those that have their answer and have not gone on yet, who waits longest first.
@@ -169,6 +194,19 @@ class Greenlets:
         self.ends = self._end()
         with suppress(StopIteration):  # it has begun
             self.ends.__anext__().send(None)
+
+    def may_run(self) -> bool:
+        """Say whether the running code may begin one, on top of its stack; where that ends, raise.
+
+        :raises RecursionError: before a worker is had that could not be given back.
+        """
+        limit, deep = sys.getrecursionlimit(), False
+        with suppress(ValueError):  # there are not so many frames
+            sys._getframe(limit // 4)  # noqa: SLF001 # it is documented
+            deep = True
+            sys._getframe(limit - 100)  # noqa: SLF001
+            raise RecursionError("a call of the bridge is made too deep in the stack")
+        return self._watches and not deep
 
     def _next(self) -> None:
         self._until = 0.0
@@ -244,4 +282,5 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 
 
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
-    Runner(greenlets_of(loop), worker).resume(lease)
+    runner = Runner(greenlets_of(loop), worker)
+    runner.resume(runner, lease)

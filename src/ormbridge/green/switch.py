@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -49,17 +47,13 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param said: see :meth:`.DatabaseSyncToAsync.make_call`.
     :param error: the exception that is being handled, or None.
     """
-    # It runs on top of this stack, and so does what gives its worker back.
-    with suppress(ValueError):  # there are 100 frames left
-        sys._getframe(sys.getrecursionlimit() - 100)  # noqa: SLF001 # it is documented
-        raise RecursionError(f"{call} is called too deep in the stack: it could not be ended there")
     loop = call.mailbox.loop
-    watches = greenlets_of(loop).watches
+    may_run = greenlets_of(loop).may_run()
     if watchdog.sleeps:
         watchdog.wake()
     if isinstance(said, str):
         said = said in _ours
-    if watches and (_is_green(call.name, child) if said is None else said):
+    if may_run and (_is_green(call.name, child) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
             call.lean = partial(_run_handling, error, call.lean)
