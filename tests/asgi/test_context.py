@@ -15,14 +15,17 @@ from channels.db import database_sync_to_async as channels_database_sync_to_asyn
 from channels.generic.websocket import JsonWebsocketConsumer
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.db.models import QuerySet
 
 from ormbridge import (
     BridgeMiddleware,
     PoolClosed,
     PoolTimeout,
+    atomic,
     database_sync_to_async,
     release,
     stats,
+    stream,
 )
 from ormbridge.core import route as routes
 from ormbridge.core.process import default_pool
@@ -462,6 +465,29 @@ async def test_socket_never_waits_for_a_second_worker(pool_settings):
     assert await say(socket) == "ormbridge-worker-1, 0 waiting"
     await disconnect(socket)
     await no_worker_is_leased()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("iterate", [stream, QuerySet.aiterator])
+async def test_tasks_in_the_body_of_an_iteration_need_no_second_worker(iterate, pool_settings):
+    """Blocks of tasks that a socket gathers as it iterates run on the worker of the iteration."""
+    pool_settings(MAX_THREADS=1)
+
+    @atomic()
+    async def save(user, name):
+        await User.objects.filter(pk=user.pk).aupdate(first_name=name)
+
+    async def answer(text):
+        for name in ("ann", "bob", "eve"):
+            await User.objects.acreate(username=name)
+        users = User.objects.order_by("pk")
+        async for user in iterate(users, chunk_size=2):
+            await asyncio.gather(save(user, "once"), save(user, "twice"))
+        return [user.first_name async for user in users]
+
+    socket = await connect(serve(answer))
+    assert await asyncio.wait_for(say(socket), GUARD) == "['twice', 'twice', 'twice']"
+    await disconnect(socket)
 
 
 async def test_dismissed_between_two_calls_no_call_is_lost(gate, monkeypatch, pool_settings):

@@ -150,7 +150,8 @@ class LeaseContext(routes.Route):
 
         That is this one if it holds its worker: a request's calls stay together. Otherwise it is a
         new one, and neighbours have workers of their own. Nobody waits for a second worker: what
-        the running task has left open here goes on there.
+        the running task has left open here goes on there, and so does a task that may be awaited in
+        the body of an iteration here.
 
         :raises PoolTimeout: on an event loop that was started on the worker of a block around it.
         """
@@ -165,7 +166,9 @@ class LeaseContext(routes.Route):
                 refuse_inside(routes.current_route.get(), name)
             else:
                 mine = Lease.has_something_of_current_task
-                context._leases = leases if self._is_of_all_tasks else [*filter(mine, leases)]
+                if not self._is_of_all_tasks:  # not in the transaction of another one
+                    leases = [x for x in leases if mine(x) or not (self.ended or x.transaction)]
+                context._leases = leases
             return context
 
     def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
