@@ -93,7 +93,8 @@ def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> No
     if isinstance(lease, Lease):
         call = Call(func, func, mailbox_of(loop))
         call.route, call.generator, call.task = route, generator, current_task()
-        lease.adopt(call)
+        with lease.line.lock:
+            lease.generators.note(call)
 
 
 class on_route:  # noqa: N801 # it reads as what it does

@@ -41,9 +41,9 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # read (innodb_snapshot_isolation), and where there is no room for another lock. A lock wait does so
 # where innodb_rollback_on_timeout is on.
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206), 1205
+_DRIVERS = ("psycopg", "psycopg2", "psycopg_binary", "MySQLdb", "pymysql", "mysql")
 #: Whose frames do not say where an error was caught, or anything else was done.
-MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib"}
-MACHINERY |= {"psycopg", "psycopg_binary", "MySQLdb", "pymysql"}  # the drivers, too
+MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib", *_DRIVERS}
 
 
 class _Errors(DatabaseErrorWrapper):

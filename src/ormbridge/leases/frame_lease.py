@@ -43,8 +43,7 @@ class FrameRoute(Route):
     """Where the calls of blocks and streams below one frame go."""
 
     name = "a synchronous frame"
-
-    frame: CurrentThreadExecutor
+    frame: Any  # never None
 
     def __init__(self, frame: CurrentThreadExecutor) -> None:
         self.frame = frame

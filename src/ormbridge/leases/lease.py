@@ -102,11 +102,6 @@ class Lease(Leaseholder):
         task = current_task()
         return (task is not None and self._task == task) or self.generators.of_current_task()
 
-    def adopt(self, call: Call) -> None:
-        """Take the generator of *call* into care, which ran on its thread, below a frame there."""
-        with self.line.lock:
-            self.generators.note(call)
-
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
 

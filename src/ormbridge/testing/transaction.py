@@ -121,23 +121,11 @@ class TestContext(LeaseContext):
                 connection.inc_thread_sharing()
                 stack.callback(connection.dec_thread_sharing)
             if alone:
-                check = Block.check
-                refuse = self._refuse_other_block
-                both = lambda block, call: (refuse(block, call), check(block, call))[1]  # noqa: E731
-                stack.enter_context(patch(Block, "check", both))
+                stack.enter_context(patch(Block, "check", _check_inside))
                 connection_created.connect(self._refuse_other_connection, weak=False)
                 stack.callback(connection_created.disconnect, self._refuse_other_connection)
             stack.callback(lambda: left.extend(self.end()))
             yield left
-
-    def _refuse_other_block(self, block: Block, call: object) -> None:
-        *_, outermost = outwards(block)
-        if not isinstance(outermost.parent, TestContext):
-            raise BridgeError(
-                f"{call} is called in {outermost}, which was opened before the test, and so is not "
-                "in its transaction: what it writes would stay after the test. Open the block in "
-                "the test, or in a fixture of the same scope that uses async_db"
-            )
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         lent = self._lent.get(connection.alias)
@@ -194,6 +182,20 @@ class _TestLease(Lease):
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
+
+
+_check = Block.check
+
+
+def _check_inside(block: Block, call: object) -> None:
+    *_, outermost = outwards(block)
+    if not isinstance(outermost.parent, TestContext):
+        raise BridgeError(
+            f"{call} is called in {outermost}, which was opened before the test, and so is not "
+            "in its transaction: what it writes would stay after the test. Open the block in "
+            "the test, or in a fixture of the same scope that uses async_db"
+        )
+    _check(block, call)
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
