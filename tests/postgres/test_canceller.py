@@ -26,8 +26,10 @@ from ormbridge import (
     stats,
     stream,
 )
+from ormbridge.core.call import Call
+from ormbridge.core.mailbox import Mailbox
 from ormbridge.postgres import canceller as canceller_module
-from ormbridge.postgres.canceller import may_be_stopped
+from ormbridge.postgres.canceller import may_be_stopped, outlast
 from tests.core.gate import GUARD
 from tests.core.support import until
 from tests.settings import CHOICE
@@ -385,3 +387,18 @@ async def test_read_ahead_is_stopped_when_its_loop_is_left(outside, one_worker, 
         counted = database_sync_to_async(User.objects.count)()
         assert await asyncio.wait_for(counted, GUARD) == 2
     assert outside.waiting() == 0
+
+
+async def test_cancelled_as_the_end_of_a_block_is_there():
+    """What has its outcome by then is not looked after any more, and so nothing of it is kept."""
+    mailbox = Mailbox(asyncio.get_running_loop())
+    call = Call(int, "the end of a block", mailbox)
+    call.claim()
+    call.closes, future = True, call.future
+    waits = asyncio.create_task(outlast(future, call))
+    await asyncio.sleep(0)
+    call.deliver()
+    waits.cancel()
+    assert isinstance(await waits, asyncio.CancelledError)
+    assert future.done()
+    assert mailbox._waiting == {}

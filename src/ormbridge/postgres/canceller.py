@@ -122,7 +122,7 @@ async def outlast(
             cancelled = error
             if call is not None and not call.closes and call.cancel():
                 break
-            if call is not None:
+            if call is not None and not future.done():
                 bound(call)
     return cancelled
 
