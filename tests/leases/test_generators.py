@@ -25,6 +25,19 @@ from tests.support import applications
 from tests.support.http import connect, disconnect, get, say
 
 
+def five_rows(closed):
+    """Return an iteration of Django's; *closed* gets the name of the thread where it is closed."""
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            try:
+                yield from range(5)
+            finally:
+                closed.append(thread_name())
+
+    return Rows(None, chunk_size=2)
+
+
 @pytest.mark.django_db(transaction=True)
 async def test_suspended_generator_keeps_its_worker():
     """Between the chunks of aiterator() the worker stays; calls in between run on it too."""
@@ -70,16 +83,9 @@ async def test_iteration_left_early_is_closed_on_its_worker():
     """The cursor of an aiterator() that is left early is closed on the worker, not on the loop."""
     closed = []
 
-    class Rows(BaseIterable):
-        def __iter__(self):
-            try:
-                yield from range(5)
-            finally:
-                closed.append(thread_name())
-
     async def answer(text):
         rows = []
-        async for row in Rows(None, chunk_size=2):
+        async for row in five_rows(closed):
             rows.append(row)
             break
         return rows[0]
@@ -96,15 +102,8 @@ async def test_iteration_below_a_synchronous_frame_is_closed_on_its_worker(serve
     """What is left early below a sync view is closed on its worker, as its request ends."""
     closed = []
 
-    class Rows(BaseIterable):
-        def __iter__(self):
-            try:
-                yield from range(5)
-            finally:
-                closed.append(thread_name())
-
     async def first():
-        async for row in Rows(None, chunk_size=2):
+        async for row in five_rows(closed):
             return row
         return None
 

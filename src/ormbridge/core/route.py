@@ -87,11 +87,11 @@ def place(call: Call, anywhere: bool = False) -> None:
     route = call.route = current_route.get()
     if route is not None and not anywhere:
         route.check(call)
+    pool = default_pool()
     if anywhere and not (route is not None and route.is_alone):
-        if default_pool().take(call, wait=False):
+        if pool.take(call, wait=False):
             return
         call.stays_out = True
-    pool = default_pool()
     while (frame := frame_inside(route, call.mailbox.loop)) is not None:
         if call.enter(frame, pool.settings):
             return

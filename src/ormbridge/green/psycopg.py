@@ -36,6 +36,8 @@ class Watch:
         self.watching = True
         self._runner: Runner | None = None
         self._fd = os.dup(raw.fileno())
+        self._trouble = select.poll()  # that it broke, and nothing else
+        self._trouble.register(self._fd, 0)
         # In no context: that of a request would be kept.
         Context().run(loop.add_reader, self._fd, self._readable)
 
@@ -48,10 +50,8 @@ class Watch:
             self._runner = None
 
     def _readable(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, 0)
         # A thread reads from it, it ended, or has news. That it broke, uvloop says only once.
-        if self._runner is None or poll.poll(0):
+        if self._runner is None or self._trouble.poll(0):
             self.watching = False
             self.loop.remove_reader(self._fd)
         if self._runner is not None:

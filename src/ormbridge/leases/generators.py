@@ -46,6 +46,20 @@ class _Suspended:
         self.anchor: weakref.ref[Any] | None = None
         self.unused = False
 
+    def refuse_more(self) -> None:
+        """Let go of it, and have an iteration of Django's raise if it goes on.
+
+        Django would take the generator that was closed for the end of the rows.
+        """
+        self.unused = True
+        anchor = self.anchor and self.anchor()
+        for cell in getattr(anchor, "__closure__", None) or ():
+            iterable = cell.cell_contents
+            if isinstance(iterable, BaseIterable):
+                # It asks for the size of its chunks before each one, and after.
+                namespace = {"chunk_size": property(_raise_closed)}
+                iterable.__class__ = type(type(iterable).__name__, (type(iterable),), namespace)
+
 
 class SuspendedGenerators(dict[int, _Suspended]):
     """The generators that keep one lease, by their ids. Only its thread adds and removes them."""
@@ -101,8 +115,7 @@ class SuspendedGenerators(dict[int, _Suspended]):
         for suspended in list(self.values()):
             task = suspended.task() if suspended.task not in (None, own) else None
             if all_of_them or task is None or task.done():
-                suspended.unused = True
-                _refuse_more(suspended.anchor and suspended.anchor())
+                suspended.refuse_more()
 
     def end_with(self, block: Block) -> None:
         """Close those that began in *block*, which is rolled back. On its thread, without the lock.
@@ -111,8 +124,7 @@ class SuspendedGenerators(dict[int, _Suspended]):
         """
         for suspended in list(self.values()):
             if suspended.close is not None and block in outwards(suspended.route):
-                suspended.unused = True
-                _refuse_more(suspended.anchor and suspended.anchor())
+                suspended.refuse_more()
         self.close_unused()
 
     def close_unused(self) -> None:
@@ -123,19 +135,6 @@ class SuspendedGenerators(dict[int, _Suspended]):
                 if suspended.close is not None:
                     with bounded(), suppress(Exception):  # the connection broke
                         suspended.close()
-
-
-def _refuse_more(anchor: Any) -> None:
-    """Have an iteration of Django's, of which *anchor* is a part, raise if it goes on.
-
-    Django would take the generator that was closed for the end of the rows.
-    """
-    for cell in getattr(anchor, "__closure__", None) or ():
-        iterable = cell.cell_contents
-        if isinstance(iterable, BaseIterable):
-            # It asks for the size of its chunks before each one, and after.
-            namespace = {"chunk_size": property(_raise_closed)}
-            iterable.__class__ = type(type(iterable).__name__, (type(iterable),), namespace)
 
 
 def _raise_closed(iterable: BaseIterable[Any]) -> int:
