@@ -69,17 +69,17 @@ def asked(request, monkeypatch, pool_settings):
         return None
     if CHOICE != "postgresql" or find_spec("greenlet") is None:
         pytest.skip("green functions need PostgreSQL, psycopg 3 and greenlet")
-    watch = importlib.import_module("ormbridge.green.psycopg").Watch
-    wait, asked = watch.wait, []
+    answers = importlib.import_module("ormbridge.green.answers").Answers
+    wait, asked = answers.wait, []
 
-    def note(self, runner):
+    def note(self, runner, handle):
         asked.append(runner)
         try:
-            return wait(self, runner)
+            return wait(self, runner, handle)
         finally:
             asked.remove(runner)
 
-    monkeypatch.setattr(watch, "wait", note)
+    monkeypatch.setattr(answers, "wait", note)
     return asked
 
 

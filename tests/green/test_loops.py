@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib
 import os
+import select
 import sys
 import threading
 import time
@@ -56,13 +57,6 @@ def assert_whole():
     assert stats().idle == stats().threads
     assert stats().waiting == 0
     assert asyncio.run(green_where()) == threading.get_ident()
-
-
-# The connection is in the middle of a statement, and is discarded: what watches that is left open.
-cut_off = pytest.mark.filterwarnings(
-    "ignore:unclosed <socket:ResourceWarning",
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
-)
 
 
 @pytest.fixture
@@ -148,7 +142,6 @@ def test_loop_that_is_moved_to_another_thread(green):
     assert_whole()
 
 
-@cut_off
 def test_loop_closed_with_a_call_that_waits(green, held):
     """A green function whose loop was closed under it ends with an error; its worker is free."""
     green(MAX_THREADS=1)
@@ -177,7 +170,6 @@ def test_loop_closed_with_a_call_that_waits(green, held):
     assert_whole()
 
 
-@cut_off
 @pytest.mark.parametrize("closes", [True, False])
 def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
     """So it is where the thread ends that the loop ran on, whether it closes the loop or not."""
@@ -203,7 +195,6 @@ def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
     loop.close()
 
 
-@cut_off
 def test_loop_closed_with_calls_in_line(green, held):
     """What waited in line behind it is not run any more, and loses no worker."""
     green(MAX_THREADS=1)
@@ -279,17 +270,21 @@ def test_loop_that_nobody_closes_is_freed_with_its_thread(green):
         loop.close()
 
 
-async def test_loop_turns_between_two_answers(green, held):
-    """Where many have their answer at one time, and each is long at work, the loop turns."""
+async def test_loop_turns_between_two_answers(green, held, monkeypatch):
+    """Where many have their answer at one time, and each is long at work, the loop turns.
+
+    It is told of each answer once, and not in each turn.
+    """
+    answers = importlib.import_module("ormbridge.green.answers")
+    look, told, went_on = answers.Answers._look, [], []
+    monkeypatch.setattr(answers.Answers, "_look", lambda self: told.append(look(self)))
     green(MAX_THREADS=3)
-    runner = importlib.import_module("ormbridge.green.runner")
-    went_on = []
 
     async def call(name):
         def function():
             User.objects.exists()
             went_on.append(name)
-            end = time.monotonic() + 2 * runner.SLICE
+            end = time.monotonic() + 2 * answers.SLICE
             while time.monotonic() < end:
                 pass
 
@@ -302,12 +297,14 @@ async def test_loop_turns_between_two_answers(green, held):
 
     calls = [asyncio.create_task(call(name)) for name in "abc"]
     await held.sees(3)
+    raws = [each.connections.opened[0].connection for each in process.default_pool().workers]
     held.let_go()
-    block_until(lambda: not held.at_work())  # all three can be read now
+    block_until(lambda: select.select(raws, [], [], 0)[0] == raws)
     await asyncio.gather(turn(), *calls)
     order = "".join("-" if each == "turn" else each for each in went_on)
     assert sorted(order.replace("-", "")) == ["a", "b", "c"]
     assert not {"ab", "ac", "ba", "bc", "ca", "cb"} & {*map("".join, pairwise(order))}, order
+    assert len(told) == 1
 
 
 def test_loop_that_ends_waits_for_what_runs(green, held):
@@ -379,6 +376,45 @@ def test_loop_that_goes_on_after_its_shutdown(green):
     assert_whole()
 
 
+def test_loop_closed_with_an_answer_that_was_seen(green, held):
+    """A call that has its answer, and was to go on in the next turn, ends with an error as well."""
+    green(MAX_THREADS=2)
+    answers = importlib.import_module("ormbridge.green.answers")
+    loop, ends = asyncio.new_event_loop(), []
+
+    def function():
+        try:
+            User.objects.count()
+        except BaseException as error:
+            ends.append(str(error))
+            raise
+        ends.append("well")
+        loop.stop()
+        end = time.monotonic() + 2 * answers.SLICE
+        while time.monotonic() < end:
+            pass
+
+    async def begin():
+        call = database_sync_to_async(function, green=True)
+        tasks = [asyncio.create_task(call()) for _ in range(2)]
+        await held.sees(2)
+        return tasks
+
+    tasks = loop.run_until_complete(begin())
+    raws = [each.connections.opened[0].connection for each in process.default_pool().workers]
+    held.let_go()
+    block_until(lambda: select.select(raws, [], [], 0)[0] == raws)
+    loop.run_forever()
+    loop.close()
+    for task in tasks:
+        task._log_destroy_pending = False
+    del task, tasks
+    assert asyncio.run(green_where()) == threading.get_ident()
+    ended = "the event loop was closed, and a call on it was ended [loop-closed]"
+    assert ends == ["well", ended]
+    assert_whole()
+
+
 def test_loop_left_without_a_shutdown(green):
     """A loop that nobody shuts down keeps no worker, and is freed."""
     green(MAX_THREADS=1)
@@ -390,8 +426,7 @@ def test_loop_left_without_a_shutdown(green):
         left.append(weakref.ref(loop))
         del loop
     assert_whole()
-    # The connection knows the last one that it was waited for on, and the thread its last one. The
-    # watchdog knows for a moment what it saw.
+    # The thread knows its last one, and the watchdog for a moment what it saw.
     block_until(lambda: gc.collect() is not None and not any(loop() for loop in left[:-2]))
 
 
@@ -685,7 +720,6 @@ def test_loop_that_watches_no_sockets():
         assert threading.get_ident() not in runner.run(run())
 
 
-@cut_off
 @pytest.mark.parametrize("closes", [True, False])
 def test_thread_that_ends_with_a_call_that_waits_for_the_loop(green, closes):
     """What only the loop could do is not waited for: the thread ends, and its worker is lost."""

@@ -1,9 +1,7 @@
 """Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
 psycopg 3 does all of its waiting there. It is given a generator that says for what, in the words of
-``selectors``: for the socket to be readable, writable, or both. The socket is watched through a
-handle of its own, once for each connection: whoever closes the connection, on whatever thread, the
-loop only sees that it ended.
+``selectors``: for the socket to be readable, writable, or both. See :mod:`.answers`.
 
 Each connection has a lock, which its greenlet keeps while it waits. Others on that thread may ask
 for it all the same: where they free an iteration that was left open, its cursor is closed.
@@ -11,12 +9,8 @@ for it all the same: where they free an iteration that was left open, its cursor
 
 from __future__ import annotations
 
-import os
-import select
 import threading
-from asyncio import AbstractEventLoop
 from collections.abc import Generator
-from contextvars import Context
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any
@@ -25,40 +19,6 @@ import psycopg
 
 from .runner import Runner, green
 from .worker import apart
-
-
-class Watch:
-    """A loop's watch over the socket of one connection, until it is readable and nobody waits."""
-
-    def __init__(self, raw: Any, loop: AbstractEventLoop) -> None:
-        """Begin to watch. On the thread of *loop*."""
-        self.loop = loop
-        self.watching = True
-        self._runner: Runner | None = None
-        self._fd = os.dup(raw.fileno())
-        self._trouble = select.poll()  # that it broke, and nothing else
-        self._trouble.register(self._fd, 0)
-        # In no context: that of a request would be kept.
-        Context().run(loop.add_reader, self._fd, self._readable)
-
-    def wait(self, runner: Runner) -> int:
-        """Wait in the greenlet until the socket is readable."""
-        self._runner = runner
-        try:
-            return int(runner.suspend())
-        finally:
-            self._runner = None
-
-    def _readable(self) -> None:
-        # A thread reads from it, it ended, or has news. That it broke, uvloop says only once.
-        if self._runner is None or self._trouble.poll(0):
-            self.watching = False
-            self.loop.remove_reader(self._fd)
-        if self._runner is not None:
-            self._runner.greenlets.go_on((self._runner, EVENT_READ))
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
 
 class Lock:
@@ -97,16 +57,13 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
         return _wait_on_thread(self, gen, *args, **kwargs)
     if args or kwargs:  # notifies() looks at the clock meanwhile
         return apart(partial(_wait_on_thread, self, gen, *args, **kwargs))
-    watch: Watch | None = vars(self).get("ormbridge_watch")
     try:
         state = next(gen)
         while True:
             if state & EVENT_WRITE:
                 ready = _ready(self, 0) or apart(_ready, self, None)
             else:
-                if watch is None or watch.loop is not runner.loop or not watch.watching:
-                    watch = vars(self)["ormbridge_watch"] = Watch(self, runner.loop)
-                ready = watch.wait(runner)
+                ready = runner.greenlets.answers.wait(runner, self)
             state = gen.send(ready)
     except StopIteration as end:
         return end.value

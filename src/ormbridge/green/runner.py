@@ -32,9 +32,7 @@ from ..core.connections import ThreadConnections, here
 from ..core.errors import BridgeError
 from ..core.process import after_fork
 from ..core.worker import Leaseholder, Worker
-
-#: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
-SLICE = 0.0005
+from .answers import Answers
 
 
 class LoopClosedError(BridgeError):
@@ -183,13 +181,11 @@ class Greenlets:
         #: The thread that it is on, unless it is moved.
         self.thread = threading.get_ident()
         green.end = green.end or _ThreadEnd()
-        # Whether it can watch a socket: Windows' proactor cannot.
-        self._watches = type(loop).add_reader is not AbstractEventLoop.add_reader
         #: Those that run.
         self.running: set[Runner] = set()
-        # Those that have their answer and have not gone on yet, who waits longest first.
-        self._due: dict[Runner, Any] = {}
-        self._until = 0.0  # when no more go on in this turn; 0.0 before the first of them
+        watches = type(loop).add_reader is not AbstractEventLoop.add_reader
+        #: The answers that they wait for. False if it can watch no socket: Windows' proactor.
+        self.answers: Any = watches and Answers(loop)
         #: What has them end with the loop: its shutdown_asyncgens() does.
         self.ends = self._end()
         with suppress(StopIteration):  # it has begun
@@ -206,21 +202,7 @@ class Greenlets:
             deep = True
             sys._getframe(limit - 100)  # noqa: SLF001
             raise RecursionError("a call of the bridge is made too deep in the stack")
-        return self._watches and not deep
-
-    def _next(self) -> None:
-        self._until = 0.0
-        self.go_on()
-
-    def go_on(self, *due: tuple[Runner, Any]) -> None:
-        """Resume each with its value; not in this turn of the loop if others took long in it."""
-        self._due.update(due)
-        if self._due and not self._until:
-            self._until = time.monotonic() + SLICE
-            self.loop.call_soon(self._next)
-        while self._due and time.monotonic() < self._until:
-            runner = next(iter(self._due))
-            runner.resume(self._due.pop(runner))
+        return bool(self.answers) and not deep
 
     async def _end(self) -> AsyncGenerator[None]:
         try:
