@@ -36,6 +36,7 @@ _MESSAGES = "reference/messages"
 _WEIGHTS = {"reference/api": 0.7, _MESSAGES: 0.8} | dict.fromkeys(
     ("architecture", "benchmarks", "changelog", "contributing"), 0.5
 )
+_CODE = re.compile(r"\[[a-z-]+\]")
 _UNNAMED = re.compile(r"id\d+")
 _DRAWN = re.compile(r"<(svg|div|form)\b.*?</\1>")
 _UNSEEN = (nodes.section, nodes.title, nodes.Invisible, nodes.system_message)
@@ -116,10 +117,13 @@ def described(node: nodes.Element) -> dict[str, Any]:
     boxes = [each for each in own if isinstance(each, nodes.container)]
     wordings = [each for each in boxes if "wordings" in each["classes"]]
     text = [each for each in own if each not in wordings]
+    quoted = [each.astext() for box in wordings for each in box.findall(nodes.literal)]
+    # A code of the bridge is a name: as a message, one word of it would outweigh a whole line.
+    codes = [each for each in quoted if _CODE.fullmatch(each)]
     known: dict[str, Any] = {
-        "names": [name for each in comments for name in parts(each, "search:")],
+        "names": [name for each in comments for name in parts(each, "search:")] + codes,
         "prints": [text for each in comments for text in parts(each, "prints:")]
-        + [code.astext() for each in wordings for code in each.findall(nodes.literal)],
+        + [each for each in quoted if each not in codes],
         # Of an example what it printed: its code has too many words that mean nothing.
         "text": _DRAWN.sub("", " ".join(" ".join(shown(each).astext().split()) for each in text)),
     }
