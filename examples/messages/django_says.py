@@ -24,8 +24,9 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.http import HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient
+from django.test import AsyncClient, AsyncRequestFactory
 from django.urls import path
+from django.views.generic import ListView
 
 
 async def view(request):
@@ -41,7 +42,19 @@ def view_without_await(request):
     return unawaited[0]
 
 
-urlpatterns = [path("", view), path("coroutine", view_without_await)]
+@transaction.non_atomic_requests
+async def profile(request):
+    return HttpResponse(await request.auser())
+
+
+class Users(ListView):
+    model = User
+
+    async def post(self, request):
+        return HttpResponse("saved")
+
+
+urlpatterns = [path("", view), path("coroutine", view_without_await), path("profile", profile)]
 
 
 def async_view_with_atomic_requests():
@@ -53,6 +66,18 @@ def view_that_returns_no_response():
         async_to_sync(AsyncClient().get)("/coroutine")
     finally:
         unawaited[0].close()
+
+
+def user_without_the_middleware():
+    async_to_sync(AsyncClient().get)("/profile")
+
+
+def request_that_no_middleware_has_seen():
+    print(AsyncRequestFactory().get("/profile").session)
+
+
+def async_handler_beside_an_inherited_one():
+    Users.as_view()
 
 
 def query_after_an_error_in_atomic():
@@ -107,6 +132,9 @@ def lifespan():
 MISTAKES = [
     async_view_with_atomic_requests,
     view_that_returns_no_response,
+    user_without_the_middleware,
+    request_that_no_middleware_has_seen,
+    async_handler_beside_an_inherited_one,
     query_after_an_error_in_atomic,
     lock_without_a_transaction,
     durable_inside_a_block,

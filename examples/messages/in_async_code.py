@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import warnings
 
 import django
@@ -18,6 +19,15 @@ from django.http import HttpResponse
 
 async def count_users():
     return await User.objects.acount()
+
+
+async def find_nobody():
+    raise User.DoesNotExist("User matching query does not exist.")
+
+
+async def names():
+    await asyncio.sleep(0)
+    yield "ada"
 
 
 async def query_in_a_coroutine():
@@ -124,6 +134,39 @@ async def loop_of_a_thread_without_one():
     await asyncio.to_thread(asyncio.get_event_loop)
 
 
+async def task_that_fails_unseen():
+    loop, found = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda loop, context: found.append(context["message"]))
+    await asyncio.wait([asyncio.create_task(find_nobody())])
+    loop.set_exception_handler(None)
+    raise Warning(found[0])
+
+
+async def task_that_fails_in_a_group():
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(find_nobody())
+
+
+async def generator_that_two_tasks_use():
+    generator = names()
+    other = asyncio.create_task(anext(generator))
+    await asyncio.sleep(0)  # the other task waits for the first name now
+    try:
+        await generator.aclose()
+    finally:
+        await other
+
+
+async def task_that_holds_up_the_loop():
+    loop, found = asyncio.get_running_loop(), []
+    logging.getLogger("asyncio").addFilter(lambda record: found.append(record.getMessage()))
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0  # 0.1 seconds unless you set it
+    await asyncio.create_task(asyncio.sleep(0))
+    loop.set_debug(False)
+    raise Warning(next(each for each in found if "Task" in each))
+
+
 MISTAKES = [
     query_in_a_coroutine,
     atomic_in_a_coroutine,
@@ -144,6 +187,10 @@ MISTAKES = [
     loop_that_is_closed,
     coroutine_that_nobody_awaits,
     loop_of_a_thread_without_one,
+    task_that_fails_unseen,
+    task_that_fails_in_a_group,
+    generator_that_two_tasks_use,
+    task_that_holds_up_the_loop,
 ]
 
 

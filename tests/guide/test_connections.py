@@ -25,7 +25,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
-from tests.core.support import until
+from tests.core.support import run, until
 from tests.core.test_connections import resets
 from tests.guide.conftest import INITDB, own_server, run_python
 from tests.settings import CHOICE, DATABASES
@@ -680,3 +680,29 @@ if CHOICE == "postgresql":
         assert await database_sync_to_async(ask)("SHOW TIME ZONE") != "Pacific/Kiritimati"
         question = "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'"
         assert await database_sync_to_async(ask)(question) == 0
+
+
+FORKED = """
+def session():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
+
+def session_of_a_child():
+    child = os.fork()
+    if not child:
+        os._exit(session() != own)
+    return "another" if os.waitpid(child, 0)[1] else "its parent's"
+
+own = session()
+print(session_of_a_child())
+connections.close_all()
+print(session_of_a_child())
+"""
+
+if CHOICE == "postgresql":
+
+    def test_connection_from_before_the_fork():
+        """A forked process has the connection of its parent, unless that was closed before."""
+        result = run(f"from django.db import connections\n{FORKED}")
+        assert (result.stdout, result.stderr) == ("its parent's\nanother\n", "")

@@ -21,15 +21,18 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import JsonWebsocketConsumer, WebsocketConsumer
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
+from django.core import paginator
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.paginator import Paginator
 from django.db import connection
 from django.db.backends.signals import connection_created
 from django.db.models import F, Value
 from django.db.models.functions import Concat
 from django.db.models.signals import post_init
 from django.db.utils import ConnectionHandler
+from django.dispatch import Signal
 from django.http import HttpResponse
 from django.test import AsyncClient
 from django.urls import path
@@ -337,6 +340,36 @@ async def test_router_is_asked_on_the_thread_of_the_loop(
     await query(kind)
     assert (threading.get_ident() in NotingRouter.threads) is asked_on_the_loop
     assert NotingRouter.threads
+
+
+async def test_signal_sent_in_a_coroutine(ada):
+    """What send() calls in a coroutine may not query; what asend() calls may, async or not."""
+    signal, found = Signal(), []
+
+    def plain(sender, **kwargs):
+        found.append(User.objects.get().username)
+
+    async def asynchronous(sender, **kwargs):
+        found.append((await User.objects.aget()).username)
+
+    signal.connect(plain)
+    signal.connect(asynchronous)
+    with pytest.raises(SynchronousOnlyOperation):
+        signal.send(None)
+    await signal.asend(None)
+    assert found == ["ada", "ada"]
+
+
+async def test_paginator_in_a_coroutine(ada):
+    """A paginator queries where it is used; Django's async one, where there is one, does not."""
+    users = User.objects.order_by("pk")
+    with pytest.raises(SynchronousOnlyOperation):
+        Paginator(users, 20).page(1)
+    page = await database_sync_to_async(lambda: list(Paginator(users, 20).page(1)))()
+    assert page == [ada]
+    if django.VERSION >= (6, 0):
+        page = await paginator.AsyncPaginator(users, 20).apage(1)
+        assert [user async for user in page] == [ada]
 
 
 if django.VERSION >= (6, 0):  # before, the expression stays on the object

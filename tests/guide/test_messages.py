@@ -1,18 +1,28 @@
 """The messages that people look up: each is printed by a run, word for word."""
 
+import asyncio
 import pickle
 import re
+import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from django.contrib.auth.models import User
-from django.test import SimpleTestCase
+from channels.auth import UserLazyObject
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import ImproperlyConfigured
+from django.db import IntegrityError
+from django.http import HttpResponse
+from django.test import AsyncRequestFactory, SimpleTestCase
+from django.views.generic import ListView
 
 import ormbridge
-from ormbridge import BridgeError, PoolTimeout, database_sync_to_async
+from ormbridge import BridgeError, PoolTimeout, atomic, database_sync_to_async
 from ormbridge.core import errors
+from tests.core.gate import GUARD
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import alone_on_postgresql, example_source
@@ -22,6 +32,7 @@ RUNS = [
     (r"thread id \d+", "thread id …"),
     (r"thread 'asyncio_\d'", "thread 'asyncio_0'"),
     (r"Task <.*> got Future <.*?>", "Task <…> got Future <…>"),
+    (r"Executing <Task .*> took [\d.]+ seconds", "Executing <Task …> took … seconds"),
 ]
 
 
@@ -103,6 +114,125 @@ def test_simple_test_case():
 
 
 PAGE = Path(__file__).parents[2] / "docs/reference/messages.md"
+
+
+async def test_async_handlers_of_a_list_view(ada):
+    """A generic view with async handlers alone queries on a worker, through the bridge."""
+    threads = []
+
+    class Users(ListView):
+        model = User
+        paginate_by = 1
+
+        def get_queryset(self):
+            threads.append(threading.current_thread().name)
+            return super().get_queryset().order_by("pk")
+
+        def render_to_response(self, context):
+            return HttpResponse(context["object_list"])
+
+        async def get(self, request):
+            return await database_sync_to_async(super().get)(request)
+
+        async def post(self, request):
+            return HttpResponse(str(await User.objects.acount()))
+
+    view, factory = Users.as_view(), AsyncRequestFactory()
+    assert (await view(factory.get("/"))).text == "ada"
+    assert (await view(factory.post("/"))).text == "1"
+    assert threads == ["ormbridge-worker-1"]
+
+
+def test_middleware_sets_the_user():
+    """AuthenticationMiddleware gives a request its user, where a session came before."""
+    request = AsyncRequestFactory().get("/")
+    authenticate = AuthenticationMiddleware(HttpResponse)
+    with pytest.raises(ImproperlyConfigured, match="authentication middleware requires session"):
+        authenticate.process_request(request)
+    SessionMiddleware(HttpResponse).process_request(request)
+    assert not hasattr(request, "auser")
+    authenticate.process_request(request)
+    assert hasattr(request, "auser")
+
+
+async def test_group_in_a_block(transactional_db):
+    """The error of one task undoes the block around its group; ``except*`` tells errors apart."""
+    caught, cancelled = [], []
+
+    async def other():
+        try:
+            await asyncio.sleep(GUARD)
+        except asyncio.CancelledError:
+            cancelled.append("the other task")
+            raise
+
+    try:
+        async with atomic():
+            await User.objects.acreate(username="ada")
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(other())
+                tasks.create_task(User.objects.acreate(username="ada"))
+    except* IntegrityError as group:
+        caught = group.exceptions
+    assert (len(caught), cancelled) == (1, ["the other task"])
+    assert await User.objects.acount() == 0
+
+
+async def test_generator_of_a_cancelled_task():
+    """When the task that was in a generator has been cancelled, the generator can be closed."""
+    inside = asyncio.Event()
+
+    async def names():
+        inside.set()
+        await asyncio.sleep(GUARD)
+        yield "never"
+
+    generator = names()
+    task = asyncio.create_task(anext(generator))
+    await inside.wait()
+    with pytest.raises(RuntimeError, match="asynchronous generator is already running"):
+        await generator.aclose()
+    task.cancel()
+    await asyncio.wait([task])
+    await generator.aclose()
+    assert task.cancelled()
+
+
+def test_loop_that_ends_finds_a_running_generator():
+    """A loop that is shut down while a task is in a generator says so, and goes on."""
+    said, loop = [], asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: said.append(context))
+
+    async def names():
+        await asyncio.sleep(GUARD)
+        yield "never"
+
+    async def read():
+        await anext(names())
+
+    task = loop.create_task(read())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.close()
+    message = f"an error occurred during closing of asynchronous generator {said[0]['asyncgen']}"
+    assert [(each["message"], str(each["exception"])) for each in said] == [
+        (message, "aclose(): asynchronous generator is already running")
+    ]
+
+
+def test_user_of_a_socket():
+    """No object points to the user of a socket on which nobody has logged in, or not yet."""
+    membership, user = User.groups.through, UserLazyObject()
+    with pytest.raises(ValueError, match=r"^Accessing scope user before it is ready\.$"):
+        membership(user=user)
+    user._wrapped = AnonymousUser()
+    said = r'^Cannot assign "<channels\.auth\.UserLazyObject .*": .* must be a "User" instance\.$'
+    with pytest.raises(ValueError, match=said):
+        membership(user=user)
+    user._wrapped = User(username="ada")
+    assert membership(user=user).user.username == "ada"
 
 
 def test_code_is_an_anchor():

@@ -545,3 +545,65 @@ def test_isolated_test_case_mixed_in(tmp_path, database):
     # It is there already; SQLite does not even let it in beside the transaction of the class.
     _, _, shown = result.stdout.partition(": in asyncSetUp\n")
     assert re.search("IntegrityError|is locked", shown)
+
+
+FIXTURES = """
+import pytest
+from django.contrib.auth.models import User
+
+@pytest.fixture(scope="$scope")
+async def ada(async_db):
+    return await User.objects.acreate(username="ada")
+
+@pytest.mark.asyncio
+async def test_ada(ada):
+    assert ada.username == "ada"
+"""
+
+
+def test_async_fixture_that_no_plugin_runs(tmp_path):
+    """In strict mode pytest-asyncio leaves a fixture of pytest alone; it takes its own, or all."""
+    source = FIXTURES.replace("$scope", "function")
+    strict = Project(tmp_path / "strict", mode="strict")
+    strict.write(test_it=source)
+    said = "'test_ada' requested an async fixture 'ada', with no plugin or hook that handled it."
+    assert said in strict.pytest("--tb=short").stdout
+    own = source.replace("@pytest.fixture", "@pytest_asyncio.fixture")
+    strict.write(test_it=f"import pytest_asyncio{own}")
+    assert passed(strict.pytest()) == 1
+    auto = Project(tmp_path / "auto")
+    auto.write(test_it=source)
+    assert passed(auto.pytest()) == 1
+
+
+SET_UP = """
+import pytest
+from django.contrib.auth.models import User
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker):
+    with django_db_blocker.unblock():
+        User.objects.create(username="eve")
+"""
+FINDS = """
+import pytest
+from django.contrib.auth.models import User
+
+@pytest.mark.parametrize("run", [1, 2])
+async def test_eve(run, async_db):
+    eve = await User.objects.aget()
+    await eve.adelete()
+"""
+
+
+def test_fixture_of_a_wider_scope(tmp_path):
+    """A fixture of a module gets no ``async_db``; what django_db_setup writes, each test finds."""
+    project = Project(tmp_path)
+    project.write(test_it=FIXTURES.replace("$scope", "module"))
+    said = (
+        "ScopeMismatch: You tried to access the function scoped fixture async_db with a module "
+        "scoped request object."
+    )
+    assert said in " ".join(project.pytest("--tb=short").stdout.split())
+    project.write(test_it=FINDS, conftest=SET_UP)
+    assert passed(project.pytest()) == 2
