@@ -200,8 +200,7 @@ async def test_generator_of_a_cancelled_task():
 
 def test_loop_that_ends_finds_a_running_generator():
     """A loop that is shut down while a task is in a generator says so, and goes on."""
-    said, loop = [], asyncio.new_event_loop()
-    loop.set_exception_handler(lambda loop, context: said.append(context))
+    said = []
 
     async def names():
         await asyncio.sleep(GUARD)
@@ -210,12 +209,19 @@ def test_loop_that_ends_finds_a_running_generator():
     async def read():
         await anext(names())
 
-    task = loop.create_task(read())
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    task.cancel()
-    loop.run_until_complete(asyncio.wait([task]))
-    loop.close()
+    def run_and_end():
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: said.append(context))
+        task = loop.create_task(read())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+
+    # On a thread of its own, as above.
+    with ThreadPoolExecutor() as pool:
+        pool.submit(run_and_end).result()
     message = f"an error occurred during closing of asynchronous generator {said[0]['asyncgen']}"
     assert [(each["message"], str(each["exception"])) for each in said] == [
         (message, "aclose(): asynchronous generator is already running")
