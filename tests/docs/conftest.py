@@ -192,7 +192,7 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Start the browser that the machine has."""
     names = ("chromium", "chromium-browser", "google-chrome")
