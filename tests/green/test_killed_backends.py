@@ -3,10 +3,18 @@
 import asyncio
 import random
 import threading
+from contextlib import suppress
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import DatabaseError, InterfaceError, connection, connections
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 
 from ormbridge import atomic, database_sync_to_async, stats
 from tests.core.gate import GUARD
@@ -127,3 +135,22 @@ async def test_backends_are_killed(nobody_else, green, connection_settings):
     )
     assert first == second
     assert callers.committed <= first
+
+
+def begin_on_a_broken_connection():
+    """Begin a transaction where the driver knows that the connection broke, and Django does not."""
+    connection.ensure_connection()
+    raw = connection.connection
+    while not raw.closed:
+        with suppress(Exception):
+            raw.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    with transaction.atomic():
+        pass
+
+
+@pytest.mark.parametrize("runs_green", [False, True])
+async def test_broken_connection_is_an_operational_error(runs_green):
+    """On threads and green it is the error that code looks for to try again."""
+    begin = database_sync_to_async(begin_on_a_broken_connection, green=runs_green)
+    with pytest.raises(OperationalError, match="the connection is lost"):
+        await begin()

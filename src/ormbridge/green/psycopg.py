@@ -53,7 +53,7 @@ _wait_on_thread = psycopg.Connection.wait
 def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
     """Do what ``Connection.wait`` does; in a greenlet, let the loop go on meanwhile."""
     runner = green.runner
-    if runner is None or runner.is_over():
+    if runner is None or runner.is_over() or self.closed:  # a broken one raises there
         return _wait_on_thread(self, gen, *args, **kwargs)
     if args or kwargs:  # notifies() looks at the clock meanwhile
         return apart(partial(_wait_on_thread, self, gen, *args, **kwargs))
