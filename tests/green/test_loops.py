@@ -22,7 +22,9 @@ from greenlet import getcurrent
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
 from ormbridge.core import process
+from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections
+from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import run_python, until
 from tests.support.canceller import Outside, in_context
@@ -193,6 +195,31 @@ def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
     block_until(lambda: stats().idle == stats().threads == 1)
     assert_whole()
     loop.close()
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("step", [Call.run, Call.finish, Call.deliver, Lease._next])
+def test_interrupted_between_two_functions(green, monkeypatch, step, holds):
+    """Ctrl-C comes out of the loop, which ends, and the worker of the call is free."""
+    green(MAX_THREADS=1)
+    owner = Lease if step is Lease._next else Call
+    interrupts = [KeyboardInterrupt]
+
+    def interrupted(*args, **kwargs):
+        if interrupts:
+            raise interrupts.pop()
+        return step(*args, **kwargs)
+
+    async def call():
+        async with in_context(holds=holds):
+            await green_where()
+            monkeypatch.setattr(owner, step.__name__, interrupted)
+            await green_where()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(call())
+    assert interrupts == []
+    assert_whole()
 
 
 def test_loop_closed_with_calls_in_line(green, held):

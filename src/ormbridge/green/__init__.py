@@ -10,6 +10,5 @@ def missing() -> str | None:
     for module in ("greenlet", "psycopg"):
         if find_spec(module) is None:
             return f"{module} is not installed"
-    if not any("postg" in settings["ENGINE"] for settings in connections.settings.values()):
-        return "no database is PostgreSQL"
-    return None
+    ours = any("postg" in settings["ENGINE"] for settings in connections.settings.values())
+    return None if ours else "no database is PostgreSQL"

@@ -9,7 +9,7 @@ from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import PoolTimeout
 from ..leases.lease import Lease
-from .runner import LoopClosedError, Runner, green, greenlets_of
+from .runner import Runner, green, greenlets_of
 from .worker import apart
 
 
@@ -45,11 +45,4 @@ class GreenLease(Lease):
         try:
             return bool(apart(super()._run, call))
         except PoolTimeout as error:  # the system starts no thread
-            call.refuse(error, claimed=True)
-            return False
-
-    def _rest(self) -> None:
-        try:
-            super()._rest()
-        except LoopClosedError as error:
-            self.dismiss(error)
+            return not call.refuse(error, claimed=True)

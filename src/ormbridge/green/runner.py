@@ -11,7 +11,9 @@ Guarantees:
   thread;
 * nothing that may block runs on the loop's thread but functions that are said to be green;
 * where the loop ends, what its greenlets run comes to its end first. Where it was closed under
-  them, they are ended with an error, and their workers go back to the pool.
+  them, they are ended with an error, and their workers go back to the pool;
+* what a signal raises in between two functions, such as Ctrl-C, comes out of the loop. The caller
+  of the call is cancelled, and the worker goes back to the pool.
 """
 
 from __future__ import annotations
@@ -73,12 +75,10 @@ class Runner:
     def __init__(self, greenlets: Greenlets, worker: Any) -> None:
         """Make one on the thread of the loop, which begins with what :meth:`resume` is given."""
         self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
-        self.thread = threading.get_ident()
-        self._ended = False
         #: Whether it waits, in async_to_sync, for what only its loop can do.
-        self.awaits = False
+        self.awaits = self._ended = False
         #: How often it was switched to, or back: an odd number while it has the thread.
-        self.turns = 0
+        self.thread, self.turns = threading.get_ident(), 0
         # One that has ended, by an interrupt, is false.
         self._greenlet: Any = (green.idle and green.idle.pop()) or greenlet(_serve)
         self._greenlet.parent = getcurrent()
@@ -95,10 +95,10 @@ class Runner:
         if self._greenlet is None:  # it is done
             return
         outside, worker, loop = green.runner, here.worker, _get_running_loop()
-        green.runner, here.worker = self, self.worker
-        self.turns += 1
-        _set_running_loop(None)
         try:
+            green.runner, here.worker = self, self.worker
+            self.turns += 1
+            _set_running_loop(None)
             self._greenlet.switch(*value)
         finally:
             self.turns += 1
@@ -112,24 +112,31 @@ class Runner:
 
     # In the greenlet
 
-    def run(self, lease: Leaseholder | None) -> None:
+    def run(self, lease: Any) -> None:
         """Run *lease*, and those that its worker has next."""
-        self.greenlets.running.add(self)
-        while lease is not None and lease.loop is self.loop:
-            self.lease = lease
-            if isinstance(lease, Call):
-                lease.function = lease.lean
-            turn = self.turns
-            lease = self.worker.serve(lease)
-            if lease is not None and turn == self.turns:  # it never waited: the loop must
-                self.wake()
-                with suppress(LoopClosedError):
+        try:
+            self.greenlets.running.add(self)
+            while lease is not None and lease.loop is self.loop:
+                self.lease = lease
+                if isinstance(lease, Call):
+                    lease.function = lease.lean
+                turn = self.turns
+                lease = self.worker.serve(lease)
+                if lease is not None and turn == self.turns:  # it never waited: the loop must
+                    self.wake()
                     self.suspend()
-        if lease is not None:
-            self.worker.pool.wake(self.worker, lease)
-        self.greenlets.running.discard(self)
-        green.idle.append(self._greenlet)
-        self._greenlet = None
+        except BaseException as error:  # its loop was closed while it rested, or a signal came
+            # What it still does waits in the thread.
+            self._ended = True
+            lease = lease and self.worker.give_up(lease)
+            if not isinstance(error, LoopClosedError):
+                raise
+        finally:
+            if lease is not None:
+                self.worker.pool.wake(self.worker, lease)
+            self.greenlets.running.discard(self)
+            green.idle.append(self._greenlet)
+            self._greenlet = None
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
@@ -177,9 +184,8 @@ class Greenlets:
     """Those of one event loop."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
-        self.loop = loop
-        #: The thread that it is on, unless it is moved.
-        self.thread = threading.get_ident()
+        #: The thread is the one that the loop is on, unless it is moved.
+        self.loop, self.thread = loop, threading.get_ident()
         green.end = green.end or _ThreadEnd()
         #: Those that run.
         self.running: set[Runner] = set()
@@ -255,14 +261,13 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
     if loop is None or not (loop.is_running() and hasattr(worker, "errand")):
         return False
     if _get_running_loop() is loop:
-        _begin(worker, lease, loop)
-        return True
+        return _begin(worker, lease, loop)
     with suppress(RuntimeError):  # it was closed this very moment
-        loop.call_soon_threadsafe(_begin, worker, lease, loop)
-        return True
+        return bool(loop.call_soon_threadsafe(_begin, worker, lease, loop))
     return False
 
 
-def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> None:
+def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> bool:
     runner = Runner(greenlets_of(loop), worker)
     runner.resume(runner, lease)
+    return True

@@ -51,8 +51,7 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     may_run = greenlets_of(loop).may_run()
     if watchdog.sleeps:
         watchdog.wake()
-    if isinstance(said, str):
-        said = said in _ours
+    said = said in _ours if isinstance(said, str) else said
     if may_run and (_is_green(call.name, child) if said is None else said):
         call.loop, call.lean = loop, partial(variables.run, child)
         if error is not None:
@@ -82,13 +81,9 @@ def _is_green(func: Any, child: Any) -> bool:
     return alias in _ours
 
 
-def _deliver(call: Call) -> bool:
+def _deliver(call: Any) -> bool:
     """Hand over the outcome of *call*, if the greenlet is on the thread of its loop."""
-    runner = green.runner
-    if runner is None or runner.loop is not call.mailbox.loop:
-        return False
-    call.deliver()
-    return True
+    return getattr(green.runner, "loop", None) is call.mailbox.loop and call.deliver() is None
 
 
 def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:

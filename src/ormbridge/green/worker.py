@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import weakref
-from asyncio import _get_running_loop
+from asyncio import CancelledError, _get_running_loop
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,7 +22,7 @@ from ..core.asgiref import move_locals, take_over
 from ..core.connections import ThreadConnections, here
 from ..core.settings import Reset
 from ..core.stats import no_thread
-from ..core.worker import Worker
+from ..core.worker import Leaseholder, Worker
 from .runner import LoopClosedError, Runner, green
 
 
@@ -105,6 +105,18 @@ class GreenWorker(Worker):
         self.connections = GreenConnections()
         #: What is to be done. Set before the thread is woken for it.
         self.errand: Callable[[], object] | None = None
+
+    def give_up(self, lease: Any) -> Leaseholder | None:
+        """Be free of *lease*, which was ended in the middle of anything; return the next one."""
+        call = getattr(lease, "last", lease)
+        if call is not None:
+            call.refuse(CancelledError(), claimed=True)
+        if self.lease != lease:  # it was given back before
+            return None
+        lease.dismiss(CancelledError())
+        lease.run(self.connections)  # no more than what it has left open
+        self.connections.lease_ends(self.pool.reset, failed=True)
+        return self.pool.give_back(self)  # type: ignore[no-any-return]
 
     def _is_woken(self, seconds: float) -> bool:
         while super()._is_woken(seconds):

@@ -67,7 +67,8 @@ class Lease(Leaseholder):
         self.resting = False
         #: Whether it takes no more calls.
         self.over = False
-        self._last: Call | None = None
+        #: The call that was run last, until its outcome is handed over.
+        self.last: Call | None = None
 
     def __str__(self) -> str:
         return f"{self.context.name}, {'idle' if self.running is None else f'in {self.running}'}"
@@ -213,17 +214,18 @@ class Lease(Leaseholder):
         while (call := following) is not None:
             following = None  # and so a resting worker keeps nothing of the last call
             if call.claim():
+                self.last = call
                 succeeded = self._run(call) and succeeded
                 self.calls += 1
                 with self.line.lock:
                     self.generators.note(call)
                 following = self._next(wait=False)
                 if following is None and self.over:
-                    self._last = call
                     break
                 if not self._held:
                     self.context.keep(self)  # before the caller goes on
                 call.finish()
+                self.last = None
             del call
             following = following or self._next(wait=True)
         undo(self._abandoned, self._left)
@@ -264,6 +266,6 @@ class Lease(Leaseholder):
 
     def finish(self, may_wait: bool = False) -> None:
         """Hand over the outcome of the last call. Runs on the worker, after it was given back."""
-        if self._last is not None:
-            self._last.finish(may_wait)
-            self._last = None
+        if self.last is not None:
+            self.last.finish(may_wait)
+            self.last = None
