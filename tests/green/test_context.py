@@ -8,6 +8,8 @@ import pytest
 from asgiref.local import Local
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
+from django.db import connection
+from greenlet import greenlet
 
 from ormbridge import database_sync_to_async
 from tests.core.gate import apart
@@ -218,3 +220,19 @@ async def test_code_sees_no_running_loop():
     loop = asyncio.get_running_loop()
     await green_call(function)
     assert asyncio.get_running_loop() is loop
+
+
+async def test_greenlet_of_the_users_own():
+    """A greenlet that a green function makes waits for the server, and returns to the function."""
+
+    def select(number):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT %s::int, pg_sleep(0.01)", [number])
+            return cursor.fetchone()[0]
+
+    def function(number):
+        connection.close()  # the connecting is an errand
+        return greenlet(select).switch(number), select(-number)
+
+    outcomes = await asyncio.gather(*(green_call(function, number) for number in range(1, 6)))
+    assert outcomes == [(number, -number) for number in range(1, 6)]

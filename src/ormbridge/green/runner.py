@@ -135,7 +135,7 @@ class Runner:
             if lease is not None:
                 self.worker.pool.wake(self.worker, lease)
             self.greenlets.running.discard(self)
-            green.idle.append(self._greenlet)
+            green.idle.append(getcurrent())
             self._greenlet = None
 
     def suspend(self) -> Any:
@@ -144,7 +144,10 @@ class Runner:
         :raises LoopClosedError: if the loop is closed.
         """
         if not self.is_over():
-            value = self._greenlet.parent.switch()
+            # What runs now may be a greenlet of the function's own, inside ours.
+            ours, self._greenlet = self._greenlet, getcurrent()
+            value = ours.parent.switch()
+            self._greenlet = ours
             if not self._ended:
                 return value
         raise LoopClosedError("the event loop was closed, and a call on it was ended [loop-closed]")

@@ -88,22 +88,21 @@ def _deliver(call: Any) -> bool:
 
 def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Do what a function of ``async_to_sync`` does; in a greenlet, on the worker's thread."""
-    runner = green.runner
+    runner, run = green.runner, partial(_await_on_thread, self, *args, **kwargs)
     if runner is None:
-        return _await_on_thread(self, *args, **kwargs)
+        return run()
     awaits = getattr(runner.worker.connections.running, "awaits", None)
     runner.awaits = True
     try:
-        run = partial(_await_on_thread, self)
-        return apart(_await_apart, runner.loop, awaits, run, args, kwargs)
+        return apart(_await_apart, runner.loop, awaits, run)
     finally:
         runner.awaits = False
 
 
-def _await_apart(loop: Any, awaits: Any, run: Any, args: Any, kwargs: Any) -> Any:
+def _await_apart(loop: Any, awaits: Any, run: Any) -> Any:
     ours = {"main_event_loop": loop, "main_event_loop_pid": os.getpid(), "task_context": awaits}
     vars(SyncToAsync.threadlocal).update(ours)
-    return run(*args, **kwargs)
+    return run()
 
 
 Pool.worker_type = GreenWorker

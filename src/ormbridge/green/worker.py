@@ -39,16 +39,14 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
     run: Any = partial(variables.run, move_locals, variables, partial(function, *args))
-    worker.errand = partial(_do, run, outcome, runner)
-    worker.wake.release()
     if worker.ident is None:
         try:
             worker.start()
         except Exception as error:
-            worker.errand = None
-            worker.wake.acquire()
             pool = worker.pool.stats()
             raise no_thread(error, pool.threads, pool.max_threads) from error
+    worker.errand = partial(_do, run, outcome, runner)
+    worker.wake.release()
     with suppress(LoopClosedError):
         runner.suspend()
     try:
