@@ -930,3 +930,25 @@ async def test_rows_that_are_read_ahead():
                 with suppress(DatabaseError):
                     await Group.objects.acount()  # behind them in the line
     assert "caught at" not in str(caught.value)
+
+
+@postgresql
+async def test_iterator_that_outlives_its_transaction(pool_settings):
+    """Freed in the transaction of another call, it does not abort that one."""
+    pool_settings(MAX_THREADS=1)
+    await Group.objects.abulk_create([Group(name=str(number)) for number in range(2)])
+    kept = []
+
+    def leave_open():
+        with transaction.atomic():
+            kept.append(Group.objects.iterator(chunk_size=1))
+            next(kept[0])
+
+    def free():
+        with transaction.atomic():
+            Group.objects.create(name="other")
+            kept.clear()
+            return Group.objects.count()
+
+    await database_sync_to_async(leave_open)()
+    assert await database_sync_to_async(free)() == 3

@@ -56,12 +56,10 @@ class LeaseContext(routes.Route):
         :param is_request: whether calls no longer wait once one has waited in vain, and a call that
             leaves nothing behind begins nothing that is held.
         """
-        self.name = name
-        self.ended = False
+        self.name, self.ended = name, False
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
-        self._holds = holds
-        self._is_request = is_request
+        self._holds, self._is_request = holds, is_request
         self._lock = threading.RLock()
         # Guarded by _lock: leases that go on between calls, and others in the pool's line.
         self._leases: list[Lease] = []

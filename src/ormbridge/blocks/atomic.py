@@ -20,11 +20,11 @@ knows what became of a commit; a beginning is left to be undone when it has ende
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, overload
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
@@ -120,8 +120,7 @@ class AtomicBlock(OpenBlock):
         # It is exported. None runs where the coroutine is being freed.
         loop = asyncio._get_running_loop() or self.loop  # noqa: SLF001
         bridge, name = DatabaseSyncToAsync(function), f"the {what} of {self}"
-        context = contextvars.copy_context()
-        call = bridge.make_call(name, mailbox_of(loop), context, function, self.alias)
+        call = bridge.make_call(name, mailbox_of(loop), copy_context(), function, self.alias)
         call.awaits = None
         return call
 

@@ -71,8 +71,7 @@ class Witness:
         :param who: returns what runs on its thread. Then a block that is lost is logged.
         """
         # Weak: in a cycle, SQLite's connection would outlive its thread.
-        self._own = weakref.ref(connection)
-        self._who = who
+        self._own, self._who = weakref.ref(connection), who
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
@@ -82,8 +81,11 @@ class Witness:
         connection.set_rollback = self.set_rollback
         # A worker sees to that by itself.
         self._restore = keep_open(connection) if who is None else None
+        # Those of iterator() that are open, on a server that has them.
+        self._cursors = weakref.WeakSet[Any]()
         for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
             setattr(connection, how, partial(self.end, how))
+            connection.chunked_cursor = self.chunked_cursor
 
     def forget(self) -> None:
         """Forget what failed: it was undone, or its transaction has ended."""
@@ -177,6 +179,18 @@ class Witness:
         if how != "savepoint_rollback":
             self.forget()
         getattr(type(connection), how)(connection, *args)
+        for cursor in list(self._cursors) if how != "savepoint_rollback" else ():
+            # It ended with its transaction. Freed later, it would be closed in that of another
+            # call, which fails there, and aborts it.
+            with suppress(Exception):  # psycopg2 says so itself, and others have none
+                if not cursor.withhold:
+                    cursor.close()
+
+    def chunked_cursor(self) -> Any:
+        """Do what Django's method does, and know of the cursor."""
+        connection: Any = self._own()
+        self._cursors.add(cursor := type(connection).chunked_cursor(connection))
+        return cursor
 
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""

@@ -79,8 +79,7 @@ class FrameLease(Lease):
 
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
         super().__init__(route, default_pool(), held=False)
-        self.thread = frame_thread(frame)
-        self._frame = frame
+        self.thread, self._frame = frame_thread(frame), frame
         # What waits for the thread; and, under the same lock, whether this is to look again.
         self._ready, self._items = line_of(frame)
         self._roused = False

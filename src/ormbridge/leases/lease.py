@@ -109,8 +109,7 @@ class Lease(Leaseholder):
         :param end: roll back a transaction that is left open, instead of waiting for its end.
         """
         with self.line.lock:
-            self._held = False
-            self.ended = self.ended or end
+            self._held, self.ended = False, self.ended or end
             if end:
                 self.generators.abandon()
             self.look()
@@ -201,8 +200,7 @@ class Lease(Leaseholder):
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.thread = current()
-        self.connections = connections
+        self.thread, self.connections = current(), connections
         connections.leased = True
         succeeded = self._serve()
         connections.leased = False
@@ -224,8 +222,7 @@ class Lease(Leaseholder):
                     break
                 if not self._held:
                     self.context.keep(self)  # before the caller goes on
-                call.finish()
-                self.last = None
+                self.finish()
             del call
             following = following or self._next(wait=True)
         undo(self._abandoned, self._left)

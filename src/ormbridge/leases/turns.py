@@ -39,8 +39,7 @@ class Block(Route):
         :param alias: of the database that it has a transaction of: then nothing else runs on its
             thread while it is the innermost one. None for ``pinned()``.
         """
-        self.name = name
-        self.parent = parent
+        self.name, self.parent = name, parent
         self.alias = alias
         #: Where its calls go.
         self.base: Route

@@ -153,8 +153,7 @@ def on_postgresql() -> Iterator[str]:
 
 
 def _stop(call: Call) -> None:
-    pause = PAUSE
-    deadline = time.monotonic() + ThreadConnections.BOUND
+    pause, deadline = PAUSE, time.monotonic() + ThreadConnections.BOUND
     time.sleep(pause)
     while not call.ended:
         left = deadline - time.monotonic()
