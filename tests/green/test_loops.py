@@ -197,6 +197,34 @@ def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
     loop.close()
 
 
+async def test_woken_for_another_wait(green, held):
+    """What waits for its server, or for a thread, goes on waiting for that until it has come."""
+    green(MAX_THREADS=1)
+    greenlets = importlib.import_module("ormbridge.green.runner").greenlets_of
+
+    async def wake():
+        """Wake the one that runs, as if it had waited for something before this."""
+        (runner,) = greenlets(asyncio.get_running_loop()).running
+        turns = runner.turns
+        runner.wake()
+        await until(lambda: runner.turns > turns)
+
+    async with in_context(holds=True):
+        call = asyncio.create_task(green_where())
+        await held.sees(1)
+        await wake()
+        held.let_go()
+        assert await call == threading.get_ident()
+        gate = Gate()
+        call = asyncio.create_task(database_sync_to_async(gate)())
+        await gate.entered()
+        await wake()
+        assert not call.done()
+        gate.open.set()
+        assert await call == "ormbridge-worker-1"
+        assert await green_where() == threading.get_ident()
+
+
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize("step", [Call.run, Call.finish, Call.deliver, Lease._next])
 def test_interrupted_between_two_functions(green, monkeypatch, step, holds):

@@ -19,6 +19,8 @@ from typing import Any
 
 #: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
 SLICE = 0.0005
+# Seconds after which nothing goes on any more that was to: a signal came in between.
+_LOST = 1.0
 
 
 class Answers:
@@ -42,7 +44,9 @@ class Answers:
             weakref.finalize(raw, os.close, fd)
         self._selector.register(fd, EVENT_READ, runner)
         try:
-            return int(runner.suspend())
+            while not (ready := runner.suspend()):  # what woke it was meant for another wait
+                pass
+            return int(ready)
         except BaseException:
             with suppress(KeyError):  # an answer was seen
                 self._selector.unregister(fd)
@@ -52,7 +56,7 @@ class Answers:
         for key, _ in self._selector.select(0):
             self._selector.unregister(key.fd)
             self._due.append(key.data)
-        if not self._until:
+        if time.monotonic() > self._until + _LOST:
             self._go_on()
 
     def _go_on(self) -> None:

@@ -75,10 +75,11 @@ class Runner:
     def __init__(self, greenlets: Greenlets, worker: Any) -> None:
         """Make one on the thread of the loop, which begins with what :meth:`resume` is given."""
         self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
+        self.thread, self._ended = threading.get_ident(), False
         #: Whether it waits, in async_to_sync, for what only its loop can do.
-        self.awaits = self._ended = False
+        self.awaits = False
         #: How often it was switched to, or back: an odd number while it has the thread.
-        self.thread, self.turns = threading.get_ident(), 0
+        self.turns = 0
         # One that has ended, by an interrupt, is false.
         self._greenlet: Any = (green.idle and green.idle.pop()) or greenlet(_serve)
         self._greenlet.parent = getcurrent()
@@ -187,7 +188,7 @@ class Greenlets:
     """Those of one event loop."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
-        #: The thread is the one that the loop is on, unless it is moved.
+        # The thread is that of the loop, unless it is moved.
         self.loop, self.thread = loop, threading.get_ident()
         green.end = green.end or _ThreadEnd()
         #: Those that run.

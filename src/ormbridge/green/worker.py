@@ -48,7 +48,8 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     with suppress(LoopClosedError):
-        runner.suspend()
+        while not outcome.done():  # what it is woken for may be another wait
+            runner.suspend()
     try:
         return outcome.result()  # waits, if the loop was closed
     finally:
