@@ -170,8 +170,7 @@ class LeaseContext(routes.Route):
             return context
 
     def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
-        kind = self.lease_type if held or call.loop is not None else Lease
-        return kind(self, pool, held)
+        return (self.lease_type if held or call.loop is not None else Lease)(self, pool, held)
 
     def keep(self, lease: Lease) -> None:
         """Send all calls to *lease*, which goes on after a call. Runs on its worker."""

@@ -78,9 +78,8 @@ SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
 
 def _takes(route: routes.Route, loop: asyncio.AbstractEventLoop) -> bool:
     """Say whether *route* takes what asgiref sends to a thread: nothing was entered inside it."""
-    if not route.takes_all or (has_own_executor() and not route.is_alone):
-        return False
-    return routes.frame_inside(route, loop) is None
+    takes = route.takes_all and (route.is_alone or not has_own_executor())
+    return takes and routes.frame_inside(route, loop) is None
 
 
 def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> None:

@@ -47,13 +47,11 @@ async def await_callbacks(whose: object, callbacks: list[Callback], cancelled: b
     :param cancelled: whether the task was cancelled before, and may be again at each await (anyio
         does that): what was committed is followed by its callbacks all the same.
     """
-    running = _await_each(whose, callbacks)
+    running: Any = _await_each(whose, callbacks)
     if callbacks and cancelled:
-        task = asyncio.ensure_future(running)
-        await outlast(task)
-        task.result()
-    else:
-        await running
+        running = asyncio.ensure_future(running)
+        await outlast(running)
+    await running
 
 
 async def _await_each(whose: object, callbacks: list[Callback]) -> None:

@@ -170,8 +170,7 @@ class Witness:
         block, handled = sys._getframe(1), sys.exc_info()[2]  # noqa: SLF001 # Django's caller
         if block.f_code is Atomic.__exit__.__code__ and block.f_locals["exc_type"] is None:
             raises = handled is not None and handled.tb_frame is block
-            lost = None if raises else self.loss(marked=how != "commit")
-            if lost is not None:
+            if not raises and (lost := self.loss(marked=how != "commit")) is not None:
                 what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
                 logger.error(what, self._who and self._who(), connection.alias, lost[0])
             if how == "commit" and _is_aborted(connection):

@@ -29,14 +29,8 @@ from .turns import undo
 
 # Held to make one: code of several event loops may be below one frame.
 _lock = threading.RLock()
-
-
-def _reset_after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have had it
-
-
-after_fork(_reset_after_fork)
+# Another thread of the parent may have had it.
+after_fork(lambda: globals().update(_lock=threading.RLock()))
 
 
 class FrameRoute(Route):

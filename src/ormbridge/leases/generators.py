@@ -67,11 +67,6 @@ class SuspendedGenerators(dict[int, _Suspended]):
     def __init__(self, lease: Any) -> None:
         self._lease = weakref.ref(lease)
 
-    def of_current_task(self) -> bool:
-        """Say whether the running task iterates on one of them."""
-        task = current_task()
-        return any(each.task == task for each in list(self.values()))
-
     def note(self, call: Call) -> None:
         """See what has become of the generator that *call*, which has run, was given."""
         generator, call.generator = call.generator, None

@@ -100,8 +100,8 @@ class Lease(Leaseholder):
 
     def has_something_of_current_task(self) -> bool:
         """Say whether the running task began the lease, or has an iteration left open there."""
-        task = current_task()
-        return (task is not None and self._task == task) or self.generators.of_current_task()
+        tasks = (self._task, *(each.task for each in list(self.generators.values())))
+        return (task := current_task()) is not None and task in tasks
 
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.

@@ -108,9 +108,8 @@ def seen_by_server(raw: Any) -> Generator[None, None, None]:
     connected anew before that would be two for a moment.
     """
     watch = None
-    if hasattr(raw, "pgconn"):  # psycopg 3
-        with suppress(Exception):  # broken or closed
-            watch = socket_of(raw)
+    with suppress(Exception):  # broken or closed
+        watch = socket_of(raw) if hasattr(raw, "pgconn") else None  # psycopg 3
     with watch or nullcontext():
         yield
         if watch is not None:
