@@ -15,7 +15,7 @@ import django
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group, User
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.db.models import F
 from django.db.models.expressions import RawSQL
 from django.db.transaction import TransactionManagementError
@@ -25,6 +25,7 @@ from ormbridge import (
     TransactionAborted,
     atomic,
     database_sync_to_async,
+    pinned,
     stats,
     stream,
 )
@@ -684,6 +685,52 @@ async def test_connection_that_was_closed():
             await write()
             await database_sync_to_async(lambda: connection.close())()
     await assert_lost()
+
+
+def break_after_the_commit():
+    """Have the connection break between the next commit and what switches autocommit on again."""
+
+    def switch(autocommit):
+        if autocommit:
+            del own._set_autocommit
+            raise OperationalError("the server has gone away")
+        type(own)._set_autocommit(own, autocommit)
+
+    own = connections["default"]
+    own.ensure_connection()  # which switches it on, too
+    own._set_autocommit = switch
+
+
+@transaction.atomic
+def write_in_a_function():
+    Group.objects.create(name="before")
+
+
+@atomic
+async def write_in_a_block():
+    await Group.objects.acreate(name="before")
+
+
+@pytest.mark.parametrize("work", [write_in_a_block, database_sync_to_async(write_in_a_function)])
+async def test_connection_that_broke_after_the_commit(work):
+    """What can't be switched to autocommit again is replaced: no transaction seems to be open."""
+    async with pinned():
+        await database_sync_to_async(break_after_the_commit)()
+        with pytest.raises(OperationalError):
+            await work()
+        async with atomic():
+            await Group.objects.acreate(name="next")
+    assert await groups() == ["before", "next"]
+    assert_whole()
+
+
+def test_connection_that_broke_after_the_commit_below_a_frame():
+    """So it is on the thread of a synchronous frame."""
+    break_after_the_commit()
+    with pytest.raises(OperationalError):
+        async_to_sync(write_in_a_block)()
+    assert connection.get_autocommit()
+    assert [group.name for group in Group.objects.all()] == ["before"]
 
 
 async def test_rollback_that_was_asked_for_is_none():

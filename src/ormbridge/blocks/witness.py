@@ -79,6 +79,7 @@ class Witness:
         connection.execute_wrappers.insert(0, self)
         connection.wrap_database_errors = _Errors(connection, self.see)
         connection.set_rollback = self.set_rollback
+        connection.set_autocommit = self.set_autocommit
         # A worker sees to that by itself.
         self._restore = keep_open(connection) if who is None else None
         # Those of iterator() that are open, on a server that has them.
@@ -164,6 +165,19 @@ class Witness:
         type(connection).set_rollback(connection, rollback)
         connection.rollback_exc = _ASKED if rollback else None
 
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        """Do what Django's ``set_autocommit`` does; close a connection that can't be switched on.
+
+        It broke after the commit or rollback. Switched off, it would pass for one in a transaction,
+        which is neither replaced nor given back.
+        """
+        connection: Any = self._own()
+        try:
+            type(connection).set_autocommit(connection, autocommit, *args, **kwargs)
+        finally:
+            if autocommit and not (connection.autocommit or connection.in_atomic_block):
+                connection.close()
+
     def end(self, how: str, *args: Any) -> None:
         """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost."""
         connection: Any = self._own()
@@ -197,8 +211,8 @@ class Witness:
         if self._restore is not None and not self.blocks:
             connection: Any = self._own()
             connection.execute_wrappers.remove(self)
-            del connection.set_rollback, connection.ormbridge_witness
-            del connection.wrap_database_errors
+            del connection.set_rollback, connection.set_autocommit
+            del connection.ormbridge_witness, connection.wrap_database_errors
             self._restore()
 
 
