@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.db.models.query import BaseIterable
 from django.http import HttpResponse, StreamingHttpResponse
 
@@ -21,6 +22,7 @@ from ormbridge import (
 )
 from ormbridge.leases.generators import SuspendedGenerators
 from tests.core.support import no_worker_is_leased, thread_name, until
+from tests.settings import CHOICE
 from tests.support import applications
 from tests.support.http import connect, disconnect, get, say
 
@@ -253,3 +255,41 @@ async def test_iteration_of_an_inner_block_that_is_rolled_back(goes_on):
         await asyncio.sleep(0.01)  # the loop closes it
         await User.objects.acreate(username="saved")
     assert await User.objects.filter(username="saved").aexists()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_iteration_of_a_savepoint_of_a_function_that_is_rolled_back():
+    """So it is where a synchronous atomic() around a frame is rolled back, in a block."""
+    users = [User(username=str(number)) for number in range(5)]
+    await User.objects.abulk_create(users)
+
+    async def leave():
+        async for _ in User.objects.aiterator(chunk_size=2):
+            raise ZeroDivisionError
+
+    def function():
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            async_to_sync(leave)()
+
+    async with atomic():
+        await database_sync_to_async(function)()
+        await User.objects.acreate(username="saved")
+    assert await User.objects.filter(username="saved").aexists()
+
+
+@pytest.mark.skipif(CHOICE == "sqlite", reason="its two databases are one file")
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_iteration_beside_a_savepoint_of_another_database(own_pool):
+    """It goes on where a savepoint of the same name is rolled back on another connection."""
+    users = [User(username=str(number)) for number in range(5)]
+    await database_sync_to_async(User.objects.bulk_create)(users)
+
+    async with atomic(), atomic():
+        rows = User.objects.order_by("pk").aiterator(chunk_size=2)
+        names = [(await anext(rows)).username]
+        async with atomic("other"):
+            with contextlib.suppress(ZeroDivisionError):
+                async with atomic("other"):
+                    raise ZeroDivisionError
+        names += [user.username async for user in rows]
+    assert names == ["0", "1", "2", "3", "4"]

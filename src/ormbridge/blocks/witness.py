@@ -189,8 +189,11 @@ class Witness:
                 logger.error(what, self._who and self._who(), connection.alias, lost[0])
             if how == "commit" and _is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
+        generators = getattr(getattr(self._who and self._who(), "line", None), "generators", None)
         if how != "savepoint_rollback":
             self.forget()
+        elif generators:  # of the lease: a frame below a transaction.atomic() may have left some
+            generators.end_with((connection.alias, *args))
         getattr(type(connection), how)(connection, *args)
         for cursor in list(self._cursors) if how != "savepoint_rollback" else ():
             # It ended with its transaction. Freed later, it would be closed in that of another

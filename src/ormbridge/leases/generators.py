@@ -25,7 +25,7 @@ from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..postgres.canceller import CHUNKS, bounded
-from .turns import Block, outwards
+from .turns import outwards
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
@@ -37,10 +37,10 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.Weak
 class _Suspended:
     """One of them, and whether anybody still iterates on it."""
 
-    def __init__(self, task: _Task, close: Callable[[], object] | None, route: object) -> None:
+    def __init__(self, task: _Task, close: Callable[[], object] | None, within: set[Any]) -> None:
         self.task = task
-        # That of its first call, and so of its cursor.
-        self.route = route
+        # The blocks and savepoints around its first call, and so around its cursor.
+        self.within = within
         # A generator that nobody but the user's code knows closes itself as it is collected.
         self.close = close
         self.anchor: weakref.ref[Any] | None = None
@@ -83,9 +83,11 @@ class SuspendedGenerators(dict[int, _Suspended]):
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
-        before = self.get(id(generator))
-        route = call.route if before is None else before.route
-        suspended = self[id(generator)] = _Suspended(call.task, close, route)
+        # Below a frame there are no connections of the lease.
+        before, own = self.get(id(generator)), getattr(self._lease(), "connections", None)
+        names = [(x.alias, sid) for x in (own.opened if own else ()) for sid in x.savepoint_ids]
+        within = {*outwards(call.route), *names} if before is None else before.within
+        suspended = self[id(generator)] = _Suspended(call.task, close, within)
         suspended.unused = anchor is None  # collected while the call ran
         if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
@@ -112,13 +114,15 @@ class SuspendedGenerators(dict[int, _Suspended]):
             if all_of_them or task is None or task.done():
                 suspended.refuse_more()
 
-    def end_with(self, block: Block) -> None:
-        """Close those that began in *block*, which is rolled back. On its thread, without the lock.
+    def end_with(self, ended: object) -> None:
+        """Close those that began in *ended*, which is rolled back. On its thread, without the lock.
+
+        :param ended: a block of ``atomic()``, or the alias and the name of a savepoint.
 
         PostgreSQL drops their cursors. To close one after that would abort the block around.
         """
         for suspended in list(self.values()):
-            if suspended.close is not None and block in outwards(suspended.route):
+            if suspended.close is not None and ended in suspended.within:
                 suspended.refuse_more()
         self.close_unused()
 
