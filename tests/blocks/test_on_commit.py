@@ -327,6 +327,24 @@ async def test_failing_async_callback():
     assert await usernames() == ["ann"]
 
 
+async def test_callbacks_of_both_kinds_that_fail():
+    """An async callback that comes before a plain one, and fails, raises and names the other."""
+
+    async def fail(error):
+        raise error
+
+    def fail_too():
+        raise ZeroDivisionError
+
+    with pytest.raises(LookupError) as failed:
+        async with atomic():
+            await create(username="ann")
+            await on_commit(functools.partial(fail, LookupError()))
+            await on_commit(fail_too)
+    assert isinstance(failed.value.__context__, ZeroDivisionError)
+    assert await usernames() == ["ann"]
+
+
 async def test_robust_callbacks(caplog):
     """A robust callback that fails is logged, plain or async, and those behind it run."""
     ran = []
