@@ -54,6 +54,7 @@ print(stats().holders[0][1], flush=True)
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "GET /, idle",
-        "PoolClosed GET /, idle came too late: the interpreter exits, no calls are taken [exiting]",
+        "PoolClosed GET /, in builtins.print came too late: the interpreter exits, no calls are "
+        "taken [exiting]",
     ]
     assert result.returncode == 0

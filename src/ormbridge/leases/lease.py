@@ -71,7 +71,8 @@ class Lease(Leaseholder):
         self.last: Call | None = None
 
     def __str__(self) -> str:
-        return f"{self.context.name}, {'idle' if self.running is None else f'in {self.running}'}"
+        calls = list(self.line.calls) if self.thread is None else [self.running]
+        return f"{self.context.name}, {f'in {calls[0]}' if any(calls) else 'idle'}"
 
     # On an event loop's thread
 
