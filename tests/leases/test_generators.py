@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import DataError, connection, transaction
 from django.db.models.query import BaseIterable
 from django.http import HttpResponse, StreamingHttpResponse
 
@@ -18,6 +18,7 @@ from ormbridge import (
     LeaseClosed,
     atomic,
     database_sync_to_async,
+    pinned,
     stats,
 )
 from ormbridge.leases.generators import SuspendedGenerators
@@ -293,3 +294,33 @@ async def test_iteration_beside_a_savepoint_of_another_database(own_pool):
                     raise ZeroDivisionError
         names += [user.username async for user in rows]
     assert names == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.skipif(CHOICE != "postgresql", reason="no other has cursors on the server")
+@pytest.mark.django_db(transaction=True)
+async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings):
+    """One that is older than the transaction is gone when the lease has ended, all the same."""
+    pool_settings(MAX_THREADS=1)
+    users = [User(username=str(number)) for number in range(5)]
+    await database_sync_to_async(User.objects.bulk_create)(users)
+
+    def fail():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 / 0")
+
+    def cursors():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT statement FROM pg_cursors WHERE is_holdable")
+            return cursor.fetchall()
+
+    async with pinned():
+        rows = User.objects.aiterator(chunk_size=2)
+        await anext(rows)
+        assert len(await database_sync_to_async(cursors)()) == 1
+        with contextlib.suppress(DataError):
+            async with atomic():
+                try:
+                    await database_sync_to_async(fail)()
+                finally:
+                    await rows.aclose()
+    assert await database_sync_to_async(cursors)() == []

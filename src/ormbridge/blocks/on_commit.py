@@ -65,9 +65,8 @@ async def _await_each(whose: object, callbacks: list[Callback]) -> None:
                     raise
                 logger.error("on_commit() of %s failed: %r", whose, error, exc_info=error)
     finally:  # one that fails ends the row, as in Django
-        for callback, _ in callbacks:
-            if inspect.iscoroutine(callback):
-                callback.close()
+        for callback in filter(inspect.iscoroutine, (each for each, _ in callbacks)):
+            callback.close()
         callbacks.clear()
 
 

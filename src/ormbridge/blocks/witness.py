@@ -31,9 +31,10 @@ from django.db.transaction import Atomic, TransactionManagementError
 from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
-from ..core.cleaning import close_if_unusable_or_obsolete, transaction_status
+from ..core.cleaning import close_if_unusable_or_obsolete
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
+from ..postgres.connections import is_aborted
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
@@ -49,16 +50,14 @@ MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "context
 class _Errors(DatabaseErrorWrapper):
     """Django's block around all that it asks of a driver: procedures and fetches, too."""
 
-    def __init__(self, connection: Any, see: Callable[[Exception], None]) -> None:
-        super().__init__(connection)
-        self._see = see
+    see: Callable[[Exception], None]
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         if kind is not None:
             try:
                 super().__exit__(kind, value, traceback)
             except Exception as error:
-                self._see(error)
+                self.see(error)
                 raise
 
 
@@ -77,7 +76,8 @@ class Witness:
         self.forget()
         connection.ormbridge_witness = self
         connection.execute_wrappers.insert(0, self)
-        connection.wrap_database_errors = _Errors(connection, self.see)
+        connection.wrap_database_errors = errors = _Errors(connection)
+        errors.see = self.see
         connection.set_rollback = self.set_rollback
         connection.set_autocommit = self.set_autocommit
         # A worker sees to that by itself.
@@ -121,7 +121,7 @@ class Witness:
         told = self.error and (self.gone or self.aborted or connection.needs_rollback)
         if connection.in_atomic_block and not told and self.error is not error:
             self.error, self.statement = error, ""
-            self.gone, self.aborted = _is_gone(connection, error), _is_aborted(connection)
+            self.gone, self.aborted = _is_gone(connection, error), is_aborted(connection)
             if self.gone and self.blocks:
                 # What follows would be committed without what came before: refuse it.
                 connection.needs_rollback, connection.rollback_exc = True, error
@@ -142,7 +142,7 @@ class Witness:
             why = "its connection was closed"
         elif error is _ASKED:
             return None
-        elif self.gone or _is_aborted(connection):
+        elif self.gone or is_aborted(connection):
             why = "the database rolled it back"
         elif marked:
             why = "Django marked it for a rollback"
@@ -187,7 +187,7 @@ class Witness:
             if not raises and (lost := self.loss(marked=how != "commit")) is not None:
                 what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
                 logger.error(what, self._who and self._who(), connection.alias, lost[0])
-            if how == "commit" and _is_aborted(connection):
+            if how == "commit" and is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
         generators = getattr(getattr(self._who and self._who(), "line", None), "generators", None)
         if how != "savepoint_rollback":
@@ -268,12 +268,6 @@ def _is_gone(connection: Any, error: Exception) -> bool:
             cursor.execute("SELECT @@innodb_rollback_on_timeout")
             return bool(cursor.fetchone()[0])
     return connection.vendor == "mysql" and code in _ROLLED_BACK
-
-
-def _is_aborted(connection: Any) -> bool:
-    """Say whether the transaction on *connection* is aborted, or broken, on PostgreSQL."""
-    raw = connection.connection
-    return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
 
 
 def _caught(error: Exception) -> str:

@@ -19,12 +19,14 @@ from contextlib import suppress
 from types import GeneratorType
 from typing import Any
 
+from django.db import connections
 from django.db.models.query import BaseIterable
 
 from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..postgres.canceller import CHUNKS, bounded
+from ..postgres.connections import is_aborted
 from .turns import outwards
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
@@ -39,7 +41,7 @@ class _Suspended:
 
     def __init__(self, task: _Task, close: Callable[[], object] | None, within: set[Any]) -> None:
         self.task = task
-        # The blocks and savepoints around its first call, and so around its cursor.
+        # The transactions and savepoints around its first call, and so around its cursor.
         self.within = within
         # A generator that nobody but the user's code knows closes itself as it is collected.
         self.close = close
@@ -52,8 +54,7 @@ class _Suspended:
         Django would take the generator that was closed for the end of the rows.
         """
         self.unused = True
-        anchor = self.anchor and self.anchor()
-        for cell in getattr(anchor, "__closure__", None) or ():
+        for cell in getattr(self.anchor and self.anchor(), "__closure__", None) or ():
             iterable = cell.cell_contents
             if isinstance(iterable, BaseIterable):
                 # It asks for the size of its chunks before each one, and after.
@@ -84,10 +85,10 @@ class SuspendedGenerators(dict[int, _Suspended]):
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
         # Below a frame there are no connections of the lease.
-        before, own = self.get(id(generator)), getattr(self._lease(), "connections", None)
-        names = [(x.alias, sid) for x in (own.opened if own else ()) for sid in x.savepoint_ids]
-        within = {*outwards(call.route), *names} if before is None else before.within
-        suspended = self[id(generator)] = _Suspended(call.task, close, within)
+        old, own = self.get(id(generator)), getattr(self._lease(), "connections", None)
+        now: set[Any] = {each for each in outwards(call.route) if each.alias is not None}
+        now |= {(x.alias, sid) for x in (own.opened if own else ()) for sid in x.savepoint_ids}
+        suspended = self[id(generator)] = _Suspended(call.task, close, old.within if old else now)
         suspended.unused = anchor is None  # collected while the call ran
         if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
@@ -134,6 +135,11 @@ class SuspendedGenerators(dict[int, _Suspended]):
                 if suspended.close is not None:
                     with bounded(), suppress(Exception):  # the connection broke
                         suspended.close()
+                # psycopg closes nothing in a transaction that is aborted. Where the cursor is older
+                # than that, it would stay: have its connection closed as the lease ends.
+                for each in connections.all(initialized_only=True):
+                    if is_aborted(each) and not suspended.within:
+                        each.close_at = 0.0
 
 
 def _raise_closed(iterable: BaseIterable[Any]) -> int:

@@ -29,6 +29,12 @@ def is_active(raw: Any) -> bool:
     return transaction_status(raw) == 1
 
 
+def is_aborted(connection: Any) -> bool:
+    """Say whether the transaction on *connection*, Django's, is aborted, or broken."""
+    raw = connection.connection
+    return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
+
+
 def socket_of(raw: Any) -> socket.socket:
     """Return another handle on the socket of *raw*, a connection to PostgreSQL. Any thread."""
     return socket.socket(fileno=os.dup(raw.fileno()))

@@ -205,5 +205,4 @@ _bridge = DatabaseSyncToAsync(Source.next_chunk)
 
 def heed(future: asyncio.Future[Any]) -> None:
     """Drop an error that nobody comes for, as rows are: asyncio would log it."""
-    if not future.cancelled():
-        future.exception()
+    _ = future.cancelled() or future.exception()

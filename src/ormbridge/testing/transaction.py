@@ -99,8 +99,7 @@ class TestContext(LeaseContext):
         on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
         if alias in self._lent and (on_loop or threading.current_thread() in self.users):
             return self._lent[alias]
-        found: BaseDatabaseWrapper = BaseConnectionHandler.__getitem__(connections, alias)
-        return found
+        return BaseConnectionHandler.__getitem__(connections, alias)
 
     @contextmanager
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
