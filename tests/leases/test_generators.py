@@ -297,8 +297,9 @@ async def test_iteration_beside_a_savepoint_of_another_database(own_pool):
 
 
 @pytest.mark.skipif(CHOICE != "postgresql", reason="no other has cursors on the server")
-@pytest.mark.django_db(transaction=True)
-async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings):
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("around", [pinned(), atomic("other")])
+async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings, around):
     """One that is older than the transaction is gone when the lease has ended, all the same."""
     pool_settings(MAX_THREADS=1)
     users = [User(username=str(number)) for number in range(5)]
@@ -313,7 +314,7 @@ async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings)
             cursor.execute("SELECT statement FROM pg_cursors WHERE is_holdable")
             return cursor.fetchall()
 
-    async with pinned():
+    async with around:
         rows = User.objects.aiterator(chunk_size=2)
         await anext(rows)
         assert len(await database_sync_to_async(cursors)()) == 1

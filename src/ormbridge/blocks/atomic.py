@@ -170,7 +170,7 @@ class AtomicBlock(OpenBlock):
         witness, self._witness = self._witness, None
         if witness is not None:
             if exc_type is not None or connections[self.alias].needs_rollback:
-                self.lease.generators.end_with(self)
+                self.lease.generators.end_with(self.alias, self)
             try:
                 self._atomic.__exit__(exc_type, None, None)
             finally:

@@ -193,7 +193,7 @@ class Witness:
         if how != "savepoint_rollback":
             self.forget()
         elif generators:  # of the lease: a frame below a transaction.atomic() may have left some
-            generators.end_with((connection.alias, *args))
+            generators.end_with(connection.alias, *args)
         getattr(type(connection), how)(connection, *args)
         for cursor in list(self._cursors) if how != "savepoint_rollback" else ():
             # It ended with its transaction. Freed later, it would be closed in that of another

@@ -41,7 +41,7 @@ class _Suspended:
 
     def __init__(self, task: _Task, close: Callable[[], object] | None, within: set[Any]) -> None:
         self.task = task
-        # The transactions and savepoints around its first call, and so around its cursor.
+        # The blocks and savepoints around its first call, and so its cursor, each after its alias.
         self.within = within
         # A generator that nobody but the user's code knows closes itself as it is collected.
         self.close = close
@@ -86,7 +86,7 @@ class SuspendedGenerators(dict[int, _Suspended]):
             anchor, close = call.name, generator.close
         # Below a frame there are no connections of the lease.
         old, own = self.get(id(generator)), getattr(self._lease(), "connections", None)
-        now: set[Any] = {each for each in outwards(call.route) if each.alias is not None}
+        now: set[Any] = {(each.alias, each) for each in outwards(call.route)}
         now |= {(x.alias, sid) for x in (own.opened if own else ()) for sid in x.savepoint_ids}
         suspended = self[id(generator)] = _Suspended(call.task, close, old.within if old else now)
         suspended.unused = anchor is None  # collected while the call ran
@@ -115,15 +115,16 @@ class SuspendedGenerators(dict[int, _Suspended]):
             if all_of_them or task is None or task.done():
                 suspended.refuse_more()
 
-    def end_with(self, ended: object) -> None:
+    def end_with(self, alias: str, ended: object) -> None:
         """Close those that began in *ended*, which is rolled back. On its thread, without the lock.
 
-        :param ended: a block of ``atomic()``, or the alias and the name of a savepoint.
+        :param alias: that of its database.
+        :param ended: a block of ``atomic()``, or the name of a savepoint.
 
         PostgreSQL drops their cursors. To close one after that would abort the block around.
         """
         for suspended in list(self.values()):
-            if suspended.close is not None and ended in suspended.within:
+            if suspended.close is not None and (alias, ended) in suspended.within:
                 suspended.refuse_more()
         self.close_unused()
 
@@ -138,7 +139,7 @@ class SuspendedGenerators(dict[int, _Suspended]):
                 # psycopg closes nothing in a transaction that is aborted. Where the cursor is older
                 # than that, it would stay: have its connection closed as the lease ends.
                 for each in connections.all(initialized_only=True):
-                    if is_aborted(each) and not suspended.within:
+                    if is_aborted(each) and each.alias not in dict(suspended.within):
                         each.close_at = 0.0
 
 
