@@ -324,4 +324,5 @@ async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings,
                     await database_sync_to_async(fail)()
                 finally:
                     await rows.aclose()
+                    await database_sync_to_async(thread_name)()  # the worker closes it before this
     assert await database_sync_to_async(cursors)() == []
