@@ -942,7 +942,8 @@ async def test_nothing_of_a_failure_stays(caplog):
             execute("SELEC")
 
     def remembered():
-        (witness,) = connection.execute_wrappers
+        witness = connection.ormbridge_witness
+        assert connection.execute_wrappers == [witness.execute]
         return witness.error, witness.statement
 
     with pytest.raises(DatabaseError):

@@ -47,10 +47,46 @@ _DRIVERS = ("psycopg", "psycopg2", "psycopg_binary", "MySQLdb", "pymysql", "mysq
 MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib", *_DRIVERS}
 
 
-class _Errors(DatabaseErrorWrapper):
-    """Django's block around all that it asks of a driver: procedures and fetches, too."""
+class Witness(DatabaseErrorWrapper):
+    """Sees what one connection is asked for, and how its blocks end.
 
-    see: Callable[[Exception], None]
+    It stands for Django's block around all that is asked of the driver: procedures and fetches too.
+    """
+
+    wrapper: Any  # Django's word for its connection, which has no type
+
+    def __init__(self, connection: Any, who: Callable[[], object] | None = None) -> None:
+        """See what *connection* does from now on.
+
+        :param who: returns what runs on its thread. Then a block that is lost is logged.
+        """
+        super().__init__(connection)
+        self._who = who
+        #: How many blocks of ``atomic()`` are open.
+        self.blocks = 0
+        self.forget()
+        connection.ormbridge_witness = connection.wrap_database_errors = self
+        connection.execute_wrappers.insert(0, self.execute)
+        connection.set_rollback = self.set_rollback
+        connection.set_autocommit = self.set_autocommit
+        # A worker sees to that by itself.
+        self._restore = keep_open(connection) if who is None else None
+        # Those of iterator() that are open, on a server that has them.
+        self._cursors = weakref.WeakSet[Any]()
+        if who is not None:
+            connection.chunked_cursor = self.chunked_cursor
+            for how in ("commit", "rollback", "savepoint_rollback"):
+                setattr(connection, how, partial(self.end, how))
+
+    def forget(self) -> None:
+        """Forget what failed: it was undone, or its transaction has ended."""
+        #: What the last statement that failed in a transaction raised.
+        self.error: Exception | None = None
+        self.statement = ""
+        #: Whether the database rolled the transaction back then, or PostgreSQL aborted it.
+        self.gone = self.aborted = False
+        if not self.wrapper.needs_rollback:
+            self.wrapper.rollback_exc = None  # Django leaves that of an earlier block there
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         if kind is not None:
@@ -60,48 +96,8 @@ class _Errors(DatabaseErrorWrapper):
                 self.see(error)
                 raise
 
-
-class Witness:
-    """Sees what one connection is asked for, and how its blocks end."""
-
-    def __init__(self, connection: Any, who: Callable[[], object] | None = None) -> None:
-        """See what *connection* does from now on.
-
-        :param who: returns what runs on its thread. Then a block that is lost is logged.
-        """
-        # Weak: in a cycle, SQLite's connection would outlive its thread.
-        self._own, self._who = weakref.ref(connection), who
-        #: How many blocks of ``atomic()`` are open.
-        self.blocks = 0
-        self.forget()
-        connection.ormbridge_witness = self
-        connection.execute_wrappers.insert(0, self)
-        connection.wrap_database_errors = errors = _Errors(connection)
-        errors.see = self.see
-        connection.set_rollback = self.set_rollback
-        connection.set_autocommit = self.set_autocommit
-        # A worker sees to that by itself.
-        self._restore = keep_open(connection) if who is None else None
-        # Those of iterator() that are open, on a server that has them.
-        self._cursors = weakref.WeakSet[Any]()
-        for how in ("commit", "rollback", "savepoint_rollback") if who is not None else ():
-            setattr(connection, how, partial(self.end, how))
-            connection.chunked_cursor = self.chunked_cursor
-
-    def forget(self) -> None:
-        """Forget what failed: it was undone, or its transaction has ended."""
-        #: What the last statement that failed in a transaction raised.
-        self.error: Exception | None = None
-        self.statement = ""
-        #: Whether the database rolled the transaction back then, or PostgreSQL aborted it.
-        self.gone = self.aborted = False
-        connection: Any = self._own()
-        if not connection.needs_rollback:
-            connection.rollback_exc = None  # Django leaves that of an earlier block there
-
-    def __call__(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
+    def execute(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
         """Execute a statement, as Django asks, and see whether it fails."""
-        connection: Any = self._own()
         try:
             result = execute(sql, *args)
         except Exception as error:
@@ -109,14 +105,14 @@ class Witness:
             if self.error is error:
                 self.statement = str(sql)[:200]
             raise
-        if (self.error or connection.rollback_exc) and str(sql).startswith("ROLLBACK TO"):
+        if (self.error or self.wrapper.rollback_exc) and str(sql).startswith("ROLLBACK TO"):
             self.forget()
-            connection.rollback_exc = None
+            self.wrapper.rollback_exc = None
         return result
 
     def see(self, error: Exception) -> None:
         """See *error*, that of a statement or a fetch."""
-        connection: Any = self._own()
+        connection = self.wrapper
         # Where all is lost already, a statement only says so again.
         told = self.error and (self.gone or self.aborted or connection.needs_rollback)
         if connection.in_atomic_block and not told and self.error is not error:
@@ -133,7 +129,7 @@ class Witness:
         :returns: the reason and the remedy in words, and the error that was caught, if there was
             one.
         """
-        connection: Any = self._own()
+        connection = self.wrapper
         error: Any = connection.rollback_exc if marked else None
         while isinstance(error, TransactionManagementError):  # of code that went on after that
             error = error.__cause__
@@ -161,9 +157,8 @@ class Witness:
 
     def set_rollback(self, rollback: bool) -> None:
         """Do what Django's ``set_rollback`` does, and know that it was asked."""
-        connection: Any = self._own()
-        type(connection).set_rollback(connection, rollback)
-        connection.rollback_exc = _ASKED if rollback else None
+        type(self.wrapper).set_rollback(self.wrapper, rollback)
+        self.wrapper.rollback_exc = _ASKED if rollback else None
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
         """Do what Django's ``set_autocommit`` does; close a connection that can't be switched on.
@@ -171,7 +166,7 @@ class Witness:
         It broke after the commit or rollback. Switched off, it would pass for one in a transaction,
         which is neither replaced nor given back.
         """
-        connection: Any = self._own()
+        connection = self.wrapper
         try:
             type(connection).set_autocommit(connection, autocommit, *args, **kwargs)
         finally:
@@ -180,7 +175,7 @@ class Witness:
 
     def end(self, how: str, *args: Any) -> None:
         """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost."""
-        connection: Any = self._own()
+        connection = self.wrapper
         block, handled = sys._getframe(1), sys.exc_info()[2]  # noqa: SLF001 # Django's caller
         if block.f_code is Atomic.__exit__.__code__ and block.f_locals["exc_type"] is None:
             raises = handled is not None and handled.tb_frame is block
@@ -204,16 +199,15 @@ class Witness:
 
     def chunked_cursor(self) -> Any:
         """Do what Django's method does, and know of the cursor."""
-        connection: Any = self._own()
-        self._cursors.add(cursor := type(connection).chunked_cursor(connection))
+        self._cursors.add(cursor := type(self.wrapper).chunked_cursor(self.wrapper))
         return cursor
 
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
         self.blocks -= 1
         if self._restore is not None and not self.blocks:
-            connection: Any = self._own()
-            connection.execute_wrappers.remove(self)
+            connection = self.wrapper
+            connection.execute_wrappers.remove(self.execute)
             del connection.set_rollback, connection.set_autocommit
             del connection.ormbridge_witness, connection.wrap_database_errors
             self._restore()
@@ -247,13 +241,11 @@ def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     """Have a witness on a worker's connection, which remembers nothing of the last lease."""
-    witness: Witness | None = getattr(connection, "ormbridge_witness", None)
-    if witness is None:
-        Witness(connection, lambda: own.running)
-    else:
-        witness.forget()
-        if witness not in connection.execute_wrappers:
-            connection.execute_wrappers.insert(0, witness)
+    witness = getattr(connection, "ormbridge_witness", None)
+    witness = witness or Witness(connection, lambda: own.running)
+    witness.forget()
+    if witness.execute not in connection.execute_wrappers:
+        connection.execute_wrappers.insert(0, witness.execute)
 
 
 def _is_gone(connection: Any, error: Exception) -> bool:
