@@ -197,6 +197,35 @@ def test_thread_that_ends_with_a_call_that_waits(green, held, closes):
     loop.close()
 
 
+@pytest.mark.parametrize("ends", ["lets_go", "terminates"])
+def test_without_epoll(green, held, monkeypatch, ends):
+    """Elsewhere than on Linux the loop watches each connection by itself."""
+    monkeypatch.delattr(select, "epoll")
+    green(MAX_THREADS=2)
+
+    async def call():
+        calls = [asyncio.create_task(green_where()) for _ in range(2)]
+        await held.sees(2)
+        if ends == "terminates":
+            waiting = "datname = current_database() AND wait_event_type = 'Lock'"
+            end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {waiting}"
+            held.watcher.execute(end)
+        held.let_go()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for worker in process.default_pool().workers:
+            for each in worker.connections.opened:
+                handle = each.connection.ormbridge_handle
+                assert not asyncio.get_running_loop().remove_reader(handle)
+        return outcomes
+
+    outcomes = asyncio.run(call())
+    if ends == "terminates":
+        assert [type(each) for each in outcomes] == [OperationalError, OperationalError]
+    else:
+        assert outcomes == [threading.get_ident()] * 2
+    assert_whole()
+
+
 async def test_woken_for_another_wait(green, held):
     """What waits for its server, or for a thread, goes on waiting for that until it has come."""
     green(MAX_THREADS=1)
@@ -332,7 +361,7 @@ async def test_loop_turns_between_two_answers(green, held, monkeypatch):
     """
     answers = importlib.import_module("ormbridge.green.answers")
     look, told, went_on = answers.Answers._look, [], []
-    monkeypatch.setattr(answers.Answers, "_look", lambda self: told.append(look(self)))
+    monkeypatch.setattr(answers.Answers, "_look", lambda *args: told.append(look(*args)))
     green(MAX_THREADS=3)
 
     async def call(name):

@@ -2,25 +2,27 @@
 
 A connection's socket is watched, through a handle of its own, while its greenlet waits, and told of
 once. The loop itself would tell of it in each turn until the greenlet has gone on, and those that
-have to wait for that are many: so it watches one selector, which knows all of the sockets.
+have to wait for that are many: so on Linux it watches one epoll object, which has all the sockets.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
-from contextlib import suppress
 from contextvars import Context
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ
 from typing import Any
 
 #: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
 SLICE = 0.0005
 # Seconds after which nothing goes on any more that was to: a signal came in between.
 _LOST = 1.0
+# What epoll is to tell of a socket: that it can be read, or broke, and that once.
+_ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 
 
 class Answers:
@@ -28,12 +30,14 @@ class Answers:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._selector: Any = DefaultSelector()  # that of Linux and of macOS is a file as well
-        # In no context: that of a request would be kept.
-        Context().run(loop.add_reader, self._selector.fileno(), self._look)
+        # Who waits, by the handle of its socket.
+        self._waiting: dict[int, Any] = {}
         # Who has an answer and has not gone on yet, the one that waits longest first.
         self._due = deque[Any]()
         self._until = 0.0  # when no more go on in this turn; 0.0 if none is to in the next one
+        self._epoll: Any = select.epoll() if hasattr(select, "epoll") else None
+        if self._epoll is not None:
+            self._watch(self._epoll.fileno())
 
     def wait(self, runner: Any, raw: Any) -> int:
         """Wait in the greenlet of *runner* until *raw*, psycopg's connection, has an answer."""
@@ -42,20 +46,27 @@ class Answers:
             # Whoever closes the connection, on whatever thread: the loop only sees that it ended.
             fd = vars(raw)["ormbridge_handle"] = os.dup(raw.fileno())
             weakref.finalize(raw, os.close, fd)
-        self._selector.register(fd, EVENT_READ, runner)
-        try:
-            while not (ready := runner.suspend()):  # what woke it was meant for another wait
-                pass
-            return int(ready)
-        except BaseException:
-            with suppress(KeyError):  # an answer was seen
-                self._selector.unregister(fd)
-            raise
+        self._waiting[fd] = runner
+        if self._epoll is None:
+            self._watch(fd)
+        else:
+            try:
+                self._epoll.modify(fd, _ONCE)
+            except FileNotFoundError:  # it is new here
+                self._epoll.register(fd, _ONCE)
+        while not (ready := runner.suspend()):  # what woke it was meant for another wait
+            pass
+        return int(ready)
 
-    def _look(self) -> None:
-        for key, _ in self._selector.select(0):
-            self._selector.unregister(key.fd)
-            self._due.append(key.data)
+    def _watch(self, fd: int) -> None:
+        # In no context: that of a request would be kept.
+        Context().run(self._loop.add_reader, fd, self._look, fd)
+
+    def _look(self, fd: int) -> None:
+        if self._epoll is None:
+            self._loop.remove_reader(fd)
+        ready = [fd] if self._epoll is None else [event[0] for event in self._epoll.poll(0)]
+        self._due.extend(filter(None, (self._waiting.pop(each, None) for each in ready)))
         if time.monotonic() > self._until + _LOST:
             self._go_on()
 
