@@ -257,10 +257,13 @@ async def test_woken_for_another_wait(green, held):
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize("step", [Call.run, Call.finish, Call.deliver, Lease._next])
 def test_interrupted_between_two_functions(green, monkeypatch, step, holds):
-    """Ctrl-C comes out of the loop, which ends, and the worker of the call is free."""
+    """Ctrl-C comes out of the loop, which ends, and the worker of the call is free.
+
+    The call is cancelled. If it had not run by then, it never does.
+    """
     green(MAX_THREADS=1)
     owner = Lease if step is Lease._next else Call
-    interrupts = [KeyboardInterrupt]
+    interrupts, ran = [KeyboardInterrupt], []
 
     def interrupted(*args, **kwargs):
         if interrupts:
@@ -271,11 +274,12 @@ def test_interrupted_between_two_functions(green, monkeypatch, step, holds):
         async with in_context(holds=holds):
             await green_where()
             monkeypatch.setattr(owner, step.__name__, interrupted)
-            await green_where()
+            await database_sync_to_async(ran.append, green=True)(1)
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(call())
-    assert interrupts == []
+    comes_before = step.__name__ == "run" or (owner is Lease and not holds)
+    assert (interrupts, ran) == ([], [] if comes_before else [1])
     assert_whole()
 
 
@@ -300,6 +304,36 @@ def test_loop_closed_with_calls_in_line(green, held):
     del tasks, task
     held.let_go()
     assert asyncio.run(green_where()) == threading.get_ident()
+    assert_whole()
+
+
+def test_loop_closed_with_a_call_that_has_a_worker(green, held):
+    """A call that was to begin in the next turn of the loop never does."""
+    green(MAX_THREADS=1)
+    loop, ran = asyncio.new_event_loop(), []
+
+    def stop():
+        ran.append("stop")
+        loop.stop()
+
+    async def begin():
+        calls = [green_where(), database_sync_to_async(stop, green=True)()]
+        calls.append(database_sync_to_async(ran.append, green=True)("next"))
+        tasks = [asyncio.create_task(calls.pop(0))]
+        await held.sees(1)
+        tasks += map(asyncio.create_task, calls)
+        await until(lambda: stats().waiting == 2)
+        return tasks
+
+    tasks = loop.run_until_complete(begin())
+    held.let_go()
+    loop.run_forever()
+    loop.close()
+    for task in tasks:
+        task._log_destroy_pending = False
+    del tasks, task
+    assert asyncio.run(green_where()) == threading.get_ident()
+    assert ran == ["stop"]
     assert_whole()
 
 

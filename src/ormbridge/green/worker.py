@@ -112,8 +112,10 @@ class GreenWorker(Worker):
             call.refuse(CancelledError(), claimed=True)
         if self.lease != lease:  # it was given back before
             return None
-        lease.dismiss(CancelledError())
-        lease.run(self.connections)  # no more than what it has left open
+        if call is not lease:
+            lease.dismiss(CancelledError())
+            lease.run(self.connections)  # no more than what it has left open
+        self.connections.call_ends()
         self.connections.lease_ends(self.pool.reset, failed=True)
         return self.pool.give_back(self)  # type: ignore[no-any-return]
 
