@@ -33,10 +33,6 @@ from tests.bench.rows import (
 #: Ratios between these are no difference: two processes of one program differ by as much.
 SAME = 0.97, 1.03
 _SPREAD = "by less than the rounds differ among each other"
-_FEW = (
-    "with so few callers each query wakes a thread, and then the loop, for itself alone; where "
-    "more wait, several share that"
-)
 _DJANGO = (
     "nine tenths of the instructions of a query are Django's and psycopg's own, which run as before"
 )
@@ -47,9 +43,8 @@ _HANDLER = (
 CAUSES: dict[tuple[str, str], str] = {
     ("orm", (GREEN, NATIVE)): _DJANGO,
     ("orm", (GREEN, BEFORE)): _DJANGO,
-    ("three", (GREEN, NATIVE)): _DJANGO,
-    ("orm-1", CHANNELS): _FEW,
-    ("orm-10", (GREEN, NATIVE)): _DJANGO,
+    ("orm-2", (GREEN, NATIVE)): _SPREAD,
+    ("orm-5", CHANNELS): _SPREAD,
     ("orm-10", (GREEN, BEFORE)): _DJANGO,
     ("delay", "p99_ms"): (
         "threads hand the interpreter to each other between their queries, and the loop gets it in "
@@ -58,7 +53,6 @@ CAUSES: dict[tuple[str, str], str] = {
     ("delay", (GREEN, "p99_ms")): (
         "a call that begins runs to its first wait, some 0.3 ms, and several may begin in a turn"
     ),
-    ("http", POOL): _SPREAD,
     ("http", (GREEN, POOL)): _HANDLER,
     ("http", (GREEN, BEFORE)): _HANDLER,
 }
