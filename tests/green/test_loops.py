@@ -61,6 +61,20 @@ def assert_whole():
     assert asyncio.run(green_where()) == threading.get_ident()
 
 
+def answer_all(held):
+    """Let all go on that *held* holds; return when each has its answer, and the loop can see it."""
+    raws = [each.connections.opened[0].connection for each in process.default_pool().workers]
+    held.let_go()
+    block_until(lambda: select.select(raws, [], [], 0)[0] == raws)
+
+
+def use_up_the_slice():
+    """Be at work for so long that no other greenlet goes on in this turn of the loop."""
+    end = time.monotonic() + 2 * importlib.import_module("ormbridge.green.answers").SLICE
+    while time.monotonic() < end:
+        pass
+
+
 @pytest.fixture
 def held(transactional_db):
     """Hold the tables, so that green functions wait for the server."""
@@ -402,9 +416,7 @@ async def test_loop_turns_between_two_answers(green, held, monkeypatch):
         def function():
             User.objects.exists()
             went_on.append(name)
-            end = time.monotonic() + 2 * answers.SLICE
-            while time.monotonic() < end:
-                pass
+            use_up_the_slice()
 
         await database_sync_to_async(function, green=True)()
 
@@ -415,9 +427,7 @@ async def test_loop_turns_between_two_answers(green, held, monkeypatch):
 
     calls = [asyncio.create_task(call(name)) for name in "abc"]
     await held.sees(3)
-    raws = [each.connections.opened[0].connection for each in process.default_pool().workers]
-    held.let_go()
-    block_until(lambda: select.select(raws, [], [], 0)[0] == raws)
+    answer_all(held)
     await asyncio.gather(turn(), *calls)
     order = "".join("-" if each == "turn" else each for each in went_on)
     assert sorted(order.replace("-", "")) == ["a", "b", "c"]
@@ -497,7 +507,6 @@ def test_loop_that_goes_on_after_its_shutdown(green):
 def test_loop_closed_with_an_answer_that_was_seen(green, held):
     """A call that has its answer, and was to go on in the next turn, ends with an error as well."""
     green(MAX_THREADS=2)
-    answers = importlib.import_module("ormbridge.green.answers")
     loop, ends = asyncio.new_event_loop(), []
 
     def function():
@@ -508,9 +517,7 @@ def test_loop_closed_with_an_answer_that_was_seen(green, held):
             raise
         ends.append("well")
         loop.stop()
-        end = time.monotonic() + 2 * answers.SLICE
-        while time.monotonic() < end:
-            pass
+        use_up_the_slice()
 
     async def begin():
         call = database_sync_to_async(function, green=True)
@@ -519,9 +526,7 @@ def test_loop_closed_with_an_answer_that_was_seen(green, held):
         return tasks
 
     tasks = loop.run_until_complete(begin())
-    raws = [each.connections.opened[0].connection for each in process.default_pool().workers]
-    held.let_go()
-    block_until(lambda: select.select(raws, [], [], 0)[0] == raws)
+    answer_all(held)
     loop.run_forever()
     loop.close()
     for task in tasks:
