@@ -1,11 +1,14 @@
-"""A connection that was closed is gone from the server."""
+"""A connection that was closed is gone from the server, and one that broke from its worker."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Group
 from django.db import connection
 
-from ormbridge import database_sync_to_async
+from ormbridge import atomic, database_sync_to_async, pinned
 from tests.settings import CHOICE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -36,3 +39,29 @@ if CHOICE == "postgresql":  # psycopg tells when the server has closed its end
         for _ in range(50):
             pid = await database_sync_to_async(use)()
             assert pid not in await asyncio.to_thread(alive)
+
+    def break_unseen():
+        """Break the connection so that its driver knows, and Django does not: as a cursor ends."""
+        connection.ensure_connection()
+        raw = connection.connection
+        with suppress(Exception):
+            raw.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return raw.closed
+
+    async def break_and_go_on():
+        assert await database_sync_to_async(break_unseen)()
+        async with atomic():
+            return await database_sync_to_async(Group.objects.count)()
+
+    async def break_and_go_on_pinned():
+        async with pinned():
+            return await break_and_go_on()
+
+    @pytest.mark.parametrize("calls", [break_and_go_on, break_and_go_on_pinned])
+    async def test_connection_that_broke_unseen_is_replaced(calls):
+        """No other call meets it, whether its lease has ended or goes on."""
+        assert await calls() == 0
+
+    def test_connection_of_a_frame_that_broke_unseen_is_replaced():
+        """Nor does one on the thread of a synchronous frame."""
+        assert async_to_sync(break_and_go_on)() == 0

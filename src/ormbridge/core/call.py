@@ -65,12 +65,6 @@ hosts: weakref.WeakKeyDictionary[CurrentThreadExecutor, Line] = weakref.WeakKeyD
 class Call(Leaseholder):
     """One call of a synchronous function, made from an event loop."""
 
-    __slots__ = (
-        *("_error", "_result", "awaits", "closes", "connections", "ended", "function", "future"),
-        *("generator", "glances", "iteration", "lean", "line", "mailbox", "name", "route"),
-        *("stays_out", "stopping", "task", "watched"),
-    )
-
     def __init__(self, function: Job, name: Callable[..., Any] | str, mailbox: Mailbox) -> None:
         """Make a call that has no thread yet.
 

@@ -32,15 +32,25 @@ def close_if_dead(connection: BaseDatabaseWrapper) -> None:
     with suppress(Exception):  # then the call meets it as it is, if it uses it at all
         if connection.connection is not None and not transaction_open(connection):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
-            if connection.errors_occurred:
+            if may_be_dead(connection):
                 if connection.is_usable():
                     connection.errors_occurred = False
                 else:
                     connection.close()
 
 
-def close_if_unusable_or_obsolete(connection: BaseDatabaseWrapper) -> None:
-    """Do what Django's method does, whatever has taken its place on *connection*."""
+def may_be_dead(connection: BaseDatabaseWrapper) -> bool:
+    """Say whether *connection* met an error, or its driver says that it has ended.
+
+    Django sees no error of a cursor that is closed, or freed.
+    """
+    connection.errors_occurred |= bool(getattr(connection.connection, "closed", False))
+    return connection.errors_occurred
+
+
+def close_if_old(connection: BaseDatabaseWrapper) -> None:
+    """Do what Django's own method does to *connection*, whatever has taken its place there."""
+    may_be_dead(connection)
     # Of the class: on a worker the connection has a method of its own, ThreadConnections.note().
     type(connection).close_if_unusable_or_obsolete(connection)
 

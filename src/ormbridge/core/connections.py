@@ -31,7 +31,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close, close_if_dead, close_if_unusable_or_obsolete, transaction_open
+from .cleaning import close, close_if_dead, close_if_old, may_be_dead, transaction_open
 from .errors import BridgeError, logger
 from .settings import Reset
 
@@ -95,7 +95,7 @@ class ThreadConnections:
         Nothing to do before :attr:`due`.
         """
         self._find()
-        self._each(close_if_unusable_or_obsolete)
+        self._each(close_if_old)
         ages = [each.close_at for each in self.opened if each.close_at is not None]
         self.due = min([now + SWEEP, *ages])
 
@@ -147,7 +147,6 @@ class ThreadConnections:
                 self.note(connection)
 
     def _each(self, action: Callable[..., None], *args: Any) -> None:
-        closed = False
         for connection in self.opened:
             try:
                 # One closed inside an atomic block that was left open can't connect again.
@@ -155,9 +154,7 @@ class ThreadConnections:
                     action(connection, *args)
             except BaseException as error:  # RESET may call sys.exit()
                 self.discard(connection, f"cleaning it failed ({error!r})")
-            closed = closed or connection.connection is None
-        if closed:
-            self.opened = [each for each in self.opened if each.connection is not None]
+        self.opened = [each for each in self.opened if each.connection is not None]
 
     def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
         who = "the call"
@@ -173,7 +170,7 @@ class ThreadConnections:
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()
         hooks.attend(connection, self)
-        close_if_unusable_or_obsolete(connection)
+        close_if_old(connection)
 
     def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
         if (connection := own()) is None:
@@ -181,15 +178,14 @@ class ThreadConnections:
         if self.leased:
             close_if_dead(connection)
         elif not connection.in_atomic_block:
-            close_if_unusable_or_obsolete(connection)
+            close_if_old(connection)
 
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
         if self.stopped:
             hooks.settle(self)
-        for connection in self.opened:
-            if connection.errors_occurred:
-                close_if_dead(connection)
+        for connection in filter(may_be_dead, self.opened):
+            close_if_dead(connection)
 
     def call_ends(self) -> None:
         """Note that the call that runs has ended. No request is on its way then."""

@@ -24,8 +24,6 @@ from .errors import BridgeError
 class Leaseholder:
     """A lease, as a pool and its workers know it."""
 
-    __slots__ = ("_claim", "asked", "calls", "loop")
-
     def __init__(self) -> None:
         self._claim = threading.Lock()
         #: ``time.monotonic()`` when the lease asked for a worker.
