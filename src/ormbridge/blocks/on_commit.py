@@ -65,8 +65,9 @@ async def _await_each(whose: object, callbacks: list[Callback]) -> None:
                     raise
                 logger.error("on_commit() of %s failed: %r", whose, error, exc_info=error)
     finally:  # one that fails ends the row, as in Django
-        for callback in filter(inspect.iscoroutine, (each for each, _ in callbacks)):
-            callback.close()
+        for callback, _ in callbacks:
+            if inspect.iscoroutine(callback):
+                callback.close()
         callbacks.clear()
 
 

@@ -29,8 +29,14 @@ from .turns import undo
 
 # Held to make one: code of several event loops may be below one frame.
 _lock = threading.RLock()
-# Another thread of the parent may have had it.
-after_fork(lambda: globals().update(_lock=threading.RLock()))
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have had it
+
+
+after_fork(_renew_lock)
 
 
 class FrameRoute(Route):

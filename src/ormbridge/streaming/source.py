@@ -205,4 +205,5 @@ _bridge = DatabaseSyncToAsync(Source.next_chunk)
 
 def heed(future: asyncio.Future[Any]) -> None:
     """Drop an error that nobody comes for, as rows are: asyncio would log it."""
-    _ = future.cancelled() or future.exception()
+    if not future.cancelled():
+        future.exception()
