@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
-from django.db import DataError, connection, transaction
+from django.db import DataError, connection, connections, transaction
 from django.db.models.query import BaseIterable
 from django.http import HttpResponse, StreamingHttpResponse
 
@@ -299,9 +299,14 @@ async def test_iteration_beside_a_savepoint_of_another_database(own_pool):
 @pytest.mark.skipif(CHOICE != "postgresql", reason="no other has cursors on the server")
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 @pytest.mark.parametrize("around", [pinned(), atomic("other")])
-async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings, around):
+@pytest.mark.parametrize("of_psycopg", [None, {"pool": {"min_size": 1, "max_size": 1}}])
+async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(
+    pool_settings, connection_settings, around, of_psycopg
+):
     """One that is older than the transaction is gone when the lease has ended, all the same."""
     pool_settings(MAX_THREADS=1)
+    if of_psycopg:
+        connection_settings(CONN_MAX_AGE=0, OPTIONS=of_psycopg)
     users = [User(username=str(number)) for number in range(5)]
     await database_sync_to_async(User.objects.bulk_create)(users)
 
@@ -326,3 +331,5 @@ async def test_cursor_that_is_let_go_of_in_an_aborted_transaction(pool_settings,
                     await rows.aclose()
                     await database_sync_to_async(thread_name)()  # the worker closes it before this
     assert await database_sync_to_async(cursors)() == []
+    if of_psycopg:
+        await database_sync_to_async(lambda: connections["default"].close_pool())()

@@ -263,12 +263,10 @@ def connections_of_thread() -> ThreadConnections | None:
 
 
 def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-    own = connections_of_thread()
     # Not what the user's code makes for itself (connection.copy()) and may keep or drop, nor what
     # a test lends to the worker (``testing/``).
-    if own is None or connection.allow_thread_sharing:
-        return
-    if connection in connections.all(initialized_only=True):
+    own, of_django = connections_of_thread(), connections.all(initialized_only=True)
+    if own is not None and connection in of_django and not connection.allow_thread_sharing:
         own.note(connection)
 
 
