@@ -12,6 +12,12 @@ def cursor_in_another_session(one, other):
     one.execute("FETCH 5 FROM _django_curs_1_sync_1")
 
 
+def cursor_that_somebody_else_has_open(one, other):
+    # Its name says which thread, and how many it had before: two processes may have the same.
+    for each in (one, other):
+        each.execute("DECLARE _django_curs_1_sync_1 CURSOR WITH HOLD FOR SELECT 1")
+
+
 def statement_prepared_in_another_session(one, other):
     one.prepare_threshold = 0
     one.execute("SELECT 1")
@@ -43,6 +49,7 @@ def no_session_in_time(one, other):
 
 MISTAKES = [
     cursor_in_another_session,
+    cursor_that_somebody_else_has_open,
     statement_prepared_in_another_session,
     statement_that_somebody_else_prepared,
     parameter_of_the_session,
