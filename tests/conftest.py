@@ -73,6 +73,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         reach_server()
     except Exception as error:  # each driver has its own tree
         pytest.exit(unreachable(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    if test_settings.CHOICE == "postgresql":
+        type(connections["default"].ops).sql_flush = delete_rows
+
+
+def delete_rows(operations: Any, style: Any, tables: list[str], **options: Any) -> list[str]:
+    """Return what empties *tables* after a test: few rows are in them, and most of them have none.
+
+    Django truncates them, for which PostgreSQL makes each file anew: two hundred times as long.
+    """
+    return [f"DELETE FROM {operations.quote_name(table)}" for table in tables]
 
 
 def reach_server() -> None:
