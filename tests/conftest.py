@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.asgi import get_asgi_application
+from django.core.management.commands import flush
 from django.db import connections
 from django.urls import path
 
@@ -73,16 +75,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         reach_server()
     except Exception as error:  # each driver has its own tree
         pytest.exit(unreachable(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    if test_settings.CHOICE == "postgresql":
-        type(connections["default"].ops).sql_flush = delete_rows
-
-
-def delete_rows(operations: Any, style: Any, tables: list[str], **options: Any) -> list[str]:
-    """Return what empties *tables* after a test: few rows are in them, and most of them have none.
-
-    Django truncates them, for which PostgreSQL makes each file anew: two hundred times as long.
-    """
-    return [f"DELETE FROM {operations.quote_name(table)}" for table in tables]
 
 
 def reach_server() -> None:
@@ -125,6 +117,33 @@ def django_db_modify_db_settings() -> None:
 
     tests/settings.py has done so, in a way that the processes know which a test starts.
     """
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """Have the tables emptied fast after a test: most of its time went there.
+
+    Django truncates them, for which PostgreSQL makes each file anew: two hundred times as long as
+    to delete some rows. Then it makes content types and permissions, one question after the other;
+    here they are written down as they were.
+    """
+
+    def delete_rows(style: Any, tables: list[str], **options: Any) -> list[str]:
+        return [f'DELETE FROM "{table}"' for table in tables]
+
+    def restore(verbosity: int, interactive: bool, db: str, **options: Any) -> None:
+        for model, objects in made[db].items():
+            model.objects.using(db).bulk_create(objects)
+
+    models = [apps.get_model(name) for name in ("contenttypes.ContentType", "auth.Permission")]
+    with django_db_blocker.unblock():
+        made = {
+            alias: {model: list(model.objects.using(alias)) for model in models}
+            for alias in connections
+        }
+    flush.emit_post_migrate_signal = restore  # type: ignore[attr-defined]
+    for connection in connections.all() if test_settings.CHOICE == "postgresql" else ():
+        connection.ops.sql_flush = delete_rows  # type: ignore[method-assign]
 
 
 @pytest.fixture

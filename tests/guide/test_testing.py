@@ -197,8 +197,12 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
             assert "1 passed in" in with_plugin.stdout
             assert with_plugin.stderr == ""
 
-    def test_emptying_tables_waits(transactional_db):
+    #: How Django calls the command that empties the tables.
+    AS_AFTER_A_TEST = {"verbosity": 0, "interactive": False, "reset_sequences": False}
+
+    def test_emptying_tables_waits(transactional_db, monkeypatch):
         """What empties the tables waits for a transaction that another thread left open."""
+        monkeypatch.delattr(connection.ops, "sql_flush")  # here it is not Django's
 
         def leave_a_transaction_open():
             transaction.set_autocommit(False)
@@ -210,12 +214,12 @@ if CHOICE == "postgresql":  # the other databases are dropped whoever is connect
             with connection.cursor() as cursor:
                 cursor.execute("SET lock_timeout = '50ms'")
                 with pytest.raises(CommandError) as failed:
-                    call_command("flush", interactive=False)
+                    call_command("flush", **AS_AFTER_A_TEST)
                 assert "canceling statement due to lock timeout" in str(failed.value.__cause__)
                 cursor.execute("SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in t%'")
                 assert (pid,) in cursor.fetchall()
             thread.submit(connections.close_all).result()
-            call_command("flush", interactive=False, verbosity=0)
+            call_command("flush", **AS_AFTER_A_TEST)
         connection.close()  # and with it goes the lock_timeout
 
     def test_database_in_use_under_djangos_runner(paste, recorded):
