@@ -327,6 +327,24 @@ async def test_failing_async_callback():
     assert await usernames() == ["ann"]
 
 
+async def test_callbacks_of_both_kinds_that_raise_one_error():
+    """It is not its own context, in which contextlib's stacks would go round for ever."""
+    error = ZeroDivisionError()
+
+    async def fail():
+        raise error
+
+    def fail_plainly():
+        raise error
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with atomic():
+            await on_commit(fail)
+            await on_commit(fail_plainly)
+    assert caught.value is error
+    assert error.__context__ is not error
+
+
 async def test_callbacks_of_both_kinds_that_fail():
     """An async callback that comes before a plain one, and fails, raises and names the other."""
 

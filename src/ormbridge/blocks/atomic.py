@@ -109,7 +109,8 @@ class AtomicBlock(OpenBlock):
                 await await_callbacks(self, self._callbacks, cancelled is not None)
             except BaseException as error:
                 # As in Django, where this one came first: the plain one behind it did not hide it.
-                error.__context__, failure = error.__context__ or failure, error
+                if error is not failure:
+                    error.__context__, failure = error.__context__ or failure, error
             if cancelled is not None:
                 raise cancelled from failure
             if failure is not None:
