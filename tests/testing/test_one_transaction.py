@@ -13,6 +13,7 @@ from channels.db import database_sync_to_async as channels_database_sync_to_asyn
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.utils import ConnectionHandler
 from django.http import HttpResponse
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
@@ -582,3 +583,17 @@ def test_task_that_outlives_the_test(transactional_db, below):
     assert loop.run_until_complete(task) is not connections["default"]
     assert left == []
     loop.close()
+
+
+def other_handler():
+    return ConnectionHandler({"default": connections.settings["default"]})
+
+
+async def test_another_handler_has_connections_of_its_own(async_db):
+    """What somebody makes of other settings is not the connection of the test."""
+    assert other_handler()["default"] is not connections["default"]
+
+
+def test_another_handler_has_connections_of_its_own_in_a_synchronous_test(db):
+    """The same where ``db`` lends its transaction."""
+    assert other_handler()["default"] is not connections["default"]

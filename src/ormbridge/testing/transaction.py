@@ -28,7 +28,7 @@ import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -61,7 +61,8 @@ class TestContext(LeaseContext):
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
         super().__init__(name, holds=True)
-        self._lent = {connection.alias: connection for connection in connections.all()}
+        #: The test's connections, by alias.
+        self.lent = {connection.alias: connection for connection in connections.all()}
         self._depths = depths()
         #: Workers that have the connections, instead of their own.
         self.users: list[threading.Thread] = []
@@ -93,26 +94,17 @@ class TestContext(LeaseContext):
     def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
-    def _connection(self, alias: str) -> BaseDatabaseWrapper:
-        """Return what ``connections[alias]`` is: on a worker and an event loop, the test's."""
-        # On an event loop, Django would make one for the task that asks, which nobody may use.
-        on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
-        if alias in self._lent and (on_loop or threading.current_thread() in self.users):
-            return self._lent[alias]
-        return BaseConnectionHandler.__getitem__(connections, alias)
-
     @contextmanager
     def in_force(self, alone: bool) -> Generator[list[str], None, None]:
         """Send all calls of the process here. See :func:`one_transaction`."""
         left = list[str]()
         with ExitStack() as stack:
             patch: Any = mock.patch.object
-            real = routes.current_route
-            get = partial(self._current, real)
+            get, real = partial(self._current, routes.current_route), routes.current_route
             variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
             stack.enter_context(patch(routes, "current_route", variable))
-            stack.enter_context(patch(type(connections), "__getitem__", self._connection))
-            for connection in self._lent.values():
+            stack.enter_context(patch(type(connections), "__getitem__", partialmethod(_find, self)))
+            for connection in self.lent.values():
                 # What channels.db or a request clean up would end the transaction of the test.
                 stack.callback(keep_open(connection))
                 ensure = partial(_ensure_connection, connection)
@@ -127,7 +119,7 @@ class TestContext(LeaseContext):
             yield left
 
     def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-        lent = self._lent.get(connection.alias)
+        lent = self.lent.get(connection.alias)
         by_hand = connection not in connections.all(initialized_only=True)  # connection.copy()
         if by_hand or lent is None or lent is connection or not lent.in_atomic_block:
             return
@@ -157,7 +149,7 @@ class TestContext(LeaseContext):
             if not self.returned.wait_for(lambda: not self.users, patience):
                 running = [each for each in leases if each.thread in self.users]
                 left += map("{0} on {0.thread.name} still runs".format, running)
-        for alias, connection in self._lent.items():
+        for alias, connection in self.lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
                 left.append(f"a transaction on {alias!r} was left open")
@@ -195,6 +187,17 @@ def _check_inside(block: Block, call: object) -> None:
             "the test, or in a fixture of the same scope that uses async_db"
         )
     _check(block, call)
+
+
+def _find(handler: BaseConnectionHandler[Any], context: TestContext, alias: str) -> Any:
+    """Return what ``connections[alias]`` is: on a worker and an event loop, the test's."""
+    # Others may be made for other databases.
+    lent = context.lent if handler is connections else {}
+    # On an event loop, Django would make one for the task that asks, which nobody may use.
+    on_loop = asyncio._get_running_loop() is not None  # noqa: SLF001 # it is exported
+    if alias in lent and (on_loop or threading.current_thread() in context.users):
+        return lent[alias]
+    return BaseConnectionHandler.__getitem__(handler, alias)
 
 
 def _ensure_connection(connection: BaseDatabaseWrapper) -> None:
