@@ -553,6 +553,20 @@ def test_loop_left_without_a_shutdown(green):
     block_until(lambda: gc.collect() is not None and not any(loop() for loop in left[:-2]))
 
 
+@pytest.mark.parametrize("call", [lambda function, *args: function(*args), in_thread])
+def test_loop_that_goes_on_after_the_pool_has_ended(green, call):
+    """As that of a session of tests, or in one thread after the other: it watches no more then."""
+    green(MAX_THREADS=1)
+    loop, watched = asyncio.new_event_loop(), []
+    for _ in range(3):
+        call(loop.run_until_complete, green_where())
+        watched.append(len(loop._selector.get_map()))
+        process.end_pools(GUARD)
+    loop.close()
+    assert watched == watched[:1] * 3
+    assert_whole()
+
+
 def test_loops_that_ended_are_freed(green):
     """So is each one that was shut down."""
     green(MAX_THREADS=1)

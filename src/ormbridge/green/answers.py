@@ -35,9 +35,10 @@ class Answers:
         # Who has an answer and has not gone on yet, the one that waits longest first.
         self._due = deque[Any]()
         self._until = 0.0  # when no more go on in this turn; 0.0 if none is to in the next one
-        self._epoll: Any = select.epoll() if hasattr(select, "epoll") else None
-        if self._epoll is not None:
-            self._watch(self._epoll.fileno())
+        #: What the loop watches, if the system has it.
+        self.epoll: Any = select.epoll() if hasattr(select, "epoll") else None
+        if self.epoll is not None:
+            self._watch(self.epoll.fileno())
 
     def wait(self, runner: Any, raw: Any) -> int:
         """Wait in the greenlet of *runner* until *raw*, psycopg's connection, has an answer."""
@@ -47,13 +48,13 @@ class Answers:
             fd = vars(raw)["ormbridge_handle"] = os.dup(raw.fileno())
             weakref.finalize(raw, os.close, fd)
         self._waiting[fd] = runner
-        if self._epoll is None:
+        if self.epoll is None:
             self._watch(fd)
         else:
             try:
-                self._epoll.modify(fd, _ONCE)
+                self.epoll.modify(fd, _ONCE)
             except FileNotFoundError:  # it is new here
-                self._epoll.register(fd, _ONCE)
+                self.epoll.register(fd, _ONCE)
         while not (ready := runner.suspend()):  # what woke it was meant for another wait
             pass
         return int(ready)
@@ -63,9 +64,9 @@ class Answers:
         Context().run(self._loop.add_reader, fd, self._look, fd)
 
     def _look(self, fd: int) -> None:
-        if self._epoll is None:
+        if self.epoll is None:
             self._loop.remove_reader(fd)
-        ready = [fd] if self._epoll is None else [event[0] for event in self._epoll.poll(0)]
+        ready = [fd] if self.epoll is None else [event[0] for event in self.epoll.poll(0)]
         self._due.extend(filter(None, (self._waiting.pop(each, None) for each in ready)))
         if time.monotonic() > self._until + _LOST:
             self._go_on()

@@ -254,6 +254,9 @@ def rescue(closed: bool = False) -> None:
                 runner.end()
             if (loop.is_closed() or greenlets.thread == own) and not greenlets.running:
                 _greenlets.pop(loop, None)
+                # It may go on, with others.
+                if (epoll := getattr(greenlets.answers, "epoll", None)) and not loop.is_closed():
+                    loop.remove_reader(epoll.fileno())
                 with suppress(StopIteration, RuntimeError):  # or its end would be the loop's to do
                     greenlets.ends.aclose().send(None)
 
