@@ -339,6 +339,16 @@ async def test_calls_run_at_the_same_time(gate, pool_settings):
     assert len(set(await asyncio.gather(*calls))) == 3
 
 
+async def test_class_with_a_method_of_the_bridges_name():
+    """A class that has a ``make_call()`` of its own can be called."""
+
+    class Phone:
+        def make_call(self, number):
+            return number
+
+    assert (await database_sync_to_async(Phone)()).make_call(1) == 1
+
+
 async def test_traced_thread_handler_is_called(monkeypatch):
     """Tools that replace SyncToAsync.thread_handler see the calls of the bridge."""
     seen = []

@@ -107,7 +107,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         variables = contextvars.copy_context() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
-        call = self.make_call(self.func, mailbox, variables, child, self._green)
+        # Of the class: asgiref has put what a wrapped class has among our own attributes.
+        call = type(self).make_call(self, self.func, mailbox, variables, child, self._green)
         future, awaited = call.future, call.awaits
         try:
             routes.place(call, self._anywhere)
