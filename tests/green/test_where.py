@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group, User
 from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 
-from ormbridge import atomic, database_sync_to_async, stream
+from ormbridge import DatabaseSyncToAsync, atomic, database_sync_to_async, stream
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased
 from tests.support.canceller import in_context
@@ -134,6 +134,31 @@ async def test_all(green):
     own = threading.get_ident()
     assert await database_sync_to_async(use_database)() == own
     assert await database_sync_to_async(use_database, green=False)() != own
+
+
+@pytest.mark.parametrize("setting", [True, "all"])
+async def test_subclass_with_a_thread_handler(green, setting):
+    """What a subclass does around its calls is done, on a thread; without that it is green."""
+    green(GREEN=setting)
+    handled = []
+
+    class Plain(DatabaseSyncToAsync):
+        """Does nothing more."""
+
+    class Handling(Plain):
+        """Does something before and after each call, as the class of Channels."""
+
+        def thread_handler(self, *args, **kwargs):
+            """Note where it runs."""
+            handled.append(threading.get_ident())
+            return super().thread_handler(*args, **kwargs)
+
+    own = threading.get_ident()
+    assert await Plain(use_database, green=True)() == own
+    assert await Handling(use_database, green=True)() != own
+    await Handling(User.objects.count)()
+    assert len(handled) == 2
+    assert own not in handled
 
 
 async def test_first_call(green, pool_settings):
