@@ -249,6 +249,39 @@ async def test_connections_that_a_call_makes_for_itself_are_its_own():
         await database_sync_to_async(own.close)()
 
 
+def drop():
+    raw()
+    del connections["default"]
+
+
+async def test_connection_that_is_dropped_is_closed():
+    """One that a function takes out of django.db.connections does not stay open on its worker."""
+    opened = []
+
+    def use():
+        opened.append(connections["default"])
+        drop()
+
+    for _ in range(3):
+        await database_sync_to_async(use)()
+    assert await database_sync_to_async(raw)() is not None
+    assert [each.connection for each in opened] == [None] * 3
+    assert stats().discarded == 0
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_connection_that_is_dropped_and_a_reset(pool_settings):
+    """What refuses to connect while RESET runs does not stay, where another alias was dropped."""
+    pool_settings(MAX_THREADS=1, RESET=f"{__name__}.reset_of_the_thread")
+
+    def drop_another():
+        connections["other"].ensure_connection()
+        del connections["other"]
+
+    await database_sync_to_async(drop_another)()
+    assert await database_sync_to_async(raw)() is not None
+
+
 async def test_finished_transaction_keeps_its_connection():
     """A call that commits its transaction, or rolls it back, keeps its connection."""
 

@@ -31,7 +31,7 @@ from django.db.transaction import Atomic, TransactionManagementError
 from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
-from ..core.cleaning import close_if_old
+from ..core.cleaning import close_outside_transactions
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..postgres.connections import is_aborted
@@ -230,13 +230,8 @@ def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
     name = "close_if_unusable_or_obsolete"
     if name in vars(connection):
         return lambda: None
-    setattr(connection, name, partial(_close_outside_transactions, weakref.ref(connection)))
+    setattr(connection, name, partial(close_outside_transactions, connection))
     return partial(delattr, connection, name)
-
-
-def _close_outside_transactions(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (connection := own()) is not None and not connection.in_atomic_block:
-        close_if_old(connection)
 
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:

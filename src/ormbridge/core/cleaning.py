@@ -55,6 +55,12 @@ def close_if_old(connection: BaseDatabaseWrapper) -> None:
     type(connection).close_if_unusable_or_obsolete(connection)
 
 
+def close_outside_transactions(connection: BaseDatabaseWrapper) -> None:
+    """Do the same, except inside a transaction."""
+    if not connection.in_atomic_block:
+        close_if_old(connection)
+
+
 def close_old_connections_outside_transactions() -> None:
     """Do what Django's ``close_old_connections`` does, except inside a transaction."""
     for connection in connections.all(initialized_only=True):

@@ -20,7 +20,6 @@ nothing here.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -80,12 +79,10 @@ class ThreadConnections:
         if connection not in self.opened:
             self.opened.append(connection)
         hooks.attend(connection, self)
-        # Weak: in a cycle, SQLite's connection would outlive its thread.
-        own = weakref.ref(connection)
         # What Django, channels.db and the signals of a request call to clean up.
-        clean_up = partial(self._clean_up, own)
+        clean_up = partial(self._clean_up, connection)
         connection.close_if_unusable_or_obsolete = clean_up  # type: ignore[method-assign]
-        connection.close = partial(self._close, own)  # type: ignore[method-assign]
+        connection.close = partial(self._close, connection)  # type: ignore[method-assign]
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -114,8 +111,7 @@ class ThreadConnections:
             hooks.settle(self)
         if reset is not None:
             self._reset_closed(reset)
-        if self.opened:
-            self._each(self._hand_back, reset)
+        self._each(self._hand_back, reset)
         if len(self.wrappers) > len(self.opened):
             # Django's object lives no longer than its connection: somebody may have left something.
             for connection in connections.all(initialized_only=True):
@@ -170,11 +166,11 @@ class ThreadConnections:
         connection.force_debug_cursor = False
         connection.execute_wrappers.clear()
         hooks.attend(connection, self)
+        if connection not in self.wrappers.values():  # del connections[…]: nobody will use it
+            connection.close()
         close_if_old(connection)
 
-    def _clean_up(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
-        if (connection := own()) is None:
-            return
+    def _clean_up(self, connection: BaseDatabaseWrapper) -> None:
         if self.leased:
             close_if_dead(connection)
         elif not connection.in_atomic_block:
@@ -203,13 +199,12 @@ class ThreadConnections:
         with self.finishing:
             pass
 
-    def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
-        if (connection := own()) is not None:
-            with self.finishing:
-                close(connection, type(connection))
-                if self.stopped.get(connection):
-                    # Or Django connects anew as the block ends, and the server may not answer.
-                    connection.closed_in_transaction = True
+    def _close(self, connection: BaseDatabaseWrapper) -> None:
+        with self.finishing:
+            close(connection, type(connection))
+            if self.stopped.get(connection):
+                # Or Django connects anew as the block ends, and the server may not answer.
+                connection.closed_in_transaction = True
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""

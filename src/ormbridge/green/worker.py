@@ -6,7 +6,6 @@ The thread does then what may block. See :mod:`.runner`.
 from __future__ import annotations
 
 import contextvars
-import weakref
 from asyncio import CancelledError, _get_running_loop
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -88,8 +87,8 @@ class GreenConnections(ThreadConnections):
         else:
             apart(super().catch_up)
 
-    def _close(self, own: weakref.ref[BaseDatabaseWrapper]) -> None:
-        apart(super()._close, own)
+    def _close(self, connection: BaseDatabaseWrapper) -> None:
+        apart(super()._close, connection)
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
@@ -152,15 +151,14 @@ class Wrappers:
         setattr(place, alias, wrapper)
         if place is not self._local:  # it is used on whichever thread acts for the worker
             wrapper.validate_thread_sharing = lambda: None
-            wrapper.connect = partial(_connect, weakref.ref(wrapper))
+            wrapper.connect = partial(_connect, wrapper)
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
 
 
-def _connect(own: weakref.ref[BaseDatabaseWrapper]) -> None:
-    if (wrapper := own()) is not None:
-        apart(type(wrapper).connect, wrapper)
+def _connect(wrapper: BaseDatabaseWrapper) -> None:
+    apart(type(wrapper).connect, wrapper)
 
 
 connections._connections = Wrappers(connections._connections)  # type: ignore[attr-defined] # noqa: SLF001
