@@ -94,3 +94,21 @@ async def test_connection_that_calls_share(green):
     calls = asyncio.gather(*(green_call(use, number) for number in range(5)))
     assert await asyncio.wait_for(calls, GUARD) == [0, 1, 2, 3, 4]
     shared.close()
+
+
+@pytest.mark.usefixtures("user")
+async def test_freed_as_a_greenlet_is_about_to_go_on(green, monkeypatch):
+    """The loop still has the thread: it closes the cursor itself, and does not wait for itself."""
+    green(MAX_THREADS=1)
+    runner = importlib.import_module("ormbridge.green.runner")
+    set_running_loop, kept = runner._set_running_loop, []
+
+    def set_and_free(loop):
+        set_running_loop(loop)
+        if loop is None:
+            kept.clear()
+
+    kept.append(await green_call(leave_open))
+    await asyncio.sleep(0)  # until now, the loop has it, too
+    monkeypatch.setattr(runner, "_set_running_loop", set_and_free)
+    assert await asyncio.wait_for(green_call(ask, CURSORS), GUARD) == 0

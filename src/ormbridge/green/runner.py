@@ -51,8 +51,8 @@ class _ThreadEnd:
 class _Green(threading.local):
     """What runs on the calling thread."""
 
-    #: The greenlet that has it; None if the loop has.
-    runner: Runner | None = None
+    #: The greenlet that is to have it: others may be freed before it does, and after.
+    given: Runner | None = None
     #: What ends those that still wait when the thread does.
     end: _ThreadEnd | None = None
 
@@ -60,10 +60,15 @@ class _Green(threading.local):
         #: Greenlets that have nothing to do. They cannot go to another thread.
         self.idle: list[Any] = []
 
+    @property
+    def runner(self) -> Runner | None:
+        """The greenlet that has it; None if the loop has."""
+        return self.given if self.given and self.given.hub is not getcurrent() else None
+
 
 green = _Green()
 # The child goes on in its function, and not in the loop.
-after_fork(partial(setattr, green, "runner", None))
+after_fork(partial(setattr, green, "given", None))
 
 
 class Runner:
@@ -95,16 +100,16 @@ class Runner:
         """
         if self._greenlet is None:  # it is done
             return
-        outside, worker, loop = green.runner, here.worker, _get_running_loop()
+        outside, worker, loop = green.given, here.worker, _get_running_loop()
         try:
-            green.runner, here.worker = self, self.worker
+            green.given, self.hub, here.worker = self, getcurrent(), self.worker
             self.turns += 1
             _set_running_loop(None)
             self._greenlet.switch(*value)
         finally:
             self.turns += 1
             _set_running_loop(loop)
-            green.runner, here.worker = outside, worker
+            green.given, here.worker = outside, worker
 
     def end(self) -> None:
         """End it, because its loop does not go on: what it does then waits in the thread."""
