@@ -157,9 +157,18 @@ class AtomicBlock(OpenBlock):
         """Roll it back, on its thread, if it has not ended."""
         self._exit(RuntimeError)
 
+    def _left_open(self) -> list[Any]:
+        """Return Django's blocks inside that functions have not left."""
+        blocks = connections[self.alias].atomic_blocks
+        return blocks[blocks.index(self._atomic) + 1 :] if self._atomic in blocks else []
+
     def _lost(self) -> TransactionAborted | None:
-        marked = connections[self.alias].needs_rollback
-        if self._witness is None or (lost := self._witness.loss(marked)) is None:
+        if self._witness is None:
+            return None
+        lost = self._witness.loss(connections[self.alias].needs_rollback)
+        if lost is None and self._left_open():
+            lost = "a transaction.atomic() of a function in it was not left", None
+        if lost is None:
             return None
         why, error = lost
         what = f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
@@ -173,6 +182,8 @@ class AtomicBlock(OpenBlock):
             if exc_type is not None or connections[self.alias].needs_rollback:
                 self.lease.generators.end_with(self.alias, self)
             try:
+                while self._left_open():
+                    self._left_open()[-1].__exit__(exc_type, None, None)
                 self._atomic.__exit__(exc_type, None, None)
             finally:
                 witness.leave()

@@ -35,6 +35,7 @@ from ..core.cleaning import close_outside_transactions
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..postgres.connections import is_aborted
+from .outlived import Cursors, Open
 
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
@@ -71,10 +72,9 @@ class Witness(DatabaseErrorWrapper):
         connection.set_autocommit = self.set_autocommit
         # A worker sees to that by itself.
         self._restore = keep_open(connection) if who is None else None
-        # Those of iterator() that are open, on a server that has them.
-        self._cursors = weakref.WeakSet[Any]()
+        self.cursors = Cursors(connection, who)
         if who is not None:
-            connection.chunked_cursor = self.chunked_cursor
+            connection.chunked_cursor = self.cursors.make
             for how in ("commit", "rollback", "savepoint_rollback"):
                 setattr(connection, how, partial(self.end, how))
 
@@ -189,18 +189,12 @@ class Witness(DatabaseErrorWrapper):
             self.forget()
         elif generators:  # of the lease: a frame below a transaction.atomic() may have left some
             generators.end_with(connection.alias, *args)
+        # A cursor ends with its transaction or savepoint. Freed later, it would be closed in that
+        # of another call, which fails there, and aborts it.
+        self.cursors.close(lambda _, claim, savepoints: {*args}.intersection(savepoints))
         getattr(type(connection), how)(connection, *args)
-        for cursor in list(self._cursors) if how != "savepoint_rollback" else ():
-            # It ended with its transaction. Freed later, it would be closed in that of another
-            # call, which fails there, and aborts it.
-            with suppress(Exception):  # psycopg2 says so itself, and others have none
-                if not cursor.withhold:
-                    cursor.close()
-
-    def chunked_cursor(self) -> Any:
-        """Do what Django's method does, and know of the cursor."""
-        self._cursors.add(cursor := type(self.wrapper).chunked_cursor(self.wrapper))
-        return cursor
+        if how != "savepoint_rollback":  # others than PostgreSQL's go on
+            self.cursors.close(lambda cursor, *made: not cursor.withhold)
 
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
@@ -239,6 +233,8 @@ def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     witness = getattr(connection, "ormbridge_witness", None)
     witness = witness or Witness(connection, lambda: own.running)
     witness.forget()
+    connection.atomic_blocks = Open(connection.atomic_blocks)
+    connection.execute_wrappers = Open(connection.execute_wrappers)
     if witness.execute not in connection.execute_wrappers:
         connection.execute_wrappers.insert(0, witness.execute)
 
