@@ -159,3 +159,23 @@ async def test_iterator_that_outlives_its_savepoint():
         await database_sync_to_async(kept.clear)()
         await create(name="saved")
     assert await names() == ["row", "saved"]
+
+
+@postgresql
+async def test_copy_that_is_left_in_the_middle(whole):
+    """Its generator keeps the lock of psycopg's connection: the worker does not wait for it."""
+
+    def copy():
+        with connection.cursor() as cursor:
+            if not hasattr(cursor, "copy"):  # psycopg2
+                return
+            with cursor.copy("COPY (SELECT generate_series(1, 100000)) TO STDOUT") as rows:
+                yield from rows
+
+    def leave():
+        kept.append(copy())
+        return next(kept[0], None)
+
+    row = await asyncio.wait_for(database_sync_to_async(leave)(), GUARD)
+    assert await names() == []
+    whole(row is not None)

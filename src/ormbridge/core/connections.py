@@ -210,8 +210,11 @@ class ThreadConnections:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
         self.discarded += 1
         raw = connection.connection
+        # A generator in the middle of a COPY keeps psycopg's lock, for which rollback() waits.
+        busy = getattr(getattr(raw, "pgconn", None), "transaction_status", 0) == 1
+        rollback = None if busy else getattr(raw, "rollback", None)
         # Each step may fail on a broken connection; the next one still has to be tried.
-        for step in (getattr(raw, "rollback", None), getattr(raw, "close", None), connection.close):
+        for step in (rollback, getattr(raw, "close", None), connection.close):
             with suppress(Exception), hooks.closing(raw):
                 if step is not None:
                     step()
