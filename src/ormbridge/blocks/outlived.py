@@ -51,6 +51,10 @@ class Cursors(weakref.WeakKeyDictionary[Any, Any]):
         cursor = type(connection).chunked_cursor(connection)
         claim = getattr(self._who and self._who(), "_claim", None)
         self[cursor] = claim, list(connection.savepoint_ids)
+        engine, options = connection.settings_dict["ENGINE"], connection.settings_dict["OPTIONS"]
+        if engine == "django.db.backends.mysql" and "cursorclass" not in options:
+            # It has all its rows. Its driver would ask for more, in the middle of another's call.
+            cursor.close = _do_nothing
         return cursor
 
     def close(self, which: Callable[..., object]) -> None:
