@@ -11,8 +11,8 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
-from ormbridge import TransactionAborted, atomic, database_sync_to_async
-from tests.core.gate import GUARD
+from ormbridge import TransactionAborted, atomic, database_sync_to_async, pinned
+from tests.core.gate import GUARD, Gate
 from tests.settings import CHOICE
 
 pytestmark = [
@@ -126,39 +126,97 @@ async def test_generator_around_statements_of_another_call():
     assert len(seen) == 1
 
 
-@pytest.mark.skipif(CHOICE == "mariadb", reason="there it is closed by nobody")
-async def test_cursor_of_a_call_that_failed():
-    """It is closed on its thread, and not where somebody lets go of the error."""
-
-    def fail():
-        kept.append(connection.chunked_cursor())
-        kept[0].execute("SELECT 1 UNION SELECT 2")
-        kept[0].fetchone()
-        raise KeyError
-
-    await names()
-    with pytest.raises(KeyError):
-        await database_sync_to_async(fail)()
-    with pytest.raises((DatabaseError, InterfaceError)):
-        await database_sync_to_async(kept[0].fetchone)()
-    kept[0].close()  # and that asks for nothing
-
-
-@pytest.mark.skipif(CHOICE != "mariadb", reason="another database's drivers take turns")
-async def test_iterator_that_outlives_its_call():
-    """It has its rows: to be closed, on whatever thread, it asks nothing of the connection."""
+async def test_cursor_that_outlives_its_lease():
+    """It is closed on its thread, and not where somebody lets go of it."""
 
     def leave():
         kept.append(connection.chunked_cursor())
         kept[0].execute("SELECT 1 UNION SELECT 2")
-        return kept[0].fetchone()
+        kept[0].fetchone()
 
     await names()
-    assert await database_sync_to_async(leave)() == (1,)
-    assert kept[0].fetchone() == (2,)
+    await database_sync_to_async(leave)()
+    with pytest.raises((DatabaseError, InterfaceError, TypeError)):
+        await database_sync_to_async(kept[0].fetchone)()
     with mock.patch.object(kept[0], "cursor") as cursor:
         kept[0].close()
     cursor.close.assert_not_called()
+
+
+async def test_cursor_that_is_closed_on_another_thread():
+    """It is closed on its own one, before the next statement there."""
+    left = []
+
+    def leave():
+        kept.append(connection.chunked_cursor())
+        kept[0].execute("SELECT 1 UNION SELECT 2")
+
+    await names()
+    async with pinned():
+        await database_sync_to_async(leave)()
+        cursors = (await witness()).cursors
+        await asyncio.to_thread(kept[0].close)
+        left.append(kept[0] in cursors)
+        await names()
+        left.append(kept[0] in cursors)
+    assert left == [True, False]
+
+
+@database_sync_to_async
+def witness():
+    return connection.ormbridge_witness
+
+
+@postgresql
+async def test_iterator_that_outlives_its_lease():
+    """Its cursor ends with that, and a loop that frees it does not wait for another call."""
+    await Group.objects.abulk_create([Group(name=str(number)) for number in range(2)])
+    gate = Gate()
+
+    def leave():
+        connection.close()  # so that the cursor is the first that the connection has
+        kept.append(Group.objects.iterator(chunk_size=1))
+        next(kept[0])
+
+    def cursors():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django%%'")
+            return cursor.fetchone()[0]
+
+    def hold():
+        connection.ensure_connection()
+        with connection.connection.lock:
+            gate()
+
+    await database_sync_to_async(leave)()
+    assert await database_sync_to_async(cursors)() == 0
+    holding = asyncio.create_task(database_sync_to_async(hold)())
+    await gate.entered()
+    await asyncio.wait_for(asyncio.to_thread(kept.clear), GUARD / 10)
+    gate.open.set()
+    await holding
+
+
+@pytest.mark.skipif(CHOICE != "sqlite", reason="on another server nobody waits for who reads")
+async def test_iterator_that_outlives_its_lease_on_sqlite():
+    """It reads no more: who writes after others is not told that the database is locked."""
+    await Group.objects.abulk_create([Group(name=str(number)) for number in range(200)])
+    await names()
+
+    def leave():
+        kept.append(Group.objects.iterator(chunk_size=1))
+        next(kept[0])
+
+    await database_sync_to_async(leave)()
+    await asyncio.to_thread(write_elsewhere)
+    await create(name="here")
+
+
+def write_elsewhere():
+    try:
+        Group.objects.create(name="elsewhere")
+    finally:
+        connection.close()
 
 
 @postgresql

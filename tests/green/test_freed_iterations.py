@@ -108,7 +108,8 @@ async def test_freed_as_a_greenlet_is_about_to_go_on(green, monkeypatch):
         if loop is None:
             kept.clear()
 
-    kept.append(await green_call(leave_open))
-    await asyncio.sleep(0)  # until now, the loop has it, too
-    monkeypatch.setattr(runner, "_set_running_loop", set_and_free)
-    assert await asyncio.wait_for(green_call(ask, CURSORS), GUARD) == 0
+    async with pinned():
+        kept.append(await green_call(leave_open))
+        await asyncio.sleep(0)  # until now, the loop has it, too
+        monkeypatch.setattr(runner, "_set_running_loop", set_and_free)
+        assert await asyncio.wait_for(green_call(ask, CURSORS), GUARD) == 0

@@ -166,11 +166,9 @@ class AtomicBlock(OpenBlock):
         if self._witness is None:
             return None
         lost = self._witness.loss(connections[self.alias].needs_rollback)
-        if lost is None and self._left_open():
-            lost = "a transaction.atomic() of a function in it was not left", None
-        if lost is None:
+        if lost is None and not self._left_open():
             return None
-        why, error = lost
+        why, error = lost or ("a transaction.atomic() of a function in it was not left", None)
         what = f"{self} ended without an error, and nothing of it was saved: {why} [nothing-saved]"
         failure = TransactionAborted(what)
         failure.__cause__ = error
@@ -182,8 +180,8 @@ class AtomicBlock(OpenBlock):
             if exc_type is not None or connections[self.alias].needs_rollback:
                 self.lease.generators.end_with(self.alias, self)
             try:
-                while self._left_open():
-                    self._left_open()[-1].__exit__(exc_type, None, None)
+                while left_open := self._left_open():
+                    left_open[-1].__exit__(exc_type, None, None)
                 self._atomic.__exit__(exc_type, None, None)
             finally:
                 witness.leave()

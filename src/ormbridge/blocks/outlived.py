@@ -4,78 +4,86 @@ An error keeps the variables of a function that failed, a cycle keeps them until
 generator among them is suspended inside of Django's blocks, and its end acts on the connection that
 its thread has by then: it would take the transaction of another call with it, or close its cursor
 while another thread uses the connection. So blocks and wrappers that ended with their call are not
-left a second time, and the cursors of a call that failed are closed as it ends, on its thread.
+left a second time, and a cursor is closed on its thread, at the latest as the lease ends.
 """
 
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django.db.transaction import Atomic
 
-from ..core import hooks
+from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import BridgeError
-from ..postgres.canceller import bounded
+from ..postgres.connections import status_of
 
 
 class Open(list[Any]):
     """What is open on a connection: Django's ``atomic_blocks``, or ``execute_wrappers``."""
 
     def pop(self, *index: Any) -> Any:
-        """Take the last one out, unless one leaves that is none of these."""
+        """Take the last one out, unless who leaves has ended with its call.
+
+        :raises BridgeError: if that is a block: Django would go on, and end another one.
+        """
         names = sys._getframe(1).f_locals  # noqa: SLF001 # of Django's __exit__, or execute_wrapper()
-        leaving = names.get("wrapper", names.get("self"))
-        if (isinstance(leaving, Atomic) or "wrapper" in names) and leaving not in self:
-            raise BridgeError("what is left here has ended with its call, before this")
+        if "wrapper" in names and names["wrapper"] not in self:
+            return None
+        if isinstance(block := names.get("self"), Atomic) and block not in self:
+            raise BridgeError("this transaction.atomic() has ended with its call [call-ended]")
         return super().pop(*index)
 
 
-class Cursors(weakref.WeakKeyDictionary[Any, Any]):
-    """The cursors of ``iterator()`` that are open on one connection.
+class Cursors(dict[Any, tuple[Callable[[], object], set[str]]]):
+    """The cursors of ``iterator()`` that one connection has, how to close each, and what ends it.
 
-    With each, the claim of the call that made it, because the call itself may keep what iterates,
-    and the savepoints around.
+    That is a savepoint around it, a method of Django's that ends its transaction, or the next
+    statement.
     """
 
-    def __init__(self, connection: Any, who: Callable[[], object] | None) -> None:
+    def __init__(self, connection: Any, own: ThreadConnections) -> None:
         super().__init__()
-        self._connection, self._who = connection, who
+        self._connection, self._own = connection, own
+        # The first one is on its way through Django's own methods as the connection is made.
+        connection.create_cursor, connection.chunked_cursor = self.create, self.chunked
 
-    def make(self) -> Any:
+    def create(self, name: str | None = None) -> Any:
+        """Do what Django's ``create_cursor()`` does, and know of one that has a name."""
+        cursor = type(self._connection).create_cursor(self._connection, name)
+        return self._known(cursor) if name else cursor
+
+    def chunked(self) -> Any:
         """Do what Django's ``chunked_cursor()`` does, and know of the cursor."""
-        connection = self._connection
-        cursor = type(connection).chunked_cursor(connection)
-        claim = getattr(self._who and self._who(), "_claim", None)
-        self[cursor] = claim, list(connection.savepoint_ids)
-        engine, options = connection.settings_dict["ENGINE"], connection.settings_dict["OPTIONS"]
-        if engine == "django.db.backends.mysql" and "cursorclass" not in options:
-            # It has all its rows. Its driver would ask for more, in the middle of another's call.
-            cursor.close = _do_nothing
+        return self._known(type(self._connection).chunked_cursor(self._connection))
+
+    def _known(self, cursor: Any) -> Any:
+        # On other servers than PostgreSQL it outlives its transaction.
+        ends = set() if getattr(cursor, "withhold", True) else {"commit", "rollback"}
+        self[cursor] = cursor.close, {*self._connection.savepoint_ids, *ends}
+        with suppress(AttributeError):  # psycopg2 has no place for it
+            cursor.close = partial(self._close, cursor)
         return cursor
 
-    def close(self, which: Callable[..., object]) -> None:
-        """Close those for which *which* says so. On their thread."""
-        for cursor, (claim, savepoints) in list(self.items()):
-            with suppress(Exception):  # psycopg2 says so itself
-                if which(cursor, claim, savepoints):
-                    # Once: to do it again takes the lock of the connection.
-                    close, cursor.close = cursor.close, _do_nothing
-                    close()
+    def _close(self, cursor: Any) -> None:
+        """Close *cursor*, as who iterates asks, if that may be here and now; else when it may.
 
+        On another thread, or in the middle of a statement, it would wait, or ask in between. In a
+        transaction that is aborted nothing is asked, and what is older than that would stay.
+        """
+        if cursor in self:
+            idle = status_of(self._connection) in (0, 2)
+            if idle and connections_of_thread() is self._own:
+                self.pop(cursor)[0]()
+            else:
+                self[cursor][1].add("statement")
 
-def _do_nothing() -> None: ...
-
-
-def _end_failed(own: Any) -> None:
-    for connection in own.opened:
-        cursors = getattr(getattr(connection, "ormbridge_witness", None), "cursors", None)
-        if cursors:
-            with bounded():
-                cursors.close(lambda _, claim, savepoints: claim is own.running._claim)  # noqa: SLF001
-
-
-hooks.fail = _end_failed
+    def end(self, *ends: str) -> None:
+        """Close those that end with one of *ends*, or all. On their thread."""
+        for cursor, (_, own) in list(self.items()):
+            if not ends or own.intersection(ends):
+                with suppress(Exception):  # psycopg2 says so itself
+                    self.pop(cursor)[0]()

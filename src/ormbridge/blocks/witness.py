@@ -17,7 +17,6 @@ but for one variable after a lock wait of MariaDB or MySQL.
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -56,13 +55,13 @@ class Witness(DatabaseErrorWrapper):
 
     wrapper: Any  # Django's word for its connection, which has no type
 
-    def __init__(self, connection: Any, who: Callable[[], object] | None = None) -> None:
+    def __init__(self, connection: Any, own: ThreadConnections | None = None) -> None:
         """See what *connection* does from now on.
 
-        :param who: returns what runs on its thread. Then a block that is lost is logged.
+        :param own: those of its worker. Then a block that is lost is logged.
         """
         super().__init__(connection)
-        self._who = who
+        self._own: Any = own
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
@@ -71,10 +70,9 @@ class Witness(DatabaseErrorWrapper):
         connection.set_rollback = self.set_rollback
         connection.set_autocommit = self.set_autocommit
         # A worker sees to that by itself.
-        self._restore = keep_open(connection) if who is None else None
-        self.cursors = Cursors(connection, who)
-        if who is not None:
-            connection.chunked_cursor = self.cursors.make
+        self._restore = keep_open(connection) if own is None else None
+        self.cursors: Any = None if own is None else Cursors(connection, own)
+        if own is not None:
             for how in ("commit", "rollback", "savepoint_rollback"):
                 setattr(connection, how, partial(self.end, how))
 
@@ -98,6 +96,8 @@ class Witness(DatabaseErrorWrapper):
 
     def execute(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
         """Execute a statement, as Django asks, and see whether it fails."""
+        if self.cursors and not is_aborted(self.wrapper):
+            self.cursors.end("statement")
         try:
             result = execute(sql, *args)
         except Exception as error:
@@ -181,20 +181,18 @@ class Witness(DatabaseErrorWrapper):
             raises = handled is not None and handled.tb_frame is block
             if not raises and (lost := self.loss(marked=how != "commit")) is not None:
                 what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
-                logger.error(what, self._who and self._who(), connection.alias, lost[0])
+                logger.error(what, self._own.running, connection.alias, lost[0])
             if how == "commit" and is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
-        generators = getattr(getattr(self._who and self._who(), "line", None), "generators", None)
+        generators = getattr(getattr(self._own.running, "line", None), "generators", None)
         if how != "savepoint_rollback":
             self.forget()
         elif generators:  # of the lease: a frame below a transaction.atomic() may have left some
             generators.end_with(connection.alias, *args)
-        # A cursor ends with its transaction or savepoint. Freed later, it would be closed in that
-        # of another call, which fails there, and aborts it.
-        self.cursors.close(lambda _, claim, savepoints: {*args}.intersection(savepoints))
+        # What the server drops is closed before. Freed later, it would be closed in the transaction
+        # of another call, which fails there, and is aborted.
+        self.cursors.end(how, *args)
         getattr(type(connection), how)(connection, *args)
-        if how != "savepoint_rollback":  # others than PostgreSQL's go on
-            self.cursors.close(lambda cursor, *made: not cursor.withhold)
 
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
@@ -230,9 +228,9 @@ def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     """Have a witness on a worker's connection, which remembers nothing of the last lease."""
-    witness = getattr(connection, "ormbridge_witness", None)
-    witness = witness or Witness(connection, lambda: own.running)
+    witness = getattr(connection, "ormbridge_witness", None) or Witness(connection, own)
     witness.forget()
+    witness.cursors.end()
     connection.atomic_blocks = Open(connection.atomic_blocks)
     connection.execute_wrappers = Open(connection.execute_wrappers)
     if witness.execute not in connection.execute_wrappers:

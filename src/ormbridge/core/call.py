@@ -218,8 +218,6 @@ class Call(Leaseholder):
             self._error.__cause__ = error
         except BaseException as error:
             self._error = error
-            if own is not None and own.opened:
-                hooks.fail(own)
         self.calls = 1
         if own is not None:
             own.call_ends()

@@ -79,13 +79,8 @@ def without_old_connections() -> Generator[None, None, None]:
 
 
 def close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
-    """Close *connection* as *wrapper*, its class or a base of that, does.
-
-    Where its ``close_at`` is 0.0, something is left on it, and no pool of the driver has it again.
-    """
+    """Close *connection* as *wrapper*, its class or a base of that, does."""
     with hooks.closing(connection.connection):
-        if connection.close_at == 0.0 and connection.connection is not None:
-            connection.connection.close()
         wrapper.close(connection)
 
 

@@ -210,9 +210,9 @@ class ThreadConnections:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
         self.discarded += 1
         raw = connection.connection
-        # A generator in the middle of a COPY keeps psycopg's lock, for which rollback() waits.
-        busy = getattr(getattr(raw, "pgconn", None), "transaction_status", 0) == 1
-        rollback = None if busy else getattr(raw, "rollback", None)
+        # PostgreSQL ends a transaction with its connection. To roll back takes the lock of psycopg
+        # that a generator in the middle of a COPY keeps.
+        rollback = getattr(raw, "rollback", None) if connection.vendor != "postgresql" else None
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in (rollback, getattr(raw, "close", None), connection.close):
             with suppress(Exception), hooks.closing(raw):

@@ -17,8 +17,6 @@ def _do_nothing(*args: object) -> None: ...
 #: Load the wings that settings, the argument, ask for. Called as the pool is made, on the thread of
 #: the first call.
 load: Callable[[Any], object] = _do_nothing
-#: See to what a call that failed has left open on connections, the argument, of its thread. There.
-fail: Callable[[Any], object] = _do_nothing
 #: Have a call run on its event loop's thread, if it may; see
 #: :meth:`.DatabaseSyncToAsync.make_call`.
 mark: Callable[..., object] | None = None

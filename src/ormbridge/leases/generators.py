@@ -19,14 +19,12 @@ from contextlib import suppress
 from types import GeneratorType
 from typing import Any
 
-from django.db import connections
 from django.db.models.query import BaseIterable
 
 from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..postgres.canceller import CHUNKS, bounded
-from ..postgres.connections import is_aborted
 from .turns import outwards
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
@@ -136,11 +134,6 @@ class SuspendedGenerators(dict[int, _Suspended]):
                 if suspended.close is not None:
                     with bounded(), suppress(Exception):  # the connection broke
                         suspended.close()
-                # psycopg closes nothing in a transaction that is aborted. Where the cursor is older
-                # than that, it would stay: have its connection closed as the lease ends.
-                for each in connections.all(initialized_only=True):
-                    if is_aborted(each) and each.alias not in dict(suspended.within):
-                        each.close_at = 0.0
 
 
 def _raise_closed(iterable: BaseIterable[Any]) -> int:

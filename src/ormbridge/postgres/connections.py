@@ -29,10 +29,15 @@ def is_active(raw: Any) -> bool:
     return transaction_status(raw) == 1
 
 
+def status_of(connection: Any) -> int:
+    """Return :func:`.transaction_status` of *connection*, Django's; 0 of another database."""
+    raw = connection.connection
+    return transaction_status(raw) if connection.vendor == "postgresql" and raw else 0
+
+
 def is_aborted(connection: Any) -> bool:
     """Say whether the transaction on *connection*, Django's, is aborted, or broken."""
-    raw = connection.connection
-    return bool(connection.vendor == "postgresql" and raw and transaction_status(raw) in (3, 4))
+    return status_of(connection) in (3, 4)
 
 
 def socket_of(raw: Any) -> socket.socket:
