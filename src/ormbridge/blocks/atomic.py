@@ -177,8 +177,6 @@ class AtomicBlock(OpenBlock):
     def _exit(self, exc_type: type[BaseException] | None) -> None:
         witness, self._witness = self._witness, None
         if witness is not None:
-            if exc_type is not None or connections[self.alias].needs_rollback:
-                self.lease.generators.end_with(self.alias, self)
             try:
                 while left_open := self._left_open():
                     left_open[-1].__exit__(exc_type, None, None)

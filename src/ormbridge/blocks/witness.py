@@ -184,11 +184,8 @@ class Witness(DatabaseErrorWrapper):
                 logger.error(what, self._own.running, connection.alias, lost[0])
             if how == "commit" and is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
-        generators = getattr(getattr(self._own.running, "line", None), "generators", None)
         if how != "savepoint_rollback":
             self.forget()
-        elif generators:  # of the lease: a frame below a transaction.atomic() may have left some
-            generators.end_with(connection.alias, *args)
         # What the server drops is closed before. Freed later, it would be closed in the transaction
         # of another call, which fails there, and is aborted.
         self.cursors.end(how, *args)

@@ -25,7 +25,6 @@ from ..core.asgiref import child_of
 from ..core.call import Call
 from ..core.errors import LeaseClosed
 from ..postgres.canceller import CHUNKS, bounded
-from .turns import outwards
 
 _Task = weakref.ref["asyncio.Task[Any]"] | None
 
@@ -37,10 +36,8 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.Weak
 class _Suspended:
     """One of them, and whether anybody still iterates on it."""
 
-    def __init__(self, task: _Task, close: Callable[[], object] | None, within: set[Any]) -> None:
+    def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
         self.task = task
-        # The blocks and savepoints around its first call, and so its cursor, each after its alias.
-        self.within = within
         # A generator that nobody but the user's code knows closes itself as it is collected.
         self.close = close
         self.anchor: weakref.ref[Any] | None = None
@@ -82,11 +79,7 @@ class SuspendedGenerators(dict[int, _Suspended]):
         elif getattr(call.name, "__qualname__", None) == CHUNKS:
             # This function of Django's lives exactly as long as the iteration.
             anchor, close = call.name, generator.close
-        # Below a frame there are no connections of the lease.
-        old, own = self.get(id(generator)), getattr(self._lease(), "connections", None)
-        now: set[Any] = {(each.alias, each) for each in outwards(call.route)}
-        now |= {(x.alias, sid) for x in (own.opened if own else ()) for sid in x.savepoint_ids}
-        suspended = self[id(generator)] = _Suspended(call.task, close, old.within if old else now)
+        suspended = self[id(generator)] = _Suspended(call.task, close)
         suspended.unused = anchor is None  # collected while the call ran
         if anchor is not None:
             collected = functools.partial(self._collected, call.mailbox.loop, suspended)
@@ -112,19 +105,6 @@ class SuspendedGenerators(dict[int, _Suspended]):
             task = suspended.task() if suspended.task not in (None, own) else None
             if all_of_them or task is None or task.done():
                 suspended.refuse_more()
-
-    def end_with(self, alias: str, ended: object) -> None:
-        """Close those that began in *ended*, which is rolled back. On its thread, without the lock.
-
-        :param alias: that of its database.
-        :param ended: a block of ``atomic()``, or the name of a savepoint.
-
-        PostgreSQL drops their cursors. To close one after that would abort the block around.
-        """
-        for suspended in list(self.values()):
-            if suspended.close is not None and (alias, ended) in suspended.within:
-                suspended.refuse_more()
-        self.close_unused()
 
     def close_unused(self) -> None:
         """Let go of those on which nobody iterates. Runs on the worker, without the lock."""
