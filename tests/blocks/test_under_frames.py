@@ -655,15 +655,22 @@ def test_forked_child_has_a_lock_of_its_own():
     result = run_python(
         """
         import os, threading
-        from ormbridge.leases import frame_lease
+        from ormbridge.core import process
 
-        held = threading.Thread(target=frame_lease._lock.acquire)
-        held.start()
-        held.join()
+        held, done = threading.Event(), threading.Event()
+
+        def hold():
+            with process.lock:
+                held.set()
+                done.wait()
+
+        threading.Thread(target=hold).start()
+        held.wait()
         child = os.fork()
         if not child:
-            os._exit(not frame_lease._lock.acquire(blocking=False))
+            os._exit(not process.lock.acquire(blocking=False))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        done.set()
         """
     )
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr

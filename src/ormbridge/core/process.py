@@ -31,8 +31,9 @@ _GLANCE = 0.1
 _pool: Pool | None = None
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _exiting = False
-# Re-entrant: the module that RESET names is imported under it, and may ask for stats().
-_pool_lock = threading.RLock()
+#: Held to make what there is one of: the pool, and the lease of a synchronous frame. Re-entrant:
+#: the module that RESET names is imported under it, and may ask for stats(). A fork renews it.
+lock = threading.RLock()
 
 
 def after_fork(function: Callable[[], object]) -> None:
@@ -48,7 +49,7 @@ def default_pool() -> Pool:
     """
     global _pool
     if _pool is None:
-        with _pool_lock:
+        with lock:
             if _pool is None:
                 settings = load_settings()
                 hooks.load(settings)
@@ -90,7 +91,7 @@ def end(pool: Pool, patience: float | None = None) -> None:
 def end_pools(patience: float) -> None:
     """End every pool, see :func:`end`; the next call makes a new one."""
     global _pool
-    with _pool_lock:
+    with lock:
         _pool = None
     for pool in live_pools():
         end(pool, patience)
@@ -98,7 +99,7 @@ def end_pools(patience: float) -> None:
 
 def _close_at_exit() -> None:
     global _exiting
-    with _pool_lock:
+    with lock:
         _exiting = True
     for pool in live_pools():
         end(pool)
@@ -107,8 +108,8 @@ def _close_at_exit() -> None:
 def _reset_after_fork() -> None:
     import ctypes  # dear, and seldom needed
 
-    global _pool, _pool_lock
-    _pool_lock = threading.RLock()
+    global _pool, lock
+    lock = threading.RLock()
     # The threads and the connections are the parent's.
     for worker in [worker for pool in _pools for worker in pool.workers]:
         # Freeing a connection would say goodbye to the server in the parent's name (mysqlclient

@@ -11,32 +11,20 @@ A frame that ends with a block or a stream open has it rolled back, or closed, o
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
+from ..core import process
 from ..core.asgiref import child_of, frame_thread, has_ended, line_of, submit
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
 from ..core.errors import LeaseClosed
-from ..core.process import after_fork, default_pool
 from ..core.route import Route
 from .generators import owner_of
 from .lease import Lease
 from .turns import undo
-
-# Held to make one: code of several event loops may be below one frame.
-_lock = threading.RLock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have had it
-
-
-after_fork(_renew_lock)
 
 
 class FrameRoute(Route):
@@ -51,7 +39,7 @@ class FrameRoute(Route):
     def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""
         frame, owner = self.frame, owner_of(call)
-        with _lock:
+        with process.lock:  # code of several event loops may be below one frame
             lease = hosts.get(frame)
             if owner not in (None, lease):
                 call.generator = None  # it is suspended above the frame, and stays there
@@ -67,7 +55,7 @@ class FrameRoute(Route):
 
     def forget(self, lease: Any) -> None:
         """Let go of *lease*, which is over."""
-        with _lock:
+        with process.lock:
             if hosts.get(self.frame) is lease:
                 del hosts[self.frame]
 
@@ -78,7 +66,7 @@ class FrameLease(Lease):
     _left = "its synchronous frame ended before it"
 
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
-        super().__init__(route, default_pool(), held=False)
+        super().__init__(route, process.default_pool(), held=False)
         self.thread, self._frame = frame_thread(frame), frame
         # What waits for the thread; and, under the same lock, whether this is to look again.
         self._ready, self._items = line_of(frame)

@@ -1,7 +1,6 @@
 """Read a queryset in chunks, on the thread that owns the connection (a part of step 4 of a call).
 
-What Django's ``iterator()`` does, with a server-side cursor for ``raw()`` as well, and with nothing
-left open: a generator that ends, fails or is closed has closed its cursor.
+What Django's ``iterator()`` does, with a server-side cursor for ``raw()`` as well.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import functools
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
-from traceback import walk_tb
-from types import GeneratorType
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -35,23 +32,13 @@ def read_chunks(
         chunk: list[Any] = []
         try:
             chunk.extend(islice(rows, chunk_size))
-        except Exception as error:
-            _close_cursors(error)
+        except Exception:
             if chunk:
                 yield chunk
             raise
         if len(chunk) < chunk_size:
             return chunk
         yield chunk
-
-
-def _close_cursors(error: Exception) -> None:
-    """Close what the traceback of *error* would keep open until somebody has dealt with it."""
-    for frame, _ in walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__", "").startswith("django.db.models."):
-            for value in list(frame.f_locals.values()):
-                if isinstance(value, GeneratorType) and value.gi_suspended:
-                    value.close()
 
 
 class _ChunkedRawQuery(RawQuery):
