@@ -4,6 +4,8 @@
 # ruff: noqa: PT012
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 from unittest import mock
 
@@ -160,6 +162,23 @@ async def test_cursor_that_is_closed_on_another_thread():
         await names()
         left.append(kept[0] in cursors)
     assert left == [True, False]
+
+
+async def test_cursor_that_is_closed_is_freed():
+    """It has its rows no longer than Django's own, and does not wait for the collector."""
+
+    def close():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+        return weakref.ref(cursor)
+
+    await names()
+    gc.disable()
+    try:
+        assert (await database_sync_to_async(close)())() is None
+    finally:
+        gc.enable()
 
 
 @database_sync_to_async

@@ -74,16 +74,25 @@ class Cursors(dict[Any, tuple[Callable[[], object], set[str]]]):
         On another thread, or in the middle of a statement, it would wait, or ask in between. In a
         transaction that is aborted nothing is asked, and what is older than that would stay.
         """
-        if cursor in self:
+        if (known := self.get(cursor)) is not None:
             idle = status_of(self._connection) in (0, 2)
             if idle and connections_of_thread() is self._own:
-                self.pop(cursor)[0]()
+                self._end(cursor)
             else:
-                self[cursor][1].add("statement")
+                known[1].add("statement")
 
     def end(self, *ends: str) -> None:
         """Close those that end with one of *ends*, or all. On their thread."""
-        for cursor, (_, own) in list(self.items()):
-            if not ends or own.intersection(ends):
-                with suppress(Exception):  # psycopg2 says so itself
-                    self.pop(cursor)[0]()
+        for cursor in list(self):
+            with suppress(Exception):  # one is closed by the collector meanwhile, or broke
+                if not ends or self[cursor][1].intersection(ends):
+                    self._end(cursor)
+
+    def _end(self, cursor: Any) -> None:
+        close, _ = self.pop(cursor)
+        with suppress(AttributeError):
+            cursor.close = _do_nothing  # no cycle is left, and nobody takes psycopg's lock again
+        close()
+
+
+def _do_nothing() -> None: ...
