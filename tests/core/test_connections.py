@@ -12,6 +12,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from ormbridge.core import connections as connections_module
 from ormbridge.core.bridge import aclose_old_connections, database_sync_to_async
@@ -437,6 +438,27 @@ async def test_state_of_a_new_object_ends_with_the_lease(pool_settings, caplog):
     await database_sync_to_async(leave_a_transaction_open)()
     assert await database_sync_to_async(leave)() is None
     assert (await database_sync_to_async(what_is_there)())[1] is False
+
+
+async def test_wrapper_of_a_receiver_sees_one_lease(pool_settings):
+    """What is appended to the wrappers as a connection is made goes with the others."""
+    pool_settings(MAX_THREADS=1)
+    seen = []
+
+    def note(execute, sql, *args):
+        seen.append(sql)
+        return execute(sql, *args)
+
+    def append(connection, **kwargs):
+        connection.execute_wrappers.append(note)
+
+    connection_created.connect(append)
+    try:
+        for _ in range(3):
+            await database_sync_to_async(User.objects.count)()
+    finally:
+        connection_created.disconnect(append)
+    assert len([sql for sql in seen if "auth_user" in sql]) == 1
 
 
 async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):

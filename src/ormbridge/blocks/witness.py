@@ -69,7 +69,7 @@ class Witness(DatabaseErrorWrapper):
         connection.execute_wrappers.insert(0, self.execute)
         connection.set_rollback = self.set_rollback
         connection.set_autocommit = self.set_autocommit
-        # A worker sees to that by itself.
+        # On a worker, clean-ups spare a transaction already.
         self._restore = keep_open(connection) if own is None else None
         self.cursors: Any = None if own is None else Cursors(connection, own)
         if own is not None:

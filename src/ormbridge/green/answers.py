@@ -19,7 +19,7 @@ from typing import Any
 
 #: Seconds in one turn of the loop after which no more greenlets go on: it has other things to do.
 SLICE = 0.0005
-# Seconds after which nothing goes on any more that was to: a signal came in between.
+# Seconds after which a turn in which some were to go on is lost: a signal came in between.
 _LOST = 1.0
 # What epoll is to tell of a socket: that it can be read, or broke, and that once.
 _ONCE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
@@ -34,7 +34,7 @@ class Answers:
         self._waiting: dict[int, Any] = {}
         # Who has an answer and has not gone on yet, the one that waits longest first.
         self._due = deque[Any]()
-        self._until = 0.0  # when no more go on in this turn; 0.0 if none is to in the next one
+        self._until = 0.0  # when this turn's time is up; 0.0 where no further one is asked for
         #: What the loop watches, if the system has it.
         self.epoll: Any = select.epoll() if hasattr(select, "epoll") else None
         if self.epoll is not None:

@@ -70,8 +70,8 @@ def cut(own: ThreadConnections, call: Any) -> None:
 
 def settle(own: ThreadConnections) -> None:
     """See to the connections of *own* on which a statement was stopped. On its thread."""
-    # See to the connections with a cancelled statement: now, and as long as its transaction is
-    # open again before each call of the lease, since a savepoint's rollback clears the flag.
+    # As long as its transaction is open, again before each call of the lease: the rollback of a
+    # savepoint clears the flag.
     for connection, reason in list(own.stopped.items()):
         try:
             if transaction_open(connection):
