@@ -20,7 +20,7 @@ from ormbridge.core.asgiref import live_frame
 from ormbridge.core.call import hosts
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, until
-from tests.support.rows import NAMES, ROWS, Watch, make_users
+from tests.support.rows import NAMES, ROWS, Watch, make_users, server_side_cursors
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -203,3 +203,25 @@ async def test_read_ahead_in_line_behind_a_frame(watch, gate, pool_settings):
     await framed
     assert sorted(names) == NAMES[:7]
     await iterator.aclose()
+
+
+def test_rows_that_fail_below_a_frame(watch):
+    """No cursor stays open on its thread in the traceback of the error."""
+
+    class Unreadable(User):
+        class Meta:
+            proxy = True
+            app_label = "auth"
+
+        @classmethod
+        def from_db(cls, *args, **kwargs):
+            raise LookupError
+
+    async def read():
+        async for _ in stream(Unreadable.objects.all(), 2):
+            pass
+
+    with pytest.raises(LookupError) as kept:
+        async_to_sync(read)()
+    assert server_side_cursors() in (None, 0)
+    del kept

@@ -178,8 +178,8 @@ class AtomicBlock(OpenBlock):
         witness, self._witness = self._witness, None
         if witness is not None:
             try:
-                while left_open := self._left_open():
-                    left_open[-1].__exit__(exc_type, None, None)
+                for inner in reversed(self._left_open()):
+                    inner.__exit__(exc_type, None, None)
                 self._atomic.__exit__(exc_type, None, None)
             finally:
                 witness.leave()

@@ -46,26 +46,21 @@ class Cursors(dict[Any, tuple[Callable[[], object], set[str]]]):
     """
 
     def __init__(self, connection: Any, own: ThreadConnections) -> None:
-        super().__init__()
         self._connection, self._own = connection, own
         # The first one is on its way through Django's own methods as the connection is made.
-        connection.create_cursor, connection.chunked_cursor = self.create, self.chunked
+        for how in ("create_cursor", "chunked_cursor"):
+            setattr(connection, how, partial(self.make, how))
 
-    def create(self, name: str | None = None) -> Any:
-        """Do what Django's ``create_cursor()`` does, and know of one that has a name."""
-        cursor = type(self._connection).create_cursor(self._connection, name)
-        return self._known(cursor) if name else cursor
-
-    def chunked(self) -> Any:
-        """Do what Django's ``chunked_cursor()`` does, and know of the cursor."""
-        return self._known(type(self._connection).chunked_cursor(self._connection))
-
-    def _known(self, cursor: Any) -> Any:
-        # On other servers than PostgreSQL it outlives its transaction.
-        ends = set() if getattr(cursor, "withhold", True) else {"commit", "rollback"}
-        self[cursor] = cursor.close, {*self._connection.savepoint_ids, *ends}
-        with suppress(AttributeError):  # psycopg2 has no place for it
-            cursor.close = partial(self._close, cursor)
+    def make(self, how: str, *name: str | None) -> Any:
+        """Do *how*, a method of Django's, and know of the cursor if it is iterator()'s."""
+        connection = self._connection
+        cursor = getattr(type(connection), how)(connection, *name)
+        if how == "chunked_cursor" or any(name):
+            # On other servers than PostgreSQL it outlives its transaction.
+            ends = set() if getattr(cursor, "withhold", True) else {"commit", "rollback"}
+            self[cursor] = cursor.close, {*connection.savepoint_ids, *ends}
+            with suppress(AttributeError):  # psycopg2 has no place for it
+                cursor.close = partial(self._close, cursor)
         return cursor
 
     def _close(self, cursor: Any) -> None:
@@ -91,8 +86,5 @@ class Cursors(dict[Any, tuple[Callable[[], object], set[str]]]):
     def _end(self, cursor: Any) -> None:
         close, _ = self.pop(cursor)
         with suppress(AttributeError):
-            cursor.close = _do_nothing  # no cycle is left, and nobody takes psycopg's lock again
+            cursor.close = lambda: None  # no cycle is left, and nobody takes psycopg's lock again
         close()
-
-
-def _do_nothing() -> None: ...

@@ -30,7 +30,7 @@ from django.db.transaction import Atomic, TransactionManagementError
 from django.db.utils import DatabaseErrorWrapper
 
 from ..core import hooks
-from ..core.cleaning import close_outside_transactions
+from ..core.cleaning import close_if_old
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..postgres.connections import is_aborted
@@ -219,7 +219,7 @@ def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
     name = "close_if_unusable_or_obsolete"
     if name in vars(connection):
         return lambda: None
-    setattr(connection, name, partial(close_outside_transactions, connection))
+    setattr(connection, name, partial(close_if_old, connection))
     return partial(delattr, connection, name)
 
 

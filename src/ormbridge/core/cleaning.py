@@ -49,16 +49,11 @@ def may_be_dead(connection: BaseDatabaseWrapper) -> bool:
 
 
 def close_if_old(connection: BaseDatabaseWrapper) -> None:
-    """Do what Django's own method does to *connection*, whatever has taken its place there."""
+    """Do what Django's method does, except in a transaction, whatever has taken its place there."""
     may_be_dead(connection)
-    # Of the class: on a worker the connection has a method of its own, ThreadConnections.note().
-    type(connection).close_if_unusable_or_obsolete(connection)
-
-
-def close_outside_transactions(connection: BaseDatabaseWrapper) -> None:
-    """Do the same, except inside a transaction."""
     if not connection.in_atomic_block:
-        close_if_old(connection)
+        # Of the class: on a worker the connection has one of its own, ThreadConnections.note().
+        type(connection).close_if_unusable_or_obsolete(connection)
 
 
 def close_old_connections_outside_transactions() -> None:

@@ -173,7 +173,7 @@ class ThreadConnections:
     def _clean_up(self, connection: BaseDatabaseWrapper) -> None:
         if self.leased:
             close_if_dead(connection)
-        elif not connection.in_atomic_block:
+        else:
             close_if_old(connection)
 
     def replace_dead(self) -> None:

@@ -52,7 +52,7 @@ from ..core import hooks
 from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
-from .connections import cut, is_active, socket_of
+from .connections import cut, socket_of, status_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
@@ -176,7 +176,7 @@ def _cancel_statements(call: Call, own: ThreadConnections, timeout: float) -> No
             if connection.vendor != "postgresql" or raw is None or own.stopped.get(connection):
                 continue  # not one, closed, or a request has failed before
             try:
-                if is_active(raw):
+                if status_of(connection) == 1:
                     own.stopped[connection] = None
                     _cancel_statement(raw, timeout)
             except Exception as error:

@@ -24,13 +24,11 @@ from ..core.errors import BridgeError
 _PATIENCE = 1.0
 
 
-def is_active(raw: Any) -> bool:
-    """Say whether *raw*, a connection to PostgreSQL, executes a statement. Any thread."""
-    return transaction_status(raw) == 1
-
-
 def status_of(connection: Any) -> int:
-    """Return :func:`.transaction_status` of *connection*, Django's; 0 of another database."""
+    """Return :func:`.transaction_status` of *connection*, Django's; 0 of another database.
+
+    Any thread: 1 says that it executes a statement.
+    """
     raw = connection.connection
     return transaction_status(raw) if connection.vendor == "postgresql" and raw else 0
 
@@ -59,9 +57,9 @@ def cut(own: ThreadConnections, call: Any) -> None:
         for connection in () if done else opened:
             raw: Any = connection.connection
             with suppress(Exception):  # closed, or another database
-                if connection.vendor == "postgresql" and is_active(raw):
+                if status_of(connection) == 1:
                     with socket_of(raw) as end:
-                        if is_active(raw):  # still: it is no other with the same number
+                        if status_of(connection) == 1:  # still: it is no other with the same number
                             own.stopped[connection] = "its server gave no answer in time"
                             end.shutdown(socket.SHUT_RDWR)
     finally:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
+from traceback import walk_tb
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -32,7 +33,11 @@ def read_chunks(
         chunk: list[Any] = []
         try:
             chunk.extend(islice(rows, chunk_size))
-        except Exception:
+        except Exception as error:
+            # Below a frame nobody else closes what the traceback would keep open.
+            for frame, _ in walk_tb(error.__traceback__):
+                if frame.f_globals.get("__name__", "").startswith("django.db.models."):
+                    frame.clear()
             if chunk:
                 yield chunk
             raise
