@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from websockets.sync.client import connect
 
 from docs._ext.record import markers, recordings
+from examples.deployment.stack.ports import free_port
 from tests.core.gate import GUARD, PROCESS_GUARD
 from tests.settings import CHOICE
 from tests.support.examples import example_source
@@ -83,13 +83,6 @@ class Reader:
         output, _ = process.communicate(timeout=PROCESS_GUARD)
         assert process.returncode == 0, output
         return output
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

@@ -35,9 +35,10 @@ def cancellers_end():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return a function that waits until the canceller has looked at the worker *number* times.
+    """Return a function that waits until the canceller has looked at the worker *number* times more.
 
-    It goes on looking for longer than its few seconds: the machine may stand still for so long.
+    The first of these may have begun before. It goes on looking for longer than its few seconds:
+    the machine may stand still for so long.
     """
     monkeypatch.setattr(ThreadConnections, "BOUND", GUARD)
     looked = threading.Semaphore(0)
@@ -48,6 +49,8 @@ def looks(monkeypatch):
         looked.release()
 
     async def looks(number):
+        while looked.acquire(blocking=False):
+            pass
         for _ in range(number):
             assert await asyncio.to_thread(looked.acquire, timeout=GUARD)
 

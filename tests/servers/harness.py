@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from examples.deployment.stack.ports import free_port
 from tests.core.gate import GUARD
 from tests.servers.project import LOCK
 
@@ -115,9 +116,7 @@ class Server:
         self.database = database
         self.bridge = bridge
         self.settings = settings
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port: int = free_port()
         self.name = f"{kind}:{self.port}"
 
     def __enter__(self) -> "Server":

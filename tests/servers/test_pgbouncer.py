@@ -7,7 +7,6 @@ import gc
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 
@@ -17,6 +16,7 @@ from django.contrib.auth.models import Group, Permission
 from django.db import ProgrammingError, connection, connections
 from psycopg.errors import InvalidCursorName
 
+from examples.deployment.stack.ports import free_port
 from ormbridge import atomic, database_sync_to_async, pinned, stats
 from tests.core.gate import GUARD
 from tests.guide.conftest import run_python
@@ -47,9 +47,7 @@ ignore_startup_parameters = extra_float_digits, options
 def running(mode, size, database, tmp_path):
     """Run PgBouncer, with *size* connections to the server, and yield its port."""
     assert PROGRAM, "PgBouncer is missing: apt-get install pgbouncer"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = address(database)
     through = {**server, "host": "127.0.0.1", "port": port}
     path, users = tmp_path / "pgbouncer.ini", tmp_path / "users.txt"
@@ -147,7 +145,7 @@ async def neighbour():
     # Not in the block: a call of its own, after which RESET runs on another worker.
     await asyncio.create_task(get_tenant(), context=contextvars.Context())
     while stats().idle == 0:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # without a rest, twenty of these keep the lock from the worker
 
 
 async def report"""

@@ -1,22 +1,34 @@
 """Where the parts listen, and their configuration with the names of compose.yaml put in place."""
 
+import random
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).absolute().parents[1]
 HOST = "127.0.0.1"
 # The names and ports of compose.yaml, which nginx.conf and pgbouncer.ini have, too.
 PORTS = {"postgresql": 15432, "pgbouncer": 16432, "redis": 16379, "app": 18000, "nginx": 18080}
+# Below those that the system gives to connections that are opened: on Linux they begin at 32768.
+# Of these it might take one between the look and the start of who is to listen there.
+FREE = range(20000, 32768)
+
+
+def free_port():
+    """Return a port that nobody has."""
+    while True:
+        port = random.choice(FREE)
+        with suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def free_ports():
     """Return a port that nobody has for each part."""
-    sockets = [socket.create_server((HOST, 0)) for _ in PORTS]
-    ports = dict(zip(PORTS, (each.getsockname()[1] for each in sockets), strict=True))
-    for each in sockets:
-        each.close()
-    return ports
+    ports = set()
+    while len(ports) < len(PORTS):
+        ports.add(free_port())
+    return dict(zip(PORTS, ports, strict=True))
 
 
 def taken(ports):

@@ -14,8 +14,8 @@ Guarantees:
 
 It is best effort in one direction only: a function between two statements is not stopped. Requests
 are repeated until the call has ended, and so reach the statements that follow in the same function.
-What the function awaits through ``async_to_sync`` is cancelled as asgiref does it, and its
-statements are left alone.
+What the function awaits through ``async_to_sync`` is cancelled as asgiref does it, and no request
+is sent for its statements; one that was on its way already may still reach the first of them.
 
 A network that stalls carries no request, or no answer. So after ``BOUND`` seconds no more requests
 are sent, and the sockets of connections that still wait are shut down: the driver raises, the
