@@ -35,7 +35,7 @@ def cancellers_end():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return a function that waits until the canceller has looked at the worker *number* times more.
+    """Return a function that waits until the canceller has looked *number* times more.
 
     The first of these may have begun before. It goes on looking for longer than its few seconds:
     the machine may stand still for so long.
