@@ -275,3 +275,47 @@ async def test_copy_that_is_left_in_the_middle(whole):
     row = await asyncio.wait_for(database_sync_to_async(leave)(), GUARD)
     assert await names() == []
     whole(row is not None)
+
+
+@postgresql
+async def test_notifications_that_are_left_in_the_middle(whole):
+    """Their generator keeps the lock of psycopg's connection, which the next call would take."""
+
+    def listen():
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN news")
+            cursor.execute("NOTIFY news")
+        if hasattr(connection.connection, "pgconn"):  # psycopg 3
+            kept.append(connection.connection.notifies())
+            return next(kept[0])
+        return None
+
+    news = await asyncio.wait_for(database_sync_to_async(listen)(), GUARD)
+    assert await asyncio.wait_for(names(), GUARD) == []
+    whole(news is not None)
+
+
+@postgresql
+async def test_notifications_that_a_block_goes_on_with():
+    """Between two calls of one lease they wait for the next one."""
+    connected = []
+
+    def listen():
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN news")
+            cursor.execute("NOTIFY news, 'first'")
+            cursor.execute("NOTIFY news, 'second'")
+        connected.append(connection.connection)
+        if hasattr(connection.connection, "pgconn"):  # psycopg 3
+            kept.append(connection.connection.notifies(timeout=GUARD, stop_after=2))
+        return [next(each).payload for each in kept]
+
+    def go_on():
+        connected.append(connection.connection)
+        return [news.payload for each in kept for news in each]
+
+    async with pinned():
+        first = await database_sync_to_async(listen)()
+        assert first + await database_sync_to_async(go_on)() in (["first", "second"], [])
+        assert await names() == []
+    assert connected[0] is connected[1]

@@ -71,20 +71,12 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     See `asgiref's SyncToAsync <https://github.com/django/asgiref#function-wrappers>`_.
     """
 
-    # Whether nothing but asgiref's own is done around the function, which a wing may leave out.
-    _is_lean = True
-
     def __new__(cls, *function: Any, **options: Any) -> Any:
         """Make a decorator where there are options and no function, or else what it makes."""
         ours = cls.__init__ is DatabaseSyncToAsync.__init__  # a subclass may take what it likes
         if options and not function and "func" not in options and ours:
             return functools.partial(cls, **options)
         return super().__new__(cls)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """See whether the subclass has a ``thread_handler`` of its own, as that of Channels."""
-        super().__init_subclass__(**options)
-        cls._is_lean = cls.thread_handler is DatabaseSyncToAsync.thread_handler
 
     def __init__(
         self,
@@ -151,7 +143,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         job = functools.partial(self.thread_handler, mailbox.loop, info, awaits, run, child)
         call = Call(job, name, mailbox)
         call.awaits = awaits
-        if hooks.mark is not None and getattr(self, "_is_lean", True):
+        # A subclass may do something around the function, as that of Channels does.
+        if hooks.mark is not None and type(self).thread_handler == SyncToAsync.thread_handler:
             # What asgiref is to place, and what others wrap, is not the bridge's to say.
             ours = green is None and not getattr(self, "_placed_by_asgiref", True)
             hooks.mark(call, hooks.green if ours else green, info[1], variables, child)

@@ -73,9 +73,6 @@ class Call(Leaseholder):
         """
         # What super().__init__() does, which is one in a hundred instructions of a call.
         self._claim = threading.Lock()
-        self.asked = 0.0
-        self.calls = 0
-        self.loop = None
         self.function: Job | None = function
         self.name = name
         self.mailbox = mailbox

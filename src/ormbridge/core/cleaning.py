@@ -94,8 +94,10 @@ def transaction_open(connection: BaseDatabaseWrapper) -> bool:
         return True
     if connection.vendor == "postgresql":
         # 0 is idle, 4 a broken connection, which has no transaction left. Without autocommit, the
-        # next statement begins one.
-        return raw.autocommit != autocommit or transaction_status(raw) in (1, 2, 3)
+        # next statement begins one. A generator half-way in notifies() keeps psycopg's lock: the
+        # next statement would wait for it.
+        is_kept = hasattr(raw, "lock") and raw.lock.locked()
+        return is_kept or raw.autocommit != autocommit or transaction_status(raw) in (1, 2, 3)
     if connection.vendor == "mysql" and hasattr(raw, "get_autocommit"):
         # SERVER_STATUS_IN_TRANS is 1; mysqlclient has no server_status. Without autocommit, any
         # statement has begun a transaction.

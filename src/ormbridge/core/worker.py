@@ -24,14 +24,15 @@ from .errors import BridgeError
 class Leaseholder:
     """A lease, as a pool and its workers know it."""
 
+    #: ``time.monotonic()`` when the lease asked for a worker.
+    asked = 0.0
+    #: How many of its calls have run.
+    calls = 0
+    #: The event loop on whose thread it may run, by a wing; None for a worker's own.
+    loop: AbstractEventLoop | None = None
+
     def __init__(self) -> None:
         self._claim = threading.Lock()
-        #: ``time.monotonic()`` when the lease asked for a worker.
-        self.asked = 0.0
-        #: How many of its calls have run.
-        self.calls = 0
-        #: The event loop on whose thread it may run, by a wing; None for a worker's own.
-        self.loop: AbstractEventLoop | None = None
 
     def claim(self) -> bool:
         """Take the one right to decide what becomes of it. False if it is taken. Any thread."""

@@ -26,6 +26,7 @@ class Lock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.locked = self._lock.locked
         self._owner: Runner | None = None
 
     def __enter__(self) -> None:
