@@ -7,7 +7,7 @@ from socket import create_connection
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.core.gate import GUARD
 from tests.servers.client import get, opened, read_head
@@ -51,6 +51,36 @@ async def test_sockets_answer(server):
     assert await ask(server, "sync", "count") == "count"
     assert await ask(server, "async", "count") == "count"
     assert json.loads(await ask(server, "json", '{"query": "count"}')) == {"query": "count"}
+
+
+# Of each server: the code of the socket whose consumer raises (None where it ends without one), and
+# what the log says above the traceback.
+ERRORS = {
+    "daphne": (1011, "Exception inside application: "),
+    "uvicorn-asyncio": (None, "ERROR:    Exception in ASGI application"),
+    "uvicorn-uvloop": (None, "ERROR:    Exception in ASGI application"),
+    "hypercorn": (1011, "[ERROR] Error in ASGI Framework"),
+    "granian": (1005, "[ERROR] Application callable raised an exception"),
+    "gunicorn": (1011, "[ERROR] Error in WebSocket ASGI application"),
+    "gunicorn-uvicorn": (None, "[ERROR] Exception in ASGI application"),
+}
+
+
+async def test_socket_whose_consumer_raises(server):
+    """Each server closes it in its own way, and logs the error; the next socket is served."""
+    code, line = ERRORS[server.kind]
+    with pytest.raises(ConnectionClosed) as closed:
+        await ask(server, "sync", "no such query")
+    assert (closed.value.rcvd and closed.value.rcvd.code) == code
+    await until(lambda: line in server.output() and "'no such query'" in server.output())
+    assert await ask(server, "sync", "count") == "count"
+
+
+async def test_socket_that_fails_before_it_is_accepted(server):
+    """The client reads a status: 500 of most servers."""
+    with pytest.raises(InvalidStatus) as refused:
+        await ask(server, "no-such-route", "count")
+    assert refused.value.response.status_code == (403 if server.kind == "granian" else 500)
 
 
 async def test_requests_and_sockets_share_the_bound(server):
