@@ -19,6 +19,7 @@ from tests.settings import CHOICE
 from tests.support.blocks import (
     assert_whole,
 )
+from tests.support.lost import ran
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +97,10 @@ def other_database(connection_settings, tmp_path):
 
         with ThreadPoolExecutor(1) as executor:
             executor.submit(create_table).result(GUARD)
+
+
+@pytest.fixture
+def nothing_ran(pool_settings):
+    """Let there be one worker, and nothing that ran."""
+    pool_settings(MAX_THREADS=1)
+    ran.clear()

@@ -6,6 +6,7 @@ import pytest
 
 from ormbridge.core import process
 from tests.settings import CHOICE
+from tests.support.canceller import Outside
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +22,11 @@ def green(pool_settings):
     change()
     yield change
     change(GREEN=False)
+
+
+@pytest.fixture
+def held(transactional_db):
+    """Hold the tables, so that green functions wait for the server."""
+    outside = Outside()
+    yield outside
+    outside.close()

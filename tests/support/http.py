@@ -7,10 +7,16 @@ connections and run the application in the context of the test.
 from typing import Any
 
 from asgiref.testing import ApplicationCommunicator
+from django.http import HttpRequest, HttpResponse
 
 from tests.core.gate import GUARD
 
 SERVER: dict[str, Any] = {"server": ("localhost", 80), "headers": []}
+
+
+async def pong(request: HttpRequest) -> HttpResponse:
+    """Answer without a query."""
+    return HttpResponse("pong")
 
 
 def request(application: Any, path: str = "/") -> ApplicationCommunicator:
