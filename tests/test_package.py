@@ -152,6 +152,15 @@ def test_package_is_small():
     assert max(sizes.values()) <= 180  # no module grows long
 
 
+def test_no_file_of_tests_is_long():
+    """No file of the tests, nor of what builds the site, has more than 800 lines."""
+    tests = Path(__file__).parent
+    files = [*tests.rglob("*.py"), *(tests.parent / "docs/_ext").rglob("*.py")]
+    sizes = {path: len(path.read_text().splitlines()) for path in files}
+    assert len(sizes) > 200
+    assert {path: size for path, size in sizes.items() if size > 800} == {}
+
+
 def test_core_stands_alone(tmp_path):
     """The core and its tests pass without the wings, with nothing but Django and asgiref."""
     # Bytecode comes and goes there while other sessions run from the same tree.
