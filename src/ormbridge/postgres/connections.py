@@ -122,7 +122,7 @@ def seen_by_server(raw: Any) -> Generator[None, None, None]:
     with watch or nullcontext():
         yield
         if watch is not None:
-            with suppress(OSError):
+            with suppress(Exception):  # that of a pool of somebody else's may know nothing any more
                 watch.settimeout(_PATIENCE)
                 while raw.closed and watch.recv(4096):  # b"": the server has closed its end
                     pass
