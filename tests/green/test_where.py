@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.contrib.auth.models import Group, User
 from django.db import connection, transaction
 from django.db.backends.signals import connection_created
@@ -134,6 +134,26 @@ async def test_all(green):
     own = threading.get_ident()
     assert await database_sync_to_async(use_database)() == own
     assert await database_sync_to_async(use_database, green=False)() != own
+
+
+async def test_tool_with_a_thread_handler(monkeypatch):
+    """What a tool hands to its own thread_handler by a keyword comes there, on a thread."""
+    call, handle = SyncToAsync.__call__, SyncToAsync.thread_handler
+    handled = []
+
+    async def traced(self, *args, **kwargs):
+        return await call(self, *args, **kwargs, _trace="trace")
+
+    def thread_handler(self, *args, **kwargs):
+        handled.append(args[-1].keywords.pop("_trace"))
+        return handle(self, *args, **kwargs)
+
+    monkeypatch.setattr(SyncToAsync, "__call__", traced)
+    monkeypatch.setattr(SyncToAsync, "thread_handler", thread_handler)
+    async with in_context():
+        assert await User.objects.acount() == 0
+        assert await sync_to_async(threading.get_ident)() != threading.get_ident()
+    assert handled == ["trace", "trace"]
 
 
 @pytest.mark.parametrize("setting", [True, "all"])

@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 from contextlib import suppress
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -30,6 +31,7 @@ from .threadless import answer
 
 #: What :func:`call_on_route` stands in for.
 call_of_asgiref = SyncToAsync.__call__
+_call_of_bridge = DatabaseSyncToAsync.__call__
 _make_call: Any = DatabaseSyncToAsync.make_call
 
 
@@ -39,6 +41,8 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
     Spared are an executor, its future, asgiref's shield around that, and a turn of the loop.
     """
     __traceback_hide__ = True
+    if isinstance(self, DatabaseSyncToAsync) and not self._placed_by_asgiref:
+        return await _call_of_bridge(self, *args, **kwargs)
     loop, route = asyncio.get_running_loop(), routes.current_route.get()
     if route is None or not (self._thread_sensitive and _takes(route, loop)):
         try:
@@ -73,7 +77,15 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = future = child = make = None  # type: ignore[assignment]
 
 
-SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
+proxy: Any = vars(SyncToAsync)["__call__"]
+if type(proxy) is FunctionType:  # isinstance() takes a proxy for one
+    SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
+else:
+    # wrapt's, as New Relic's: it calls what it has inside, and all calls are to go through it.
+    DatabaseSyncToAsync.__call__ = proxy  # type: ignore[method-assign]
+    while hasattr(proxy.__wrapped__, "__wrapped__"):
+        proxy = proxy.__wrapped__
+    call_of_asgiref, proxy.__wrapped__ = proxy.__wrapped__, call_on_route
 
 
 def _takes(route: routes.Route, loop: asyncio.AbstractEventLoop) -> bool:

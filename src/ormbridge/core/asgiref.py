@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,9 @@ _R = TypeVar("_R")
 # than the failing getattr() that most calls would pay, and enough to see that there is no frame.
 # None where asgiref keeps it elsewhere.
 _variable = getattr(getattr(AsyncToSync.executors, "_storage", None), "_data", None)
+
+#: asgiref's own way to call a function on a thread, below what tools that trace put around it.
+own_handler = inspect.unwrap(SyncToAsync.thread_handler)
 
 
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:

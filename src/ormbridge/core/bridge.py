@@ -21,7 +21,7 @@ from asgiref.sync import SyncToAsync, sync_to_async
 
 from . import hooks
 from . import route as routes
-from .asgiref import has_locals, move_locals, take_over
+from .asgiref import has_locals, move_locals, own_handler, take_over
 from .call import Call, Job
 from .cleaning import close_old_connections_outside_transactions, without_old_connections
 from .mailbox import Mailbox, mailbox_of
@@ -143,8 +143,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         job = functools.partial(self.thread_handler, mailbox.loop, info, awaits, run, child)
         call = Call(job, name, mailbox)
         call.awaits = awaits
-        # A subclass may do something around the function, as that of Channels does.
-        if hooks.mark is not None and type(self).thread_handler == SyncToAsync.thread_handler:
+        # A subclass may do something around the function, as that of Channels does, or a tool.
+        if hooks.mark is not None and type(self).thread_handler is own_handler:
             # What asgiref is to place, and what others wrap, is not the bridge's to say.
             ours = green is None and not getattr(self, "_placed_by_asgiref", True)
             hooks.mark(call, hooks.green if ours else green, info[1], variables, child)
