@@ -232,14 +232,12 @@ async def test_channels_goes_through_no_executor_before_a_message():
         return None
 
     BridgeMiddleware(application)
-    BridgeMiddleware(application)
-    aclose = consumer.aclose_old_connections
-    assert aclose.__wrapped__ is aclose_old_connections  # replaced once, however many there are
     calls = []
-    context = LeaseContext("/", holds=False)
-    context.submit = calls.append
-    with on_route(context):
-        await aclose()
+    with (
+        mock.patch.object(SyncToAsync, "__call__", calls.append),
+        on_route(LeaseContext("/", holds=False)),
+    ):
+        await consumer.aclose_old_connections()
     assert calls == []
 
 
@@ -251,7 +249,8 @@ async def test_channels_cleans_up_outside_of_any_context(monkeypatch):
 
     BridgeMiddleware(application)
     threads = []
-    monkeypatch.setattr("channels.db.close_old_connections", lambda: threads.append(thread_name()))
+    clean_up = "ormbridge.core.bridge.close_old_connections_outside_transactions"
+    monkeypatch.setattr(clean_up, lambda: threads.append(thread_name()))
     await consumer.aclose_old_connections()
     assert len(threads) == 1
     assert not threads[0].startswith("ormbridge-worker")

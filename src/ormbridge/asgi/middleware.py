@@ -8,13 +8,13 @@ calls asgiref sends to the pool.
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..core import route as routes
 from ..core.asgiref import live_frame
+from ..core.bridge import aclose_old_connections
 from ..core.errors import PoolTimeout, logger
 from ..core.process import default_pool
 from ..leases.turns import Block
@@ -56,7 +56,11 @@ class BridgeMiddleware:
                 f"BridgeMiddleware takes an ASGI application, and {application!r} is not callable"
             )
         self.application = application
-        _spare_channels_a_thread()
+        # What Channels calls before each message. A context would answer its own without a thread,
+        # but to make the call through asgiref alone costs as much as the rest of a message.
+        consumer: Any = sys.modules.get("channels.consumer")
+        if consumer is not None:
+            consumer.aclose_old_connections = aclose_old_connections
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Run the application. Calls of the request or connection run on workers."""
@@ -108,26 +112,6 @@ def _held(kind: str) -> bool | None:
     settings = default_pool().settings
     held = settings.websocket_lease == "connection"
     return {"http": settings.http_lease != "call", "websocket": held, "channel": held}.get(kind)
-
-
-def _spare_channels_a_thread() -> None:
-    """Make the clean-up before each message of a consumer as cheap as it can be.
-
-    :class:`LeaseContext` would answer it without a thread, but making the call through asgiref
-    alone costs as much as the rest of a message.
-    """
-    consumer = sys.modules.get("channels.consumer")
-    aclose = getattr(consumer, "aclose_old_connections", None)
-    if aclose is None or hasattr(aclose, "__wrapped__"):
-        return
-
-    @functools.wraps(aclose)
-    async def aclose_outside_contexts() -> None:
-        route = routes.current_route.get()
-        if route is None or not route.takes_all:  # else workers clean up
-            await aclose()
-
-    setattr(consumer, "aclose_old_connections", aclose_outside_contexts)  # noqa: B010 # for mypy
 
 
 async def release() -> None:
