@@ -12,11 +12,10 @@ Guarantees:
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections import OrderedDict
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.db import connections
 from django.db.models import QuerySet
@@ -61,9 +60,10 @@ class LeaseContext(routes.Route):
         self.answered = False
         self._holds, self._is_request = holds, is_request
         self._lock = threading.RLock()
-        # Guarded by _lock: leases that go on between calls, and others in the pool's line.
+        # Guarded by _lock: leases that go on between calls, and others that had to get in the
+        # pool's line, in that order.
         self._leases: list[Lease] = []
-        self._waiting: OrderedDict[Lease, None] = OrderedDict()
+        self._waiting: WeakKeyDictionary[Lease, None] = WeakKeyDictionary()
         self._reads: set[Call] = set()  # calls that are no lease's; on the loop's thread only
 
     async def do_without(self, call: Call, parts: list[Any]) -> Any:
@@ -133,8 +133,6 @@ class LeaseContext(routes.Route):
                 call.watch(pool.settings)
                 call.mailbox.look_after(pool.look)
                 if not call.stays_out:
-                    while (one := next(iter(self._waiting), None)) and (one.thread or one.over):
-                        del self._waiting[one]
                     self._waiting[lease] = None
             if hold:
                 self._leases.append(lease)
@@ -179,9 +177,10 @@ class LeaseContext(routes.Route):
                 self._leases.append(lease)
             if self.ended:
                 lease.release(end=True)
-            waiting, self._waiting = self._waiting, OrderedDict()
-        for call in itertools.chain.from_iterable(each.withdraw() for each in waiting):
-            call.mailbox.post(partial(self._place_again, call))
+            waiting, self._waiting = self._waiting, WeakKeyDictionary()
+        for each in waiting:
+            for call in each.withdraw():
+                call.mailbox.post(partial(self._place_again, call))
 
     def _place_again(self, call: Call) -> None:
         """Send *call* to the lease that goes on now. On its loop's thread."""
