@@ -77,7 +77,7 @@ class TestContext(LeaseContext):
             return self
         if own not in self._below:  # its worker waits, another one must do
             below = self._below[own] = TestContext(self.name)
-            vars(below).update(users=self.users, returned=self.returned, _below=self._below)
+            below.users, below.returned, below._below = self.users, self.returned, self._below
         return self._below[own]
 
     def _current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
@@ -100,7 +100,8 @@ class TestContext(LeaseContext):
         left = list[str]()
         with ExitStack() as stack:
             patch: Any = mock.patch.object
-            get, real = partial(self._current, routes.current_route), routes.current_route
+            real = routes.current_route
+            get = partial(self._current, real)
             variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
             stack.enter_context(patch(routes, "current_route", variable))
             stack.enter_context(patch(type(connections), "__getitem__", partialmethod(_find, self)))
@@ -147,8 +148,8 @@ class TestContext(LeaseContext):
         with self.returned:
             patience = default_pool().settings.timeout
             if not self.returned.wait_for(lambda: not self.users, patience):
-                running = [each for each in leases if each.thread in self.users]
-                left += map("{0} on {0.thread.name} still runs".format, running)
+                running = [(each, each.thread) for each in leases if each.thread in self.users]
+                left += [f"{lease} on {thread.name} still runs" for lease, thread in running]
         for alias, connection in self.lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
@@ -170,6 +171,7 @@ class _TestLease(Lease):
         try:
             return super().run(connections)
         finally:
+            # After the calls, and before the worker cleans up: that is for its own connections.
             with context.returned:
                 context.users.remove(own)
                 context.returned.notify_all()
