@@ -88,7 +88,7 @@ class Runner:
         # One that has ended, by an interrupt, is false.
         self._greenlet: Any = (green.idle and green.idle.pop()) or greenlet(_serve)
         self._greenlet.parent = getcurrent()
-        if not self._greenlet:
+        if not self._greenlet:  # with nothing: it would keep what it is given first
             self._greenlet.switch()
 
     # On the loop's thread, outside of greenlets
@@ -238,7 +238,7 @@ _greenlets: dict[AbstractEventLoop, Greenlets] = {}
 def greenlets_of(loop: AbstractEventLoop) -> Greenlets:
     """Return those of *loop*. On its thread, while it runs."""
     if loop not in _greenlets:
-        rescue(closed=True)
+        rescue(only_closed=True)
         _greenlets[loop] = Greenlets(loop)
     return _greenlets[loop]
 
@@ -250,11 +250,14 @@ def at_work() -> list[tuple[Runner, int]]:
     return [(each, turns) for each in runners if (turns := each.turns) % 2]
 
 
-def rescue(closed: bool = False) -> None:
-    """End what waits on the calling thread in loops that do not run, or were *closed*."""
+def rescue(only_closed: bool = False) -> None:
+    """End what waits on the calling thread in loops that do not run.
+
+    :param only_closed: spare those that are not closed: they may run again.
+    """
     own = threading.get_ident()
     for loop, greenlets in list(_greenlets.items()):
-        if not loop.is_running() and (loop.is_closed() or not closed):
+        if not loop.is_running() and (loop.is_closed() or not only_closed):
             for runner in [r for r in list(greenlets.running) if r.thread == own and not r.awaits]:
                 runner.end()
             if (loop.is_closed() or greenlets.thread == own) and not greenlets.running:

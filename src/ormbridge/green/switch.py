@@ -21,7 +21,7 @@ from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped, on_postgresql
 from . import psycopg as psycopg
 from .lease import GreenLease
-from .runner import begin, green, greenlets_of, rescue
+from .runner import Runner, begin, green, greenlets_of, rescue
 from .watchdog import watchdog
 from .worker import GreenWorker, apart
 
@@ -91,17 +91,18 @@ def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
     runner, run = green.runner, partial(_await_on_thread, self, *args, **kwargs)
     if runner is None:
         return run()
-    awaits = getattr(runner.worker.connections.running, "awaits", None)
     runner.awaits = True
     try:
-        return apart(_await_apart, runner.loop, awaits, run)
+        return apart(_await_apart, runner, run)
     finally:
         runner.awaits = False
 
 
-def _await_apart(loop: Any, awaits: Any, run: Any) -> Any:
-    ours = {"main_event_loop": loop, "main_event_loop_pid": os.getpid(), "task_context": awaits}
-    vars(SyncToAsync.threadlocal).update(ours)
+def _await_apart(runner: Runner, run: Callable[[], Any]) -> Any:
+    # As asgiref says to a thread which loop waits for it, and where to put the task that it awaits.
+    local: Any = SyncToAsync.threadlocal
+    local.main_event_loop, local.main_event_loop_pid = runner.loop, os.getpid()
+    local.task_context = getattr(runner.worker.connections.running, "awaits", None)
     return run()
 
 
