@@ -98,9 +98,9 @@ class LeaseContext(routes.Route):
                 refuse_inside(call.route, call)
                 call.place(pool)
                 return
-            is_request = self._is_request and not self.ended
-            light = is_request and call.route is self and leaves_nothing(call, pool)
-            hold = hold and self._holds and not (call.stays_out or self.ended or light)
+            reads = self._is_request and not self.ended and call.route is self
+            is_read = reads and leaves_nothing(call, pool)
+            hold = hold and self._holds and not (call.stays_out or self.ended or is_read)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
             if owner is not None and owner.context is not self and owner.ended:
                 owner = None
@@ -110,32 +110,36 @@ class LeaseContext(routes.Route):
                 if lease is bound and not call.stays_out:
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
-            in_vain = is_request and self.timed_out
-            if light and not in_vain:
+            if is_read and not self.timed_out:
                 # What comes later, and may be held, is behind it in the line.
                 call.name = f"{self.name}, in {call}"
                 self._reads.add(call)
                 call.future.add_done_callback(partial(self._has_read, call))  # type: ignore[union-attr]
                 call.place(pool)
-                return
-            lease = self._make_lease(pool, hold, call)
-            if any(each.connections is None for each in list(self._reads)):
-                lease.loop = None  # on a thread, it does not pass the line, and so those reads
-            lease.put(call, hold)
-            # Who holds a worker never waits for a second one.
-            wait = not (in_vain or isinstance(own, Worker))
-            if not pool.take(lease, wait=wait):
-                if not wait:
-                    lease.forget(call)
-                    if isinstance(own, Worker):
-                        raise call.second_worker(own)
-                    raise PoolTimeout(pool.stats().shortage(0.0))
-                call.watch(pool.settings)
-                call.mailbox.look_after(pool.look)
-                if not call.stays_out:
-                    self._waiting[lease] = None
-            if hold:
-                self._leases.append(lease)
+            else:
+                self._begin_lease(call, pool, hold)
+
+    def _begin_lease(self, call: Call, pool: Pool, hold: bool) -> None:
+        """Have a new lease ask *pool* for a worker for *call*. The lock is held."""
+        lease, own = self._make_lease(pool, hold, call), current()
+        if any(each.connections is None for each in list(self._reads)):
+            lease.loop = None  # on a thread, it does not pass the line, and so those reads
+        lease.put(call, hold)
+        in_vain = self._is_request and not self.ended and self.timed_out
+        # Who holds a worker never waits for a second one.
+        wait = not (in_vain or isinstance(own, Worker))
+        if not pool.take(lease, wait=wait):
+            if not wait:
+                lease.forget(call)
+                if isinstance(own, Worker):
+                    raise call.second_worker(own)
+                raise PoolTimeout(pool.stats().shortage(0.0))
+            call.watch(pool.settings)
+            call.mailbox.look_after(pool.look)
+            if not call.stays_out:
+                self._waiting[lease] = None
+        if hold:
+            self._leases.append(lease)
 
     def _has_read(self, call: Call, outcome: Any) -> None:
         self._reads.discard(call)
