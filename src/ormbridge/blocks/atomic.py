@@ -69,8 +69,8 @@ class AtomicBlock(OpenBlock):
                 future.exception()  # or it is reported as never seen
             self.is_freed = cancelled is None  # a coroutine that is freed, or interrupted
             # A beginning that still runs is undone as it ends.
-            given_up = call.cancel() or self._decided.acquire(blocking=False)
-            if not given_up and self.lease is not None:
+            has_begun = not (call.cancel() or self._decided.acquire(blocking=False))
+            if has_begun:
                 await self.end(type(error))
             self.give_back()
             raise
@@ -110,7 +110,8 @@ class AtomicBlock(OpenBlock):
             except BaseException as error:
                 # As in Django, where this one came first: the plain one behind it did not hide it.
                 if error is not failure:
-                    error.__context__, failure = error.__context__ or failure, error
+                    error.__context__ = error.__context__ or failure
+                    failure = error
             if cancelled is not None:
                 raise cancelled from failure
             if failure is not None:
