@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
 from types import SimpleNamespace
@@ -80,7 +80,8 @@ class TestContext(LeaseContext):
             below.users, below.returned, below._below = self.users, self.returned, self._below
         return self._below[own]
 
-    def _current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
+    def current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
+        """Return the route of the running code, where *variable* has its own word for that."""
         route = variable.get()
         return route if isinstance(route, Block) else self._here()
 
@@ -94,32 +95,11 @@ class TestContext(LeaseContext):
     def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
         return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
-    @contextmanager
-    def in_force(self, alone: bool) -> Generator[list[str], None, None]:
-        """Send all calls of the process here. See :func:`one_transaction`."""
-        left = list[str]()
-        with ExitStack() as stack:
-            patch: Any = mock.patch.object
-            real = routes.current_route
-            get = partial(self._current, real)
-            variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
-            stack.enter_context(patch(routes, "current_route", variable))
-            stack.enter_context(patch(type(connections), "__getitem__", partialmethod(_find, self)))
-            for connection in self.lent.values():
-                # What channels.db or a request clean up would end the transaction of the test.
-                stack.callback(keep_open(connection))
-                ensure = partial(_ensure_connection, connection)
-                stack.enter_context(patch(connection, "ensure_connection", ensure))
-                connection.inc_thread_sharing()
-                stack.callback(connection.dec_thread_sharing)
-            if alone:
-                stack.enter_context(patch(Block, "check", _check_inside))
-                connection_created.connect(self._refuse_other_connection, weak=False)
-                stack.callback(connection_created.disconnect, self._refuse_other_connection)
-            stack.callback(lambda: left.extend(self.end()))
-            yield left
+    def refuse_other(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+        """Refuse *connection*, which was opened while the test runs, if it was not lent by it.
 
-    def _refuse_other_connection(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+        :raises BridgeError: if the test has a transaction that it does not see.
+        """
         lent = self.lent.get(connection.alias)
         by_hand = connection not in connections.all(initialized_only=True)  # connection.copy()
         if by_hand or lent is None or lent is connection or not lent.in_atomic_block:
@@ -218,11 +198,34 @@ def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
         )
 
 
-def one_transaction(name: str, alone: bool = True) -> AbstractContextManager[list[str]]:
+@contextmanager
+def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None, None]:
     """Have all calls of the process use the connections of the calling thread.
+
+    Yields a list, which holds after the block what the test left behind.
 
     :param name: the test, for error messages.
     :param alone: whether to refuse other connections.
-    :returns: a block that yields a list, which holds afterwards what the test left behind.
     """
-    return TestContext(name).in_force(alone)
+    context = TestContext(name)
+    left: list[str] = []
+    with ExitStack() as stack:
+        patch: Any = mock.patch.object
+        real = routes.current_route
+        get = partial(context.current, real)
+        variable = SimpleNamespace(get=get, set=real.set, reset=real.reset)
+        stack.enter_context(patch(routes, "current_route", variable))
+        stack.enter_context(patch(type(connections), "__getitem__", partialmethod(_find, context)))
+        for connection in context.lent.values():
+            # What channels.db or a request clean up would end the transaction of the test.
+            stack.callback(keep_open(connection))
+            ensure = partial(_ensure_connection, connection)
+            stack.enter_context(patch(connection, "ensure_connection", ensure))
+            connection.inc_thread_sharing()
+            stack.callback(connection.dec_thread_sharing)
+        if alone:
+            stack.enter_context(patch(Block, "check", _check_inside))
+            connection_created.connect(context.refuse_other, weak=False)
+            stack.callback(connection_created.disconnect, context.refuse_other)
+        stack.callback(lambda: left.extend(context.end()))
+        yield left
