@@ -41,7 +41,7 @@ _READS = (
 class LeaseContext(routes.Route):
     """Where the calls of one context go."""
 
-    #: What its leases are; a wing may have others.
+    #: What its leases are that are held, or run on their loop's thread; a wing may have others.
     lease_type = Lease
     # Whether blocks go on with what any task has left open here, and not the running one alone.
     _is_of_all_tasks = False
@@ -121,7 +121,9 @@ class LeaseContext(routes.Route):
 
     def _begin_lease(self, call: Call, pool: Pool, hold: bool) -> None:
         """Have a new lease ask *pool* for a worker for *call*. The lock is held."""
-        lease, own = self._make_lease(pool, hold, call), current()
+        own = current()
+        lease_type = self.lease_type if hold or call.loop is not None else Lease
+        lease = lease_type(self, pool)
         if any(each.connections is None for each in list(self._reads)):
             lease.loop = None  # on a thread, it does not pass the line, and so those reads
         lease.put(call, hold)
@@ -170,9 +172,6 @@ class LeaseContext(routes.Route):
                     leases = [x for x in leases if mine(x) or not (self.ended or x.transaction)]
                 context._leases = leases
             return context
-
-    def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
-        return (self.lease_type if held or call.loop is not None else Lease)(self, pool, held)
 
     def keep(self, lease: Lease) -> None:
         """Send all calls to *lease*, which goes on after a call. Runs on its worker."""

@@ -66,7 +66,7 @@ class FrameLease(Lease):
     _left = "its synchronous frame ended before it"
 
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
-        super().__init__(route, process.default_pool(), held=False)
+        super().__init__(route, process.default_pool())
         self.thread, self._frame = frame_thread(frame), frame
         # What waits for the thread; and, under the same lock, whether this is to look again.
         self._ready, self._items = line_of(frame)

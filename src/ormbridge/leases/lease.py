@@ -37,11 +37,10 @@ class Lease(Leaseholder):
     #: What a block that was left open is told.
     _left = "it was not left"
 
-    def __init__(self, context: Route, pool: Pool, held: bool) -> None:
+    def __init__(self, context: Route, pool: Pool) -> None:
         """Make a lease that has no worker yet.
 
         :param context: whose calls it runs.
-        :param held: whether it goes on between calls until :meth:`release`.
         """
         super().__init__()
         self.context, self.pool = context, pool
@@ -54,7 +53,8 @@ class Lease(Leaseholder):
         self._wake.acquire()
         #: The calls in line. Its lock guards all of the following.
         self.line = Line()
-        self._held = held
+        #: Whether it goes on between calls until :meth:`release`.
+        self._held = False
         self._abandoned: list[Block] = []  # those that nobody will leave
         #: Whether its context has ended.
         self.ended = False

@@ -45,11 +45,27 @@ from ..core import route as routes
 from ..core.call import Call
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
-from ..core.pool import Pool
 from ..core.process import default_pool
 from ..leases.lease import Lease
 from ..leases.turns import Block, outwards
 from .ending import close_for_good, depths
+
+
+class _TestLease(Lease):
+    """A lease whose worker has the test's connections."""
+
+    is_of_test = True
+
+    def run(self, connections: ThreadConnections) -> bool:
+        context, own = cast(TestContext, self.context), threading.current_thread()
+        context.users.append(own)
+        try:
+            return super().run(connections)
+        finally:
+            # After the calls, and before the worker cleans up: that is for its own connections.
+            with context.returned:
+                context.users.remove(own)
+                context.returned.notify_all()
 
 
 class TestContext(LeaseContext):
@@ -57,6 +73,7 @@ class TestContext(LeaseContext):
 
     __test__ = False  # for pytest: not a class of tests
     is_alone = True
+    lease_type = _TestLease
 
     def __init__(self, name: str) -> None:
         """Make a context for the connections of the calling thread."""
@@ -91,9 +108,6 @@ class TestContext(LeaseContext):
         if call.awaits is not None:  # where it would be stopped elsewhere
             cast("asyncio.Future[Any]", call.future).add_done_callback(partial(_runs_on, call))
         super(TestContext, self._here()).place(call)
-
-    def _make_lease(self, pool: Pool, held: bool, call: Call) -> Lease:
-        return Lease(self, pool, held) if self.ended else _TestLease(self, pool, held)
 
     def refuse_other(self, connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         """Refuse *connection*, which was opened while the test runs, if it was not lent by it.
@@ -138,23 +152,6 @@ class TestContext(LeaseContext):
                     with suppress(Exception):  # the connection broke
                         block.__exit__(BridgeError, None, None)
         return left
-
-
-class _TestLease(Lease):
-    """A lease whose worker has the test's connections."""
-
-    is_of_test = True
-
-    def run(self, connections: ThreadConnections) -> bool:
-        context, own = cast(TestContext, self.context), threading.current_thread()
-        context.users.append(own)
-        try:
-            return super().run(connections)
-        finally:
-            # After the calls, and before the worker cleans up: that is for its own connections.
-            with context.returned:
-                context.users.remove(own)
-                context.returned.notify_all()
 
 
 _check = Block.check
