@@ -76,4 +76,4 @@ def test_transaction_is_that_of_the_request(run, green):
     settings = f'ORMBRIDGE={{"MAX_THREADS": WORKERS, "GREEN": {green}}}'
     answers, seen = run(SET_UP % settings)
     assert answers == ["200 done"]
-    assert seen == dict.fromkeys(("the view", "a function", "a receiver"), [True])
+    assert seen == {place: [True] for place in ("the view", "a function", "a receiver")}
