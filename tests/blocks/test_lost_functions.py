@@ -73,6 +73,29 @@ async def test_savepoint_of_a_function_that_is_lost_is_logged(caplog):
     assert await groups() == ["outer"]
 
 
+def fails_inside(in_vain):
+    """Lose a savepoint, and have the whole end as *in_vain* has it."""
+    with transaction.atomic():
+        with transaction.atomic(), suppress(ValueError):
+            create_with_a_bad_value()
+        assert in_vain()
+
+
+def set_rollback():
+    transaction.set_rollback(True)
+    return True
+
+
+@pytest.mark.parametrize("in_vain", [set_rollback, bool], ids=["asked for", "an error"])
+async def test_savepoint_that_is_lost_in_vain_is_not_logged(caplog, in_vain):
+    """Where the transaction around it is given up, nobody takes it for saved."""
+    with suppress(AssertionError):
+        await database_sync_to_async(fails_inside)(in_vain)
+    assert losses(caplog) == []
+    await database_sync_to_async(fails_inside)(lambda: True)
+    assert len(losses(caplog)) == 1
+
+
 async def test_what_django_does_by_itself():
     """Without the bridge, a block that lost its transaction ends as if all were well."""
     silently = [create_with_a_bad_value]

@@ -62,6 +62,8 @@ class Witness(DatabaseErrorWrapper):
         """
         super().__init__(connection)
         self._own: Any = own
+        #: The blocks in the open transaction that were lost: in what call, on what, and why.
+        self.lost: list[tuple[Any, str, str]] = []
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
@@ -174,17 +176,27 @@ class Witness(DatabaseErrorWrapper):
                 connection.close()
 
     def end(self, how: str, *args: Any) -> None:
-        """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost."""
-        connection = self.wrapper
+        """Do *how*, a method of Django's; log if a block of ``transaction.atomic()`` is lost.
+
+        An inner one is logged as the outermost ends, unless nothing is saved then, and none was to
+        be: after ``set_rollback(True)``, as imports are tried, or after an error, which tells.
+        """
+        connection, lost = self.wrapper, None
         block, handled = sys._getframe(1), sys.exc_info()[2]  # noqa: SLF001 # Django's caller
         if block.f_code is Atomic.__exit__.__code__ and block.f_locals["exc_type"] is None:
             raises = handled is not None and handled.tb_frame is block
-            if not raises and (lost := self.loss(marked=how != "commit")) is not None:
-                what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
-                logger.error(what, self._own.running, connection.alias, lost[0])
+            lost = None if raises else self.loss(marked=how != "commit")
             if how == "commit" and is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
+        if lost is not None:
+            self.lost.append((self._own.running, connection.alias, lost[0]))
+        elif how == "rollback":
+            self.lost.clear()
         if how != "savepoint_rollback":
+            for each in self.lost:
+                what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
+                logger.error(what, *each)
+            self.lost.clear()
             self.forget()
         # What the server drops is closed before. Freed later, it would be closed in the transaction
         # of another call, which fails there, and is aborted.
@@ -227,6 +239,7 @@ def _attend_worker(connection: Any, own: ThreadConnections) -> None:
     """Have a witness on a worker's connection, which remembers nothing of the last lease."""
     witness = getattr(connection, "ormbridge_witness", None) or Witness(connection, own)
     witness.forget()
+    witness.lost.clear()
     witness.cursors.end()
     connection.atomic_blocks = Open(connection.atomic_blocks)
     connection.execute_wrappers = Open(connection.execute_wrappers)
