@@ -60,6 +60,19 @@ async def test_function_whose_transaction_postgresql_aborted_is_logged(caplog):
     await assert_lost()
 
 
+async def test_function_below_a_package_with_its_own_atomic(caplog, monkeypatch):
+    """So is one where a package puts its own around atomic(), as those that cache queries do."""
+    leave = transaction.Atomic.__exit__
+
+    @functools.wraps(leave)
+    def leave_and_note(self, exc_type, exc_value, traceback):
+        leave(self, exc_type, exc_value, traceback)
+
+    monkeypatch.setattr(transaction.Atomic, "__exit__", leave_and_note)
+    await database_sync_to_async(marked_function)()
+    assert len(losses(caplog)) == 1
+
+
 async def test_savepoint_of_a_function_that_is_lost_is_logged(caplog):
     """So is an inner block of the function."""
 

@@ -473,6 +473,20 @@ def test_green_that_lacks_something(pool_settings, monkeypatch, lacks, databases
     assert run_checks(tags=["ormbridge"]) == []
 
 
+@pytest.mark.parametrize("name", ["__enter__", "__exit__"])
+def test_green_below_a_package_with_its_own_atomic(pool_settings, monkeypatch, name):
+    """W011: what a package puts around atomic() is named by its file."""
+    pool_settings(GREEN=True)
+    monkeypatch.setattr(green, "find_spec", lambda name: name)
+    monkeypatch.setattr(green, "connections", ConnectionHandler({"default": {**POSTGRESQL}}))
+    method = getattr(transaction.Atomic, name)
+    monkeypatch.setattr(transaction.Atomic, name, lambda *args: method(*args))
+    (warning,) = run_checks(tags=["ormbridge"])
+    assert f"is True, and {__file__} does something of its own in each atomic(): every" in str(
+        warning
+    )
+
+
 def test_green_that_lacks_nothing(pool_settings, monkeypatch):
     """W011 is silent where all of it is there."""
     pool_settings(GREEN=True)

@@ -1,6 +1,7 @@
 """What runs on the event loop's thread, and what does not."""
 
 import asyncio
+import functools
 import threading
 
 import pytest
@@ -179,6 +180,20 @@ async def test_subclass_with_a_thread_handler(green, setting):
     await Handling(User.objects.count)()
     assert len(handled) == 2
     assert own not in handled
+
+
+async def test_package_with_its_own_atomic(green, monkeypatch):
+    """Nothing is, where a package does something of its own, for its thread, in each atomic()."""
+    green(GREEN=False)
+    leave = transaction.Atomic.__exit__
+
+    @functools.wraps(leave)
+    def leave_and_note(self, *error):
+        leave(self, *error)
+
+    monkeypatch.setattr(transaction.Atomic, "__exit__", leave_and_note)
+    green(GREEN="all")
+    assert await database_sync_to_async(use_database)() != threading.get_ident()
 
 
 async def test_first_call(green, pool_settings):

@@ -11,6 +11,7 @@ from django.db import connection
 from django.db.backends.utils import CursorWrapper
 from django.db.models.signals import pre_save
 from django.http import HttpResponse
+from django.utils.deprecation import MiddlewareMixin
 
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, pinned, stats
 from tests.settings import CHOICE, DATABASES
@@ -54,6 +55,15 @@ if CHOICE == "postgresql":
         assert statements == [True, True]
         recorded("green/settings", "")
         recorded("green/view", answer)
+
+    kept = threading.local()
+
+    class KeepsUser(MiddlewareMixin):
+        """Keeps the user of the request on the thread, as packages do."""
+
+        def process_request(self, request):
+            """Keep it."""
+            kept.user = "ada"
 
     # What runs green.
 
@@ -118,6 +128,25 @@ if CHOICE == "postgresql":
 
         await get(serve(view, f"{__name__}.count_first"))
         assert statements == [False]
+
+    async def test_thread_local_of_a_middleware(serve, green):
+        """What a middleware keeps on its thread, code below a green a-method does not find."""
+        seen = []
+
+        async def view(request):
+            await User.objects.acreate(username="ada")
+            await database_sync_to_async(see)()
+            return HttpResponse()
+
+        def see(**kwargs):
+            seen.append(getattr(kept, "user", None))
+
+        pre_save.connect(see, sender=User)
+        try:
+            await get(serve(view, f"{__name__}.KeepsUser"))
+        finally:
+            pre_save.disconnect(see, sender=User)
+        assert seen == [None, "ada"]
 
     async def test_sync_consumer_runs_on_a_thread(green, statements):
         """A handler of a ``SyncConsumer`` does."""

@@ -183,7 +183,8 @@ class Witness(DatabaseErrorWrapper):
         """
         connection, lost = self.wrapper, None
         block, handled = sys._getframe(1), sys.exc_info()[2]  # noqa: SLF001 # Django's caller
-        if block.f_code is Atomic.__exit__.__code__ and block.f_locals["exc_type"] is None:
+        names = block.f_locals  # Django's __exit__, whatever a package has around it
+        if isinstance(names.get("self"), Atomic) and names.get("exc_type", self) is None:
             raises = handled is not None and handled.tb_frame is block
             lost = None if raises else self.loss(marked=how != "commit")
             if how == "commit" and is_aborted(connection):
