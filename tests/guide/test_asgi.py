@@ -23,6 +23,8 @@ from django.db.models.signals import post_init, post_save
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import path
+from uvicorn import Config
+from uvicorn.lifespan.on import LifespanOn
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
 from tests.core.gate import GUARD, PROCESS_GUARD
@@ -541,6 +543,18 @@ async def test_django_refuses_lifespan():
             ValueError, match="Django can only handle ASGI/HTTP connections, not lifespan"
         ):
             await server.wait(GUARD)
+
+
+async def test_uvicorn_goes_on_without_lifespan(caplog):
+    """uvicorn notes that Django's application has no ``lifespan``, and goes on."""
+    caplog.set_level("INFO", "uvicorn.error")
+    lifespan = LifespanOn(Config(BridgeMiddleware(ASGIHandler()), log_config=None))
+    await lifespan.startup()
+    said = "ASGI 'lifespan' protocol appears unsupported."
+    (record,) = [each for each in caplog.records if each.getMessage() == said]
+    assert (record.levelname, lifespan.should_exit) == ("INFO", False)
+    page = (ROOT / "docs/guide/servers.md").read_text(encoding="utf-8")
+    assert f"*{said}*" in " ".join(page.split())
 
 
 # What the bound does not count.
