@@ -222,3 +222,28 @@ def test_spans_end_on_the_thread_of_the_loop(run):
     asyncio.run(get(app, "/ping"))
     """
     assert run(SET_UP % "", INSTRUMENT, script) == ["GET ping", "MainThread"]
+
+
+def test_span_of_a_generator_that_another_task_closes(run):
+    """A span around a ``yield`` cannot be detached where another task closes the generator."""
+    script = """
+    class Kept(logging.Handler):
+        def emit(self, record):
+            kept.append([record.getMessage(), str(record.exc_info[1]).partition(" was ")[2]])
+
+    kept = []
+    logging.getLogger("opentelemetry").handlers = [Kept()]
+
+    async def names():
+        with trace.get_tracer("shop").start_as_current_span("names"):
+            yield "ada"
+
+    async def main():
+        generator = names()
+        await anext(generator)
+        await asyncio.create_task(generator.aclose())
+        print(json.dumps(kept))
+    asyncio.run(main())
+    """
+    said = [["Failed to detach context", "created in a different Context"]]
+    assert run(SET_UP % "", script) == said

@@ -1,19 +1,25 @@
 """A real replica of PostgreSQL, behind the router of howto/routers."""
 
 import contextlib
+import select
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from django.db import connections
 
 from examples.deployment.stack import parts
 from examples.deployment.stack.ports import HOST, free_ports
 from examples.deployment.stack.running import Stack, place_for_all
+from tests.core.gate import GUARD
 from tests.guide.conftest import run_python
+from tests.guide.test_messages import PAGE
 from tests.support.examples import example_source
 
+REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s"
 SCRIPT = """
 import asyncio
 import contextvars
@@ -98,6 +104,8 @@ def ports():
             "listen_addresses": HOST,
             "port": ports["app"],
             "unix_socket_directories": "",
+            # Waits for nobody who is in the way of what the primary did.
+            "max_standby_streaming_delay": 0,
         }
         command = [parts.find("postgres"), "-D", place / "replica"]
         command += [f"--{key}={value}" for key, value in options.items()]
@@ -110,6 +118,15 @@ def address(port):
     return {"host": HOST, "user": "postgres", "dbname": "postgres", "port": port}
 
 
+def replay(primary, port):
+    """Wait until the replica at *port* has all that was written so far."""
+    (written,) = primary.execute("SELECT pg_current_wal_lsn()").fetchone()
+    with psycopg.connect(**address(port), autocommit=True) as replica:
+        replica.execute("SELECT pg_wal_replay_resume()")
+        while not replica.execute(REPLAYED, [written]).fetchone()[0]:
+            pass
+
+
 def test_replica_refuses_writes(ports):
     """What is written through a replica is an error."""
     _, replica = ports
@@ -118,6 +135,70 @@ def test_replica_refuses_writes(ports):
         pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="read-only transaction"),
     ):
         connection.execute("CREATE TABLE refused (id int)")
+
+
+def test_hosts_of_which_one_may_write(ports):
+    """Of several hosts, Django connects to the one that may write if it is told to."""
+    primary, replica = ports
+    own = connections["default"].copy()
+    both = {"HOST": f"{HOST},{HOST}", "PORT": f"{replica},{primary}", "NAME": "postgres"}
+    own.settings_dict |= {**both, "USER": "postgres", "PASSWORD": ""}
+    for options, port in (({}, replica), ({"target_session_attrs": "read-write"}, primary)):
+        own.settings_dict["OPTIONS"] = options
+        with own.get_new_connection(own.get_connection_params()) as connection:
+            assert connection.info.port == port
+
+
+# What the primary does, and what the replica then says.
+IN_THE_WAY = {
+    "migration": (
+        "ALTER TABLE seats ADD COLUMN taken bool",
+        "User was holding a relation lock for too long.",
+    ),
+    "vacuum": (
+        "DELETE FROM seats; VACUUM (TRUNCATE false) seats",
+        "User query might have needed to see row versions that must be removed.",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["idle", "running"])
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_replica_ends_what_is_in_the_way(ports, what, is_idle):
+    """A replica stops queries and open transactions that are in the way of the primary's work."""
+    primary, replica = ports
+    statements, detail = IN_THE_WAY[what]
+    with (
+        psycopg.connect(**address(primary), autocommit=True) as writes,
+        psycopg.connect(**address(replica)) as reads,
+        psycopg.connect(**address(replica), autocommit=True) as watches,
+        ThreadPoolExecutor() as other,
+    ):
+        writes.execute("DROP TABLE IF EXISTS seats")
+        writes.execute("CREATE TABLE seats AS SELECT generate_series(1, 10) AS id")
+        replay(writes, replica)
+
+        def work():
+            running = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            while not is_idle and watches.execute(running).fetchone() == (0,):
+                pass
+            for statement in statements.split("; "):
+                writes.execute(statement)
+
+        reads.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reads.execute("SELECT * FROM seats")
+        done = other.submit(work)
+        if is_idle:
+            select.select([reads], [], [], GUARD)  # until the server says that it is over
+        with pytest.raises(psycopg.errors.SerializationFailure) as ended:
+            reads.execute("SELECT pg_sleep(%s)", [GUARD])
+        done.result(GUARD)
+    first, second, *_ = str(ended.value).splitlines()
+    assert second == f"DETAIL:  {detail}"
+    said = "terminating connection" if is_idle else "canceling statement"
+    assert first == f"{said} due to conflict with recovery"
+    wording = f"- `psycopg.errors.SerializationFailure: {first} DETAIL: {detail}`"
+    assert wording in PAGE.read_text(encoding="utf-8").splitlines()
 
 
 def test_replica_is_behind(ports):
