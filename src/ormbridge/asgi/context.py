@@ -25,7 +25,7 @@ from ..core.call import Call
 from ..core.errors import BridgeError, LeaseClosed, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.process import default_pool
-from ..core.worker import Worker, current
+from ..core.worker import current
 from ..leases.generators import owner_of
 from ..leases.lease import Lease
 from ..leases.turns import outwards
@@ -121,25 +121,14 @@ class LeaseContext(routes.Route):
 
     def _begin_lease(self, call: Call, pool: Pool, hold: bool) -> None:
         """Have a new lease ask *pool* for a worker for *call*. The lock is held."""
-        own = current()
         lease_type = self.lease_type if hold or call.loop is not None else Lease
         lease = lease_type(self, pool)
         if any(each.connections is None for each in list(self._reads)):
             lease.loop = None  # on a thread, it does not pass the line, and so those reads
         lease.put(call, hold)
         in_vain = self._is_request and not self.ended and self.timed_out
-        # Who holds a worker never waits for a second one.
-        wait = not (in_vain or isinstance(own, Worker))
-        if not pool.take(lease, wait=wait):
-            if not wait:
-                lease.forget(call)
-                if isinstance(own, Worker):
-                    raise call.second_worker(own)
-                raise PoolTimeout(pool.stats().shortage(0.0))
-            call.watch(pool.settings)
-            call.mailbox.look_after(pool.look)
-            if not call.stays_out:
-                self._waiting[lease] = None
+        if call.place(pool, lease, patient=not in_vain) and not call.stays_out:
+            self._waiting[lease] = None
         if hold:
             self._leases.append(lease)
 

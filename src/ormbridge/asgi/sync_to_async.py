@@ -13,7 +13,6 @@ import asyncio
 import contextvars
 from contextlib import suppress
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -78,14 +77,12 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 proxy: Any = vars(SyncToAsync)["__call__"]
-if type(proxy) is FunctionType:  # isinstance() takes a proxy for one
+if type(proxy) is type(call_on_route):  # isinstance() takes a proxy for a function
     SyncToAsync.__call__ = call_on_route  # type: ignore[method-assign]
 else:
     # wrapt's, as New Relic's: it calls what it has inside, and all calls are to go through it.
-    DatabaseSyncToAsync.__call__ = proxy  # type: ignore[method-assign]
-    while hasattr(proxy.__wrapped__, "__wrapped__"):
-        proxy = proxy.__wrapped__
     call_of_asgiref, proxy.__wrapped__ = proxy.__wrapped__, call_on_route
+    DatabaseSyncToAsync.__call__ = proxy  # type: ignore[method-assign]
 
 
 def _takes(route: routes.Route, loop: asyncio.AbstractEventLoop) -> bool:

@@ -129,29 +129,33 @@ class Call(Leaseholder):
             self.watch(settings)
         return submitted
 
-    def place(self, pool: Pool) -> None:
-        """Have a worker of *pool* run the call.
+    def place(self, pool: Pool, lease: Leaseholder | None = None, patient: bool = True) -> bool:
+        """Have a worker of *pool* run the call, or its *lease*.
 
-        :raises PoolTimeout: if only a deadlock could come of waiting.
+        :param patient: whether it may wait for one.
+        :returns: whether it waits.
+        :raises PoolTimeout: if it may not, or only a deadlock could come of waiting.
         """
         # Who has a worker never waits for a second one. A fork, or new settings, may have left it
         # a worker of another pool.
         own: Worker | None = here.worker
-        wait = own is None or own.pool is not pool
-        if not pool.take(self, wait):
-            if own is not None and not wait:
-                raise self.second_worker(own)
-            self.line = pool
-            self.watch(pool.settings)
-            self.mailbox.look_after(pool.look)
-
-    def second_worker(self, holder: threading.Thread) -> PoolTimeout:
-        """Return the error of a call from an event loop on *holder*, if no other worker is free."""
-        return PoolTimeout(
-            f"{self} is called from an event loop started on {holder.name}, and no other worker is "
-            "free; waiting for one while holding one could deadlock. Use async_to_sync in place of "
-            "asyncio.run [loop-on-worker]"
-        )
+        is_second = own is not None and own.pool is pool
+        patient = patient and not is_second
+        if pool.take(lease or self, patient):
+            return False
+        if not patient:
+            self.cancel()
+            raise PoolTimeout(
+                f"{self} is called from an event loop started on {current().name}, and no other "
+                "worker is free; waiting for one while holding one could deadlock. Use "
+                "async_to_sync in place of asyncio.run [loop-on-worker]"
+                if is_second
+                else pool.stats().shortage(0.0)
+            )
+        self.line = self.line or pool
+        self.watch(pool.settings)
+        self.mailbox.look_after(pool.look)
+        return True
 
     def cancel(self) -> bool:
         """Give the call up. False if it has started: then its thread runs on. Any thread.

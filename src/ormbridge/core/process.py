@@ -125,9 +125,8 @@ def _reset_after_fork() -> None:
 def _reload(setting: str, **kwargs: object) -> None:
     # override_settings in a test: the next call meets a pool with the new settings.
     global _pool
-    if setting == "ORMBRIDGE":
-        if _pool is not None:
-            _pool.close(refuse=False)
+    if setting == "ORMBRIDGE" and _pool is not None:
+        _pool.close(refuse=False)
         _pool = None
 
 
