@@ -152,7 +152,7 @@ class Call(Leaseholder):
                 if is_second
                 else pool.stats().shortage(0.0)
             )
-        self.line = self.line or pool
+        self.line = pool if lease is None else self.line
         self.watch(pool.settings)
         self.mailbox.look_after(pool.look)
         return True
