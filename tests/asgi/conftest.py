@@ -7,5 +7,5 @@ from ormbridge.asgi.context import LeaseContext
 
 @pytest.fixture
 async def context():
-    """Run the test in a context that holds, as an HTTP request's does."""
+    """Return a context that holds, as an HTTP request's does."""
     return LeaseContext("GET /", holds=True, is_request=True)

@@ -17,6 +17,7 @@ from ormbridge import stats
 from ormbridge.asgi.sync_to_async import on_route
 from tests.core.support import thread_name
 from tests.support.http import get, pong
+from tests.support.wrapped import hand_on_by_keyword
 
 
 class Proxy:
@@ -154,19 +155,7 @@ async def test_wrapped_close_of_a_class_of_its_own_needs_a_worker(serve, calls):
 @pytest.mark.parametrize("wrap_too", [False, True])
 async def test_keyword_for_a_wrapped_thread_handler(serve, monkeypatch, wrap_receivers, wrap_too):
     """A tool may hand something on to its thread_handler by a keyword of every call."""
-    # As New Relic does: without its thread_handler, the function would get the keyword.
-    call, handle = SyncToAsync.__call__, SyncToAsync.thread_handler
-    handled = []
-
-    async def traced(self, *args, **kwargs):
-        return await call(self, *args, **kwargs, _trace="trace")
-
-    def thread_handler(self, *args, **kwargs):
-        handled.append(args[-1].keywords.pop("_trace"))
-        return handle(self, *args, **kwargs)
-
-    monkeypatch.setattr(SyncToAsync, "__call__", traced)
-    monkeypatch.setattr(SyncToAsync, "thread_handler", thread_handler)
+    handled = hand_on_by_keyword(monkeypatch)
     if wrap_too:
         wrap_receivers(wrapped)
     assert await get(serve(pong)) == "200 pong"

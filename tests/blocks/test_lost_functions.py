@@ -23,6 +23,7 @@ from tests.support.lost import (
     prepare,
     ran,
 )
+from tests.support.wrapped import wrap_atomic
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("nothing_ran")]
 
@@ -62,13 +63,7 @@ async def test_function_whose_transaction_postgresql_aborted_is_logged(caplog):
 
 async def test_function_below_a_package_with_its_own_atomic(caplog, monkeypatch):
     """So is one where a package puts its own around atomic(), as those that cache queries do."""
-    leave = transaction.Atomic.__exit__
-
-    @functools.wraps(leave)
-    def leave_and_note(self, exc_type, exc_value, traceback):
-        leave(self, exc_type, exc_value, traceback)
-
-    monkeypatch.setattr(transaction.Atomic, "__exit__", leave_and_note)
+    wrap_atomic(monkeypatch)
     await database_sync_to_async(marked_function)()
     assert len(losses(caplog)) == 1
 

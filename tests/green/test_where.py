@@ -1,11 +1,10 @@
 """What runs on the event loop's thread, and what does not."""
 
 import asyncio
-import functools
 import threading
 
 import pytest
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group, User
 from django.db import connection, transaction
 from django.db.backends.signals import connection_created
@@ -14,6 +13,7 @@ from ormbridge import DatabaseSyncToAsync, atomic, database_sync_to_async, strea
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased
 from tests.support.canceller import in_context
+from tests.support.wrapped import hand_on_by_keyword, wrap_atomic
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -139,18 +139,7 @@ async def test_all(green):
 
 async def test_tool_with_a_thread_handler(monkeypatch):
     """What a tool hands to its own thread_handler by a keyword comes there, on a thread."""
-    call, handle = SyncToAsync.__call__, SyncToAsync.thread_handler
-    handled = []
-
-    async def traced(self, *args, **kwargs):
-        return await call(self, *args, **kwargs, _trace="trace")
-
-    def thread_handler(self, *args, **kwargs):
-        handled.append(args[-1].keywords.pop("_trace"))
-        return handle(self, *args, **kwargs)
-
-    monkeypatch.setattr(SyncToAsync, "__call__", traced)
-    monkeypatch.setattr(SyncToAsync, "thread_handler", thread_handler)
+    handled = hand_on_by_keyword(monkeypatch)
     async with in_context():
         assert await User.objects.acount() == 0
         assert await sync_to_async(threading.get_ident)() != threading.get_ident()
@@ -185,13 +174,7 @@ async def test_subclass_with_a_thread_handler(green, setting):
 async def test_package_with_its_own_atomic(green, monkeypatch):
     """Nothing is, where a package does something of its own, for its thread, in each atomic()."""
     green(GREEN=False)
-    leave = transaction.Atomic.__exit__
-
-    @functools.wraps(leave)
-    def leave_and_note(self, *error):
-        leave(self, *error)
-
-    monkeypatch.setattr(transaction.Atomic, "__exit__", leave_and_note)
+    wrap_atomic(monkeypatch)
     green(GREEN="all")
     assert await database_sync_to_async(use_database)() != threading.get_ident()
 

@@ -31,6 +31,7 @@ from tests.core.gate import GUARD
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import alone_on_postgresql, example_source
+from tests.support.messages import PAGE, SAYS, is_on_the_page
 
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
@@ -116,9 +117,6 @@ def test_simple_test_case():
         refused = pool.submit(run).result()
     said = "DatabaseOperationForbidden: Database queries to 'default' are not allowed in Simple"
     assert [said in each for each in refused] == [True, True]
-
-
-PAGE = Path(__file__).parents[2] / "docs/reference/messages.md"
 
 
 async def test_async_handlers_of_a_list_view(ada):
@@ -350,15 +348,6 @@ def test_address_of_a_message(monkeypatch):
     assert str(BridgeError("it has no code")) == "it has no code"
 
 
-SAYS = """
-def mistake(make):
-    try:
-        make()
-    except Exception as error:
-        kind = type(error)
-        print(f"{{kind.__module__}}.{{kind.__name__}}: {{' '.join(str(error).split())}}")
-
-"""
 PSYCOPG2 = """
 import psycopg2
 
@@ -486,13 +475,6 @@ def query_on_a_closed_connection_of_mysql_connector():
 def server_that_does_not_run_for_mysql_connector():
     mysql.connector.connect(host="127.0.0.1", port=1)
 """
-
-
-def is_on_the_page(output, lines=5):
-    """Assert that the page has each of so many *lines* of *output* among its wordings."""
-    wordings = re.findall(r"^- `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [line for line in output.splitlines() if line not in wordings] == []
-    assert len(set(output.splitlines())) == output.count("\n") == lines
 
 
 if CHOICE == "postgresql":

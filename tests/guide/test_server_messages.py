@@ -21,9 +21,9 @@ from examples.deployment.stack import parts
 from ormbridge import atomic, database_sync_to_async
 from tests.core.gate import GUARD, PROCESS_GUARD, apart
 from tests.guide.conftest import INITDB, own_server
-from tests.guide.test_messages import PAGE, SAYS, is_on_the_page
 from tests.settings import CHOICE, DATABASES
 from tests.support.http import get
+from tests.support.messages import SAYS, is_answered, is_on_the_page, wordings
 
 BOTH = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -32,14 +32,6 @@ BOTH = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def run(statement, using="default"):
     with connections[using].cursor() as cursor:
         cursor.execute(statement)
-
-
-def is_answered(error):
-    """Assert that the page has *error* among its wordings, as Django or as the driver prints it."""
-    kinds = [type(each) for each in (error, error.__cause__) if each is not None]
-    said = " ".join(str(error).split())
-    lines = [f"- `{kind.__module__}.{kind.__qualname__}: {said}`" for kind in kinds]
-    assert set(lines) & set(PAGE.read_text(encoding="utf-8").splitlines())
 
 
 # Two who do the same at once.
@@ -252,7 +244,7 @@ if INITDB is not None:
             except psycopg.OperationalError as error:
                 said = " ".join(str(error).replace(host, "/var/run/postgresql").split())
         assert said.endswith(how)
-        assert f"- `{said}`" in PAGE.read_text(encoding="utf-8")
+        assert said in wordings()
 
     def test_server_that_stops():
         """A server that waits for its last client to leave lets nobody in."""

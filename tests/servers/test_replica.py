@@ -16,8 +16,8 @@ from examples.deployment.stack.ports import HOST, free_ports
 from examples.deployment.stack.running import Stack, place_for_all
 from tests.core.gate import GUARD
 from tests.guide.conftest import run_python
-from tests.guide.test_messages import PAGE
 from tests.support.examples import example_source
+from tests.support.messages import wordings
 
 REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s"
 SCRIPT = """
@@ -197,8 +197,7 @@ def test_replica_ends_what_is_in_the_way(ports, what, is_idle):
     assert second == f"DETAIL:  {detail}"
     said = "terminating connection" if is_idle else "canceling statement"
     assert first == f"{said} due to conflict with recovery"
-    wording = f"- `psycopg.errors.SerializationFailure: {first} DETAIL: {detail}`"
-    assert wording in PAGE.read_text(encoding="utf-8").splitlines()
+    assert f"psycopg.errors.SerializationFailure: {first} DETAIL: {detail}" in wordings()
 
 
 def test_replica_is_behind(ports):
