@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from unittest import mock
 
 import pytest
@@ -13,6 +13,7 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.test.utils import CaptureQueriesContext
 
 from ormbridge.core import connections as connections_module
 from ormbridge.core.bridge import aclose_old_connections, database_sync_to_async
@@ -23,7 +24,7 @@ from ormbridge.core.connections import (
 )
 from ormbridge.core.process import stats
 from tests.core.gate import GUARD, Gate
-from tests.core.support import CHOICE, raw, what_is_there
+from tests.core.support import CHOICE, leave_everything, raw, what_is_there
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -440,25 +441,63 @@ async def test_state_of_a_new_object_ends_with_the_lease(pool_settings, caplog):
     assert (await database_sync_to_async(what_is_there)())[1] is False
 
 
-async def test_wrapper_of_a_receiver_sees_one_lease(pool_settings):
-    """What is appended to the wrappers as a connection is made goes with the others."""
-    pool_settings(MAX_THREADS=1)
+def pass_on(execute, *args):
+    return execute(*args)
+
+
+@pytest.fixture
+def receive():
+    """Have a function called for each connection that is made, from now on."""
+    with ExitStack() as stack:
+
+        def connect(receiver):
+            connection_created.connect(receiver)
+            stack.callback(connection_created.disconnect, receiver)
+
+        yield connect
+
+
+async def test_wrapper_of_a_receiver_stays(pool_settings, receive):
+    """What a receiver installs as a connection is made is there as long as that; nothing else."""
     seen = []
 
-    def note(execute, sql, *args):
+    def guard(execute, sql, *args):
         seen.append(sql)
         return execute(sql, *args)
 
-    def append(connection, **kwargs):
-        connection.execute_wrappers.append(note)
+    @receive
+    def install(connection, **kwargs):
+        connection.force_debug_cursor = True
+        if guard not in connection.execute_wrappers:
+            connection.execute_wrappers.insert(0, guard)
 
-    connection_created.connect(append)
-    try:
-        for _ in range(3):
-            await database_sync_to_async(User.objects.count)()
-    finally:
-        connection_created.disconnect(append)
-    assert len([sql for sql in seen if "auth_user" in sql]) == 1
+    pool_settings(MAX_THREADS=1)
+    first = await database_sync_to_async(raw)()
+    there = await database_sync_to_async(what_is_there)()
+    assert there[1] is True
+    for _ in range(2):
+        await database_sync_to_async(leave_everything)()
+        assert await database_sync_to_async(what_is_there)() == there
+    assert await database_sync_to_async(raw)() is first
+    assert len([sql for sql in seen if "auth_user" in sql]) == 2
+
+
+async def test_wrapper_around_the_call_that_connects_goes(pool_settings):
+    """What a function has around its queries as it connects, and leaves later, is no receiver's."""
+    pool_settings(MAX_THREADS=1)
+
+    def count():
+        with connection.execute_wrapper(pass_on), CaptureQueriesContext(connection):
+            User.objects.count()
+
+    def is_there():
+        connection.ensure_connection()
+        return pass_on in connection.execute_wrappers, connection.force_debug_cursor
+
+    await database_sync_to_async(count)()
+    assert await database_sync_to_async(is_there)() == (False, False)
+    await database_sync_to_async(lambda: connection.execute_wrappers.append(pass_on))()
+    assert await database_sync_to_async(is_there)() == (False, False)
 
 
 async def test_statement_log_of_a_worker_does_not_grow(pool_settings, settings):

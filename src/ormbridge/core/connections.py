@@ -163,8 +163,11 @@ class ThreadConnections:
                 self._reset_closed(reset)  # the thread
             return
         connection.queries_log.clear()
-        connection.force_debug_cursor = False
-        connection.execute_wrappers.clear()
+        wrappers, debug = getattr(connection, "ormbridge_lasting", ((), False))
+        wrappers = [each for each in wrappers if each in connection.execute_wrappers]
+        connection.execute_wrappers[:] = wrappers
+        connection.force_debug_cursor = debug and connection.force_debug_cursor
+        _set_lasting(connection)
         hooks.attend(connection, self)
         if connection not in self.wrappers.values():  # del connections[…]: nobody will use it
             connection.close()
@@ -265,7 +268,16 @@ def _note(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     # a test lends to the worker (``testing/``).
     own, of_django = connections_of_thread(), connections.all(initialized_only=True)
     if own is not None and connection in of_django and not connection.allow_thread_sharing:
+        _set_lasting(connection)
         own.note(connection)
 
 
-connection_created.connect(_note, dispatch_uid="ormbridge.connections")
+def _set_lasting(connection: Any) -> None:
+    """Note what is on *connection* now: that stays there from lease to lease."""
+    connection.ormbridge_lasting = [*connection.execute_wrappers], connection.force_debug_cursor
+
+
+def follow_receivers() -> None:
+    """Be told of each connection that is made, after all who want to know by now."""
+    connection_created.disconnect(dispatch_uid="ormbridge.connections")
+    connection_created.connect(_note, dispatch_uid="ormbridge.connections")
