@@ -5,6 +5,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 
 import pytest
@@ -413,6 +414,25 @@ async def test_callback_that_runs_async_code_on_the_worker():
         await create(username="ann")
         await on_commit(lambda: ran.append(async_to_sync(inside)()))
     assert ran == [("ormbridge-worker-1", 1)]
+
+
+async def test_async_callback_of_a_function():
+    """In Django's own block nobody awaits an async one; async_to_sync() around it does."""
+    ran = []
+
+    async def asynchronous(name):
+        ran.append((name, thread_name()))
+
+    def register_both():
+        with transaction.atomic():
+            transaction.on_commit(lambda: asynchronous("dropped"))
+            transaction.on_commit(lambda: async_to_sync(asynchronous)("awaited"))
+            assert ran == []
+
+    with pytest.warns(RuntimeWarning, match="asynchronous' was never awaited"):
+        await database_sync_to_async(register_both)()
+        gc.collect()
+    assert ran == [("awaited", main_thread())]
 
 
 async def test_callback_registered_by_a_callback():
