@@ -630,6 +630,24 @@ if CHOICE == "postgresql":
             read.append(await database_sync_to_async(now_and_here)())
         assert read == ["2030-01-01T21:00:00+00:00", "2030-01-01T12:00:00+00:00"]
 
+    async def test_reset_undoes_what_a_receiver_set(pool_settings, connection_settings):
+        """RESET ALL goes back to what OPTIONS say, and not to what a receiver has set."""
+
+        def set_timeout(connection, **kwargs):
+            connection.cursor().execute("SET statement_timeout = '5s'")
+
+        pool_settings(MAX_THREADS=1, RESET=RESET)
+        connection_settings(OPTIONS={"options": "-c search_path=blue"})
+        connection_created.connect(set_timeout)
+        try:
+            seen = [
+                await database_sync_to_async(ask)(f"SHOW {name}")
+                for name in ["statement_timeout", "search_path"] * 2
+            ]
+        finally:
+            connection_created.disconnect(set_timeout)
+        assert seen == ["5s", "blue", "0", "blue"]
+
     async def test_reset_keeps_the_connection(pool_settings):
         """The example's RESET does not cost a new connection."""
         pool_settings(MAX_THREADS=1, RESET=RESET)
