@@ -16,10 +16,12 @@ from docs._ext.record import recordings, spans
 from docs._ext.record.spans import Span
 from ormbridge import database_sync_to_async
 from tests.core.gate import GUARD
+from tests.support.greeting import change, make_project, run
 from tests.support.timeline import Timeline
-from tests.test_recording import change, project, run  # noqa: F401 - a fixture
 
 ROOT = recordings.Path(__file__).parents[1]
+
+project = pytest.fixture(make_project)
 
 
 def seen(timeline: Timeline) -> list[tuple[str, str, str]]:
@@ -178,7 +180,7 @@ def test_watches(recorded_timeline):
 
 
 @pytest.fixture
-def watched(project: pytest.Pytester) -> pytest.Pytester:  # noqa: F811
+def watched(project: pytest.Pytester) -> pytest.Pytester:
     """Make a project whose only test watches its example."""
     (project.path / "test_greeting.py").write_text(WATCHES)
     return project

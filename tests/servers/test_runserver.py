@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.core.gate import GUARD, PROCESS_GUARD
-from tests.guide.test_start import Reader, reading, steps
+from tests.support.reader import Reader, reading, steps
 
 DAPHNE = """
 INSTALLED_APPS.insert(0, "daphne")
