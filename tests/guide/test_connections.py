@@ -562,6 +562,21 @@ async def test_statement_on_a_connection_that_is_not_open_ends_reset(pool_settin
     assert seen_by_reset == ["the thread is cleared"]
 
 
+def test_wrapper_of_the_main_thread_sees_no_call():
+    """What ready() puts on django.db.connection is on the connection of its own thread."""
+    seen = []
+
+    def guard(execute, sql, *args):
+        seen.append(sql)
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(guard):
+        assert asyncio.run(database_sync_to_async(ask)("SELECT 42")) == 42
+        assert seen == []
+        assert ask("SELECT 42") == 42
+        assert seen == ["SELECT 42"]
+
+
 async def test_no_reset_on_threads_that_are_no_workers(pool_settings):
     """RESET does not run on threads of asyncio, of an executor, or of asgiref."""
     pool_settings(RESET="tests.core.test_connections.reset")
