@@ -67,7 +67,7 @@ def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tupl
     """Yield the name, message and hint of what will hurt with the settings *own* of the bridge."""
     engine, host, port = database["ENGINE"], str(database["HOST"]), str(database["PORT"])
     name, age, options = database["NAME"], database["CONN_MAX_AGE"], database["OPTIONS"]
-    pool, bound = options.get("pool"), own.max_threads
+    pool, bound, ours = options.get("pool"), own.max_threads, "postg" in engine or "psql" in engine
 
     if age == 0 and not pool and not any(word in engine for word in _CONNECTS_LIGHTLY):
         what = "CONN_MAX_AGE is 0, and there is no pool: each call, or request, connects anew"
@@ -86,12 +86,12 @@ def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tupl
 
     sizes = pool if isinstance(pool, dict) else {}
     size = sizes.get("max_size") or sizes.get("min_size", 4)  # psycopg_pool's defaults
-    if "postg" in engine and pool and bound > size:
+    if ours and pool and bound > size:
         what = f"OPTIONS['pool'] allows {size} connections to up to {bound} threads"
         hint = f"set its max_size to {bound}, or MAX_THREADS (ASGI_THREADS) to {size}"
         yield "W004", f'{what}: calls may fail with "couldn\'t get a connection"', hint
 
-    bouncer = "postg" in engine and (port == "6432" or "pgbouncer" in host.lower())
+    bouncer = ours and (port == "6432" or "pgbouncer" in host.lower())
     if bouncer and not database.get("DISABLE_SERVER_SIDE_CURSORS"):
         what = f"DISABLE_SERVER_SIDE_CURSORS is False, and {host}:{port} looks like PgBouncer"
         hint = "set it to True, and leave OPTIONS['prepare_threshold'] out"

@@ -448,6 +448,16 @@ def test_pgbouncer_without_state_of_the_session(check):
     assert check(**BOUNCER, OPTIONS={"options": "", "sslmode": "require"}) == []
 
 
+def test_engine_that_calls_postgresql_psql(check, pool_settings):
+    """W004 and W005 know an engine such as that of django-postgres-extra, too."""
+    pool_settings(MAX_THREADS=10)
+    pool, bouncer = check(
+        ENGINE="psqlextra.backend", HOST="pgbouncer", CONN_MAX_AGE=0, OPTIONS={"pool": True}
+    )
+    assert "ormbridge.W004" in pool
+    assert "ormbridge.W005" in bouncer
+
+
 # W011
 
 
@@ -487,11 +497,13 @@ def test_green_below_a_package_with_its_own_atomic(pool_settings, monkeypatch, n
     )
 
 
-def test_green_that_lacks_nothing(pool_settings, monkeypatch):
+@pytest.mark.parametrize("engine", [POSTGRESQL["ENGINE"], "psqlextra.backend"])
+def test_green_that_lacks_nothing(pool_settings, monkeypatch, engine):
     """W011 is silent where all of it is there."""
     pool_settings(GREEN=True)
     monkeypatch.setattr(green, "find_spec", lambda name: name)
-    monkeypatch.setattr(green, "connections", ConnectionHandler({"default": {**POSTGRESQL}}))
+    databases = {"default": {**POSTGRESQL, "ENGINE": engine}}
+    monkeypatch.setattr(green, "connections", ConnectionHandler(databases))
     assert run_checks(tags=["ormbridge"]) == []
 
 

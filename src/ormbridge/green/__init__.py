@@ -14,5 +14,5 @@ def missing() -> str | None:
     for method in (transaction.Atomic.__enter__, transaction.Atomic.__exit__):
         if (code := method.__code__).co_filename != transaction.atomic.__code__.co_filename:
             return f"{code.co_filename} does something of its own in each atomic()"
-    ours = any("postg" in settings["ENGINE"] for settings in connections.settings.values())
-    return None if ours else "no database is PostgreSQL"
+    engines = " ".join(settings["ENGINE"] for settings in connections.settings.values())
+    return None if "postg" in engines or "psql" in engines else "no database is PostgreSQL"
