@@ -4,11 +4,13 @@ import asyncio
 import contextvars
 import importlib
 import threading
+import time
 
 import pytest
 from django.contrib.auth.models import User
 
 from ormbridge import PoolTimeout, database_sync_to_async, stats
+from ormbridge.core.worker import Worker
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, run_python, until
 from tests.support.canceller import in_context
@@ -68,6 +70,24 @@ async def test_no_thread_for_a_call_that_is_not_green(green, refuse):
                 await plain_call(count)
             assert await plain_call(count) == 0
     await assert_recovered()
+
+
+async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
+    """The log names the request that waits for a thread to start, as on a busy machine."""
+    green(MAX_THREADS=1)
+    start = Worker.start
+
+    def start_slowly(worker):
+        time.sleep(0.5)
+        start(worker)
+
+    monkeypatch.setattr(Worker, "start", start_slowly)
+    watchdog = importlib.import_module("ormbridge.green.watchdog").watchdog
+    monkeypatch.setattr(watchdog, "_told", set())
+    monkeypatch.setattr(watchdog, "slow", 0.05)
+    async with in_context(holds=True):
+        assert await plain_call(count) == 0
+    assert f"test, in {__name__}.count holds up the event loop" in caplog.text
 
 
 async def test_no_thread_for_the_next_lease(green, refuse):

@@ -65,7 +65,8 @@ class Watchdog:
         begin = max((at for at, each in enumerate(frames) if each.filename == _CALL), default=-1)
         stack = "".join(traceback.format_list(frames[begin + 1 :][-_FRAMES:]))
         message = "%s holds up the event loop: it has not returned to it for %.1f s, here:\n%s"
-        logger.warning(message, runner.worker.connections.running, seconds, stack)
+        # Before its first call, and between two, it is the lease.
+        logger.warning(message, runner.worker.connections.running or runner.lease, seconds, stack)
 
 
 watchdog = Watchdog()
