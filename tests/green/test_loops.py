@@ -1,6 +1,7 @@
 """Event loops that green functions wait on: several at once, moved, nested, of other kinds."""
 
 import asyncio
+import contextvars
 import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db import OperationalError, connection
 
-from ormbridge import atomic, database_sync_to_async, pinned, stats
+from ormbridge import PoolTimeout, atomic, database_sync_to_async, pinned, stats
 from ormbridge.core import process
 from tests.core.gate import GUARD, block_until
 from tests.core.support import until
@@ -51,6 +52,27 @@ def test_two_loops_at_once(green):
         assert [run.result(GUARD) for run in runs] == [True, True]
     assert stats().threads <= 3
     assert_whole()
+
+
+async def test_loop_that_waits_for_another_one(green):
+    """A call that a loop in another thread makes for the request is refused in time.
+
+    A synchronous function of a library runs a coroutine there, in a copy of its context, while the
+    loop of the request waits for it.
+    """
+    green(MAX_THREADS=1, TIMEOUT=0.2)
+    async with in_context(holds=True):
+        await database_sync_to_async(where)()
+        inside = contextvars.copy_context()
+        executor = ThreadPoolExecutor(1)
+        outcome = executor.submit(inside.run, asyncio.run, green_where())
+        with pytest.raises(PoolTimeout, match="for its turn"):
+            outcome.result(10)
+        executor.shutdown()
+        assert await green_where() == threading.get_ident()
+        # This one lets its loop go on meanwhile.
+        there = await asyncio.to_thread(asyncio.run, green_where())
+        assert there == threading.get_ident()
 
 
 def test_worker_goes_from_loop_to_loop(green):

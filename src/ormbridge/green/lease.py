@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
+from asyncio import _get_running_loop, get_running_loop
 from typing import Any
 
 from ..core.call import Call
@@ -27,6 +27,10 @@ class GreenLease(Lease):
 
     def _has_worker(self) -> bool:
         return super()._has_worker() if self._runner is None else not self._runner.is_over()
+
+    def _rouse(self) -> bool:
+        # A call from another loop waits for this one, which may be kept waiting for its outcome.
+        return super()._rouse() and _get_running_loop() is self.loop
 
     # In the greenlet
 
