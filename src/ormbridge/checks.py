@@ -109,7 +109,11 @@ def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tupl
 
     tenants = any(word in engine for word in _TENANTS)
     # django-multitenant has a setting to keep its tenant in a context variable.
-    if tenants and own.reset is None and not getattr(settings, "TENANT_USE_ASGIREF", False):
+    of_thread = not getattr(settings, "TENANT_USE_ASGIREF", False)
+    if "multitenant" in engine and of_thread and own.green:
+        what = f"ENGINE is {engine!r}, and ORMBRIDGE['GREEN'] is {own.green!r}"
+        yield "W009", f"{what}: calls meet each other's tenant", "set TENANT_USE_ASGIREF = True"
+    elif tenants and of_thread and own.reset is None:
         what = f"ENGINE is {engine!r}, and ORMBRIDGE['RESET'] is None"
         hint = "let RESET name a function that calls connection.set_schema_to_public(), or the like"
         yield "W009", f"{what}: the next call on a worker meets the tenant of the last one", hint

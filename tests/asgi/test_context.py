@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
@@ -33,6 +34,7 @@ from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.support.applications import serve
+from tests.support.canceller import in_context
 from tests.support.http import connect, disconnect, say
 
 
@@ -267,6 +269,24 @@ async def test_turn_in_a_lease_times_out(gate, pool_settings):
     assert "which has /, in tests.core.gate.Gate. Calls of one lease run one at a time" in answer
     assert ran == []
     await disconnect(socket)
+
+
+async def test_function_that_waits_for_another_loop(pool_settings):
+    """Its call on a loop in a thread waits for the request, and times out; async_to_sync does."""
+    pool_settings(MAX_THREADS=2, TIMEOUT=0.05)
+
+    async def call():
+        return await database_sync_to_async(thread_name)()
+
+    def wait_for_it():
+        with ThreadPoolExecutor(1) as executor:
+            inside = contextvars.copy_context()
+            return executor.submit(inside.run, asyncio.run, call()).result()
+
+    async with in_context(holds=True):
+        with pytest.raises(PoolTimeout, match="for its turn on ormbridge-worker-1, which has"):
+            await database_sync_to_async(wait_for_it)()
+        assert await database_sync_to_async(async_to_sync(call))() == "ormbridge-worker-1"
 
 
 async def test_call_cancelled_while_it_waits_for_its_turn_never_runs(gate, pool_settings):

@@ -404,6 +404,23 @@ def test_tenants_in_context_variables(check, settings):
     assert check(ENGINE="django_multitenant.backends.postgresql", CONN_MAX_AGE=60) == []
 
 
+def test_multitenant_in_green(check, settings, pool_settings):
+    """W009: in greenlets, calls share the thread that django-multitenant keeps its tenant on."""
+    engine = "django_multitenant.backends.postgresql"
+
+    def warnings():
+        return [each for each in check(ENGINE=engine, CONN_MAX_AGE=60) if "W009" in each]
+
+    pool_settings(GREEN=True, RESET=f"{__name__}.reset")
+    assert warnings() == [
+        f"settings.DATABASES['default']: (ormbridge.W009) ENGINE is {engine!r}, and "
+        "ORMBRIDGE['GREEN'] is True: calls meet each other's tenant\n"
+        "\tHINT: set TENANT_USE_ASGIREF = True"
+    ]
+    settings.TENANT_USE_ASGIREF = True
+    assert warnings() == []
+
+
 def connections_are_open():
     connection.ensure_connection()
 
