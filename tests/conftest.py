@@ -51,7 +51,7 @@ pytest_plugins = [
 if GREEN := os.environ.get("ORMBRIDGE_TEST_GREEN"):
     # As if each test had it in its settings: what runs on threads without it runs on the event
     # loop's thread.
-    KEYS["GREEN"] = ("all" if GREEN == "all" else True, KEYS["GREEN"][1])
+    KEYS["GREEN"].default = "all" if GREEN == "all" else True
 
 
 def pytest_report_header(config: pytest.Config) -> str:

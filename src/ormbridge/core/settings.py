@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -26,49 +26,6 @@ _RESET_EXPECTED = "None or the dotted path of a callable that takes a database c
 Reset = Callable[[Any], object]
 # Characters of a value that a message shows.
 _LONG = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings in force."""
-
-    #: The bound: workers that may exist at one time.
-    max_threads: int
-    #: Seconds a call waits for a worker before it fails with ``PoolTimeout``.
-    timeout: float
-    #: Seconds a worker stays without a call before it ends and closes its connections.
-    max_idle: float
-    #: Dotted path of the callable that clears session state as a lease ends; see
-    #: :func:`import_reset`.
-    reset: str | None
-    #: How long HTTP holds a worker under BridgeMiddleware: for a ``"request"`` or a ``"call"``; or,
-    #: ``"auto"``, to the end of a request from its first call that may leave something behind.
-    http_lease: str = "auto"
-    #: How long a WebSocket does: for a ``"call"`` or a ``"connection"``.
-    websocket_lease: str = "call"
-    #: What runs on the event loop's thread (``green/``): nothing, what says so, or ``"all"``.
-    green: bool | str = False
-    #: Seconds after which a function that blocks the event loop there is named in the log.
-    green_slow: float = 0.1
-
-
-def load_settings() -> Settings:
-    """Return the settings in force.
-
-    ``ASGI_THREADS`` wins over ``MAX_THREADS``; without either the bound is CPUs * 5.
-
-    :raises ImproperlyConfigured: if a key is unknown or a value is not accepted.
-    """
-    given = getattr(django_settings, "ORMBRIDGE", {})
-    accepted = ", ".join(KEYS)
-    if not isinstance(given, Mapping):
-        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {accepted}")
-    for key in given:
-        if key not in KEYS:
-            what = f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are {accepted}"
-            raise ImproperlyConfigured(f"{what} [setting-refused]")
-    values = ((key, check(key, given.get(key, default))) for key, (default, check) in KEYS.items())
-    return Settings(**{key.lower(): value for key, value in values})
 
 
 def _max_threads(key: str, value: Any) -> int:
@@ -104,17 +61,56 @@ def _reset(key: str, value: Any) -> str | None:
     return value
 
 
-#: What may stand in ``settings.ORMBRIDGE``: its default, and what checks it and returns it.
-KEYS: Mapping[str, tuple[Any, Callable[[str, Any], Any]]] = {
-    "MAX_THREADS": (None, _max_threads),  # CPUs * 5
-    "TIMEOUT": (30.0, _seconds),
-    "MAX_IDLE": (600.0, _seconds),
-    "HTTP_LEASE": ("auto", partial(_choice, ("auto", "request", "call"))),
-    "WEBSOCKET_LEASE": ("call", partial(_choice, ("call", "connection"))),
-    "RESET": (None, _reset),
-    "GREEN": (False, partial(_choice, (False, True, "all"))),
-    "GREEN_SLOW": (0.1, _seconds),
-}
+def _key(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Have a key in ``settings.ORMBRIDGE`` that is *default*, and what checks it and returns it."""
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings in force; by these names in capitals they stand in ``settings.ORMBRIDGE``."""
+
+    #: The bound: workers that may exist at one time.
+    max_threads: int = _key(None, _max_threads)  # CPUs * 5
+    #: Seconds a call waits for a worker before it fails with ``PoolTimeout``.
+    timeout: float = _key(30.0, _seconds)
+    #: Seconds a worker stays without a call before it ends and closes its connections.
+    max_idle: float = _key(600.0, _seconds)
+    #: How long HTTP holds a worker under BridgeMiddleware: for a ``"request"`` or a ``"call"``; or,
+    #: ``"auto"``, to the end of a request from its first call that may leave something behind.
+    http_lease: str = _key("auto", partial(_choice, ("auto", "request", "call")))
+    #: How long a WebSocket does: for a ``"call"`` or a ``"connection"``.
+    websocket_lease: str = _key("call", partial(_choice, ("call", "connection")))
+    #: Dotted path of the callable that clears session state as a lease ends; see
+    #: :func:`import_reset`.
+    reset: str | None = _key(None, _reset)
+    #: What runs on the event loop's thread (``green/``): nothing, what says so, or ``"all"``.
+    green: bool | str = _key(False, partial(_choice, (False, True, "all")))
+    #: Seconds after which a function that blocks the event loop there is named in the log.
+    green_slow: float = _key(0.1, _seconds)
+
+
+#: What may stand in ``settings.ORMBRIDGE``.
+KEYS = {each.name.upper(): each for each in fields(Settings)}
+
+
+def load_settings() -> Settings:
+    """Return the settings in force.
+
+    ``ASGI_THREADS`` wins over ``MAX_THREADS``; without either the bound is CPUs * 5.
+
+    :raises ImproperlyConfigured: if a key is unknown or a value is not accepted.
+    """
+    given = getattr(django_settings, "ORMBRIDGE", {})
+    accepted = ", ".join(KEYS)
+    if not isinstance(given, Mapping):
+        raise _refused("settings.ORMBRIDGE", given, f"a dict with any of {accepted}")
+    for key in given:
+        if key not in KEYS:
+            what = f"settings.ORMBRIDGE has the unknown key {_shown(key)}; accepted are {accepted}"
+            raise ImproperlyConfigured(f"{what} [setting-refused]")
+    checks = ((key, each.default, each.metadata["check"]) for key, each in KEYS.items())
+    return Settings(*(check(key, given.get(key, default)) for key, default, check in checks))
 
 
 def import_reset(path: str | None) -> Reset | None:
