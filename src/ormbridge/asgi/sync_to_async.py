@@ -20,9 +20,8 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from ..core import route as routes
 from ..core.asgiref import frame_thread, has_own_executor, take_over
 from ..core.bridge import DatabaseSyncToAsync, go_on
-from ..core.call import Call
 from ..core.mailbox import mailbox_of
-from ..leases.generators import current_task
+from ..leases.generators import Iteration
 from ..leases.lease import Lease
 from ..postgres.canceller import CHUNKS, may_be_stopped
 from .context import LeaseContext
@@ -99,10 +98,8 @@ def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> No
     frame = routes.frame_inside(route, loop)
     lease = getattr(frame and frame_thread(frame), "lease", None)
     if isinstance(lease, Lease):
-        call = Call(func, func, mailbox_of(loop))
-        call.route, call.generator, call.task = route, generator, current_task()
         with lease.line.lock:
-            lease.generators.note(call)
+            lease.generators.note(Iteration(loop, generator, func, generator.close))
 
 
 class on_route:  # noqa: N801 # it reads as what it does

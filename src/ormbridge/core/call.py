@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -87,12 +87,9 @@ class Call(Leaseholder):
         self.lean: Job | None = None
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
-        #: An argument of the function that, suspended, needs its connection again.
-        self.generator: Generator[Any, Any, Any] | None = None
-        #: What is collected when nobody iterates on it any more, and what closes it then.
-        self.iteration: tuple[weakref.ref[Any], Callable[[], object]] | None = None
-        #: The task that iterates on it.
-        self.task: weakref.ref[asyncio.Task[Any]] | None = None
+        #: The generator among the function's arguments that, suspended, needs its connection again;
+        #: see :mod:`.generators`.
+        self.iteration: Any = None
         #: As :attr:`watched`: those that have waited for PostgreSQL for too long.
         self.glances: OrderedDict[Any, float] | None = None
         # From here to its end

@@ -42,7 +42,7 @@ class FrameRoute(Route):
         with process.lock:  # code of several event loops may be below one frame
             lease = hosts.get(frame)
             if owner not in (None, lease):
-                call.generator = None  # it is suspended above the frame, and stays there
+                call.iteration.generator = None  # it is suspended above the frame, and stays there
             if isinstance(lease, FrameLease) and lease.put(call):
                 return
             # First known, then in line: who comes behind it there is told of it.
@@ -137,6 +137,7 @@ class FrameLease(Lease):
 
 
 def _too_late(call: Call) -> LeaseClosed:
-    remedy = "" if call.iteration is None else "; iterate on it to its end there"
+    is_stream = call.iteration is not None and call.iteration.close is not None
+    remedy = "; iterate on it to its end there" if is_stream else ""
     what = f"{call} came too late: its synchronous frame has ended{remedy}"
     return LeaseClosed(f"{what} [frame-ended]")

@@ -33,14 +33,23 @@ _Task = weakref.ref["asyncio.Task[Any]"] | None
 _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.WeakKeyDictionary()
 
 
-class _Suspended:
-    """One of them, and whether anybody still iterates on it."""
+class Iteration:
+    """A generator that a call was given, and whether anybody still iterates on it."""
 
-    def __init__(self, task: _Task, close: Callable[[], object] | None) -> None:
-        self.task = task
-        # A generator that nobody but the user's code knows closes itself as it is collected.
+    def __init__(
+        self, loop: Any, generator: Any, anchor: Any, close: Callable[[], object] | None
+    ) -> None:
+        """Make one in the task that iterates, whose event loop is *loop*.
+
+        :param anchor: what is collected when nobody iterates any more.
+        :param close: what closes the generator then. One that nobody but the user's code knows
+            closes itself as it is collected.
+        """
+        self.loop, self.task = loop, current_task()
+        #: Until the call has run.
+        self.generator = generator
+        self.anchor: weakref.ref[Any] = weakref.ref(anchor)
         self.close = close
-        self.anchor: weakref.ref[Any] | None = None
         self.unused = False
 
     def refuse_more(self) -> None:
@@ -49,7 +58,7 @@ class _Suspended:
         Django would take the generator that was closed for the end of the rows.
         """
         self.unused = True
-        for cell in getattr(self.anchor and self.anchor(), "__closure__", None) or ():
+        for cell in getattr(self.anchor(), "__closure__", None) or ():
             iterable = cell.cell_contents
             if isinstance(iterable, BaseIterable):
                 # It asks for the size of its chunks before each one, and after.
@@ -57,43 +66,36 @@ class _Suspended:
                 iterable.__class__ = type(type(iterable).__name__, (type(iterable),), namespace)
 
 
-class SuspendedGenerators(dict[int, _Suspended]):
+class SuspendedGenerators(dict[int, Iteration]):
     """The generators that keep one lease, by their ids. Only its thread adds and removes them."""
 
     def __init__(self, lease: Any) -> None:
         self._lease = weakref.ref(lease)
 
-    def note(self, call: Call) -> None:
-        """See what has become of the generator that *call*, which has run, was given."""
-        generator, call.generator = call.generator, None
-        if generator is None:
+    def note(self, iteration: Iteration | None) -> None:
+        """See what has become of the generator of *iteration*, whose call has run."""
+        if iteration is None or iteration.generator is None:
             return
-        if not generator.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+        generator, iteration.generator = iteration.generator, None
+        if not generator.gi_suspended:
             self.pop(id(generator), None)
             _owners.pop(generator, None)
             return
-        anchor: Any = generator
-        close: Callable[[], object] | None = None
-        if call.iteration is not None:
-            anchor, close = call.iteration[0](), call.iteration[1]
-        elif getattr(call.name, "__qualname__", None) == CHUNKS:
-            # This function of Django's lives exactly as long as the iteration.
-            anchor, close = call.name, generator.close
-        suspended = self[id(generator)] = _Suspended(call.task, close)
-        suspended.unused = anchor is None  # collected while the call ran
+        self[id(generator)] = iteration
+        anchor = iteration.anchor()
+        iteration.unused = anchor is None  # collected while the call ran
         if anchor is not None:
-            collected = functools.partial(self._collected, call.mailbox.loop, suspended)
-            suspended.anchor = weakref.ref(anchor, collected)
+            iteration.anchor = weakref.ref(anchor, functools.partial(self._collected, iteration))
             _owners[generator] = self._lease()
 
-    def _collected(self, loop: Any, suspended: _Suspended, anchor: weakref.ref[Any]) -> None:
+    def _collected(self, iteration: Iteration, anchor: weakref.ref[Any]) -> None:
         # The worker sees this before its next call. The user's own generators clean up after this,
         # on this thread: let them first.
-        suspended.unused = suspended.close is not None
-        later(loop, self._forget, suspended)
+        iteration.unused = iteration.close is not None
+        later(iteration.loop, self._forget, iteration)
 
-    def _forget(self, suspended: _Suspended) -> None:
-        suspended.unused = True
+    def _forget(self, iteration: Iteration) -> None:
+        iteration.unused = True
         if (lease := self._lease()) is not None:
             lease.look()
 
@@ -101,19 +103,19 @@ class SuspendedGenerators(dict[int, _Suspended]):
         """Let go of those on which no task that lives on iterates."""
         own = current_task()  # with which the context ends
         # A copy: the worker may be closing others, without the lock.
-        for suspended in list(self.values()):
-            task = suspended.task() if suspended.task not in (None, own) else None
+        for iteration in list(self.values()):
+            task = iteration.task() if iteration.task not in (None, own) else None
             if all_of_them or task is None or task.done():
-                suspended.refuse_more()
+                iteration.refuse_more()
 
     def close_unused(self) -> None:
         """Let go of those on which nobody iterates. Runs on the worker, without the lock."""
-        for key, suspended in list(self.items()):
-            if suspended.unused:
+        for key, iteration in list(self.items()):
+            if iteration.unused:
                 self.pop(key, None)
-                if suspended.close is not None:
+                if iteration.close is not None:
                     with bounded(), suppress(Exception):  # the connection broke
-                        suspended.close()
+                        iteration.close()
 
 
 def _raise_closed(iterable: BaseIterable[Any]) -> int:
@@ -138,13 +140,15 @@ def owner_of(call: Call) -> Any:
 
     :returns: the lease on whose thread it goes on, or None.
     """
-    if (child := child_of(call.function)) is not None:
+    if call.iteration is None and (child := child_of(call.function)) is not None:
         arguments = (*child.args, *child.keywords.values())
-        call.generator = next((each for each in arguments if type(each) is GeneratorType), None)
-        if call.generator is not None:
-            call.task = current_task()
-            return _owners.get(call.generator)
-    return None
+        generator = next((each for each in arguments if type(each) is GeneratorType), None)
+        if generator is not None:
+            # This function of Django's lives exactly as long as the iteration.
+            is_chunk = getattr(call.name, "__qualname__", None) == CHUNKS
+            ends = (call.name, generator.close) if is_chunk else (generator, None)
+            call.iteration = Iteration(call.mailbox.loop, generator, *ends)
+    return None if call.iteration is None else _owners.get(call.iteration.generator)
 
 
 def later(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:

@@ -217,7 +217,7 @@ class Lease(Leaseholder):
                 succeeded = self._run(call) and succeeded
                 self.calls += 1
                 with self.line.lock:
-                    self.generators.note(call)
+                    self.generators.note(call.iteration)
                 following = self._next(wait=False)
                 if following is None and self.over:
                     break

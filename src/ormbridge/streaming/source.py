@@ -27,7 +27,7 @@ from ..core.mailbox import Mailbox, mailbox_of
 from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
-from ..leases.generators import later
+from ..leases.generators import Iteration, later
 from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
@@ -94,11 +94,10 @@ class Source:
         :returns: the future of the call, which has the error if there is no thread to be had.
         """
         loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
-        # The lease looks for the generator among the arguments.
         child = functools.partial(self.next_chunk, anchor, self._chunks)
         variables = contextvars.copy_context()
         call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, self._alias)
-        call.iteration = anchor, self.close
+        call.iteration = Iteration(loop, self._chunks, owner, self.close)
         self.call = call
         future: Any = call.future
         future.add_done_callback(heed)
