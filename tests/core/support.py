@@ -71,7 +71,7 @@ def set_timeout(seconds: float) -> None:
     for key in [each for each in watched if each[0] == before]:
         for call in list(watched[key]):
             del watched[key][call]
-            call.watch(settings, key[1])
+            call.watch(seconds, key[1])
 
 
 def raw():

@@ -22,7 +22,6 @@ import functools
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -36,7 +35,6 @@ from .connections import ThreadConnections, here, in_transaction
 from .errors import PoolTimeout, logger
 from .mailbox import Expire, Mailbox
 from .pool import Pool
-from .settings import Settings
 from .stats import PoolStats
 from .worker import Leaseholder, Worker, current
 
@@ -87,11 +85,11 @@ class Call(Leaseholder):
         self.lean: Job | None = None
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
-        #: The generator among the function's arguments that, suspended, needs its connection again;
-        #: see :mod:`.generators`.
+        #: The generator that the function was given, if that, suspended, needs its connection
+        #: again; see :mod:`.generators`.
         self.iteration: Any = None
         #: As :attr:`watched`: those that have waited for PostgreSQL for too long.
-        self.glances: OrderedDict[Any, float] | None = None
+        self.glances: dict[Any, float] | None = None
         # From here to its end
         #: What the function awaits through async_to_sync. None says to the canceller that the call
         #: is never stopped: who cancels that all the same keeps the list.
@@ -105,7 +103,7 @@ class Call(Leaseholder):
         #: Where it waits, and has to be forgotten if it is given up.
         self.line: Line | None = None
         #: The calls whose time is measured, where this is one of them.
-        self.watched: OrderedDict[Any, float] | None = None
+        self.watched: dict[Any, float] | None = None
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
@@ -114,16 +112,17 @@ class Call(Leaseholder):
 
     # On the loop's thread, but for cancel(), which is for any
 
-    def enter(self, frame: CurrentThreadExecutor, settings: Settings) -> bool:
+    def enter(self, frame: CurrentThreadExecutor, timeout: float) -> bool:
         """Get in line for the thread of *frame*, a synchronous frame above the caller.
 
+        :param timeout: seconds to wait there.
         :returns: whether it is; False if the frame has ended, on another loop's thread.
         """
         self.asked = time.monotonic()
         submitted = submit(frame, self.run_on_frame)
         if submitted and (host := hosts.get(frame)) is not None:
             self.line = host
-            self.watch(settings)
+            self.watch(timeout)
         return submitted
 
     def place(self, pool: Pool, lease: Leaseholder | None = None, patient: bool = True) -> bool:
@@ -150,7 +149,7 @@ class Call(Leaseholder):
                 else pool.stats().shortage(0.0)
             )
         self.line = pool if lease is None else self.line
-        self.watch(pool.settings)
+        self.watch(pool.settings.timeout)
         self.mailbox.look_after(pool.look)
         return True
 
@@ -168,12 +167,12 @@ class Call(Leaseholder):
             self.watched.pop(self, None)
         return True
 
-    def watch(self, settings: Settings, expire: Expire | None = None) -> None:
-        """See to it that the call waits in its line no longer than ``TIMEOUT`` seconds.
+    def watch(self, seconds: float, expire: Expire | None = None) -> None:
+        """See to it that the call waits in its line no longer than *seconds*.
 
         :param expire: called with it, among others, when it has; else it is refused.
         """
-        self.watched = self.mailbox.watch(self, settings.timeout, expire or _expire)
+        self.watched = self.mailbox.watch(self, seconds, expire or _expire)
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""

@@ -23,9 +23,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 #: Seconds between two looks at a pool, from when a call of the loop waits there.
@@ -46,7 +46,7 @@ class Mailbox:
         self.loop = loop
         # By the seconds that they may wait, and for what: who waits, and until when, in that order.
         # There is a timer for each. Any thread may take out who waits no longer.
-        self._waiting: dict[tuple[float, Expire], OrderedDict[Any, float]] = {}
+        self._waiting: dict[tuple[float, Expire], dict[Any, float]] = {}
         self._items: deque[Callable[[], object]] = deque()
         self._waking = False  # a delivery is on its way
         self._looks: set[Callable[[], bool]] = set()  # of pools
@@ -98,34 +98,31 @@ class Mailbox:
         if not self._waking:
             self._deliver()
 
-    def watch(self, item: Any, seconds: float, expire: Expire) -> OrderedDict[Any, float]:
+    def watch(self, item: Any, seconds: float, expire: Expire) -> dict[Any, float]:
         """Have *expire* called with *item*, among others, in *seconds*. On the loop's thread.
 
-        :returns: what to take *item* out of when it waits no longer.
+        :returns: what to take *item* out of when it waits no longer. Any thread may.
         """
         waiting = self._waiting.get((seconds, expire))
         if waiting is None:
-            waiting = OrderedDict()
+            waiting = {}
             if not self.loop.is_closed():
                 self._waiting[seconds, expire] = waiting
                 self.loop.call_later(seconds, self._ring, seconds, expire)
+        waiting.pop(item, None)  # who begins to wait again is the last one
         waiting[item] = time.monotonic() + seconds
-        waiting.move_to_end(item)
         return waiting
 
     def _ring(self, seconds: float, expire: Expire) -> None:
-        waiting, left = self._waiting[seconds, expire], 0.0
-        overdue: list[Any] = []
-        with suppress(KeyError):  # a coroutine, freed on another thread, took the last one out
-            while waiting and left <= 0 and len(overdue) < BATCH:
-                item, deadline = waiting.popitem(last=False)
-                left = deadline - time.monotonic()
-                overdue.append(item)
-        if left > 0:  # not yet the last one's
-            waiting[overdue[-1]] = time.monotonic() + left
-            waiting.move_to_end(overdue.pop(), last=False)
+        waiting, now = self._waiting[seconds, expire], time.monotonic()
+        # A copy: a coroutine, freed on another thread, may take one out meanwhile.
+        first = list(islice(waiting.items(), BATCH))
+        overdue = [item for item, deadline in first if deadline <= now]
+        for item in overdue:
+            waiting.pop(item, None)
         if waiting:
-            self.loop.call_later(max(left, 0.0), self._ring, seconds, expire)
+            left = [deadline - now for _, deadline in first[len(overdue) :]]
+            self.loop.call_later(left[0] if left else 0.0, self._ring, seconds, expire)
         else:
             del self._waiting[seconds, expire]
         expire(overdue)

@@ -93,7 +93,7 @@ def place(call: Call, anywhere: bool = False) -> None:
             return
         call.stays_out = True
     while (frame := frame_inside(route, call.mailbox.loop)) is not None:
-        if call.enter(frame, pool.settings):
+        if call.enter(frame, pool.settings.timeout):
             return
     if route is not None:
         route.place(call)

@@ -97,7 +97,7 @@ class Lease(Leaseholder):
 
     def watch(self, call: Call) -> None:
         """See to it that *call* waits no longer than it may."""
-        call.watch(self.pool.settings, hurry if call.closes else None)
+        call.watch(self.pool.settings.timeout, hurry if call.closes else None)
 
     def has_something_of_current_task(self) -> bool:
         """Say whether the running task began the lease, or has an iteration left open there."""
