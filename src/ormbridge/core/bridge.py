@@ -14,6 +14,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -206,17 +207,14 @@ async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
         call = error = future = None  # type: ignore[assignment]
 
 
-async def _goes_on(task_context: Tasks | None) -> bool:
+async def _goes_on(awaited: Tasks | None) -> bool:
     """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
-    if not task_context:
-        return False
-    task = task_context[0]
-    task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    return True
+    if awaited:
+        awaited[0].cancel()
+        with suppress(asyncio.CancelledError):
+            await awaited[0]
+            return True
+    return False
 
 
 async def aclose_old_connections() -> None:

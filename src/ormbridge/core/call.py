@@ -202,7 +202,7 @@ class Call(Leaseholder):
         if own is not None:
             own.running, self.connections = self, own
             if own.opened:
-                own.catch_up()
+                own.settle()
         try:
             if prepare is not None:
                 prepare()
@@ -217,7 +217,9 @@ class Call(Leaseholder):
             self._error = error
         self.calls = 1
         if own is not None:
-            own.call_ends()
+            own.running = None
+            if own.opened:
+                own.settle()
         return self._error is None
 
     def _stay_out(self) -> None:

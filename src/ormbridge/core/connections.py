@@ -92,7 +92,7 @@ class ThreadConnections:
         Nothing to do before :attr:`due`.
         """
         self._find()
-        self._each(close_if_old)
+        self._each(self.opened, close_if_old)
         ages = [each.close_at for each in self.opened if each.close_at is not None]
         self.due = min([now + SWEEP, *ages])
 
@@ -109,32 +109,24 @@ class ThreadConnections:
             self._find()
         if self.stopped:
             hooks.settle(self)
+        who = "the call"
         if reset is not None:
-            self._reset_closed(reset)
-        self._each(self._hand_back, reset)
+            self._each(self.opened, self._end_transaction, who)
+            known = dict.fromkeys([*self.opened, *connections.all(initialized_only=True)])
+            self._each(known or [connections[DEFAULT_DB_ALIAS]], _reset, reset)
+            who = "RESET"
+        self._each(self.opened, self._hand_back, who)
         if len(self.wrappers) > len(self.opened):
             # Django's object lives no longer than its connection: somebody may have left something.
             for connection in connections.all(initialized_only=True):
                 if connection.connection is None:
                     del connections[connection.alias]
 
-    def _reset_closed(self, reset: Reset) -> None:
-        connection: Any
-        for connection in connections.all(initialized_only=True) or [connections[DEFAULT_DB_ALIAS]]:
-            if connection.connection is not None:
-                continue
-            connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
-            try:
-                with suppress(_NotConnectedError):
-                    reset(connection)
-            except BaseException as error:
-                self.discard(connection, f"cleaning it failed ({error!r})")
-
     def close(self) -> None:
         """Close every connection: the thread ends."""
         self._find()
         # Of the base class: SQLite's own spares databases in memory, which go with their thread.
-        self._each(close, BaseDatabaseWrapper)
+        self._each(self.opened, close, BaseDatabaseWrapper)
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -142,25 +134,23 @@ class ThreadConnections:
             if connection.connection is not None:
                 self.note(connection)
 
-    def _each(self, action: Callable[..., None], *args: Any) -> None:
-        for connection in self.opened:
+    def _each(self, those: Iterable[Any], action: Callable[..., object], *args: Any) -> None:
+        for connection in those:
             try:
-                # One closed inside an atomic block that was left open can't connect again.
-                if connection.connection is not None or connection.in_atomic_block:
-                    action(connection, *args)
+                action(connection, *args)
             except BaseException as error:  # RESET may call sys.exit()
                 self.discard(connection, f"cleaning it failed ({error!r})")
         self.opened = [each for each in self.opened if each.connection is not None]
 
-    def _hand_back(self, connection: BaseDatabaseWrapper, reset: Reset | None) -> None:
-        who = "the call"
-        if reset is not None and not transaction_open(connection):
-            reset(connection)
-            who = "RESET"
-        if transaction_open(connection):
+    def _end_transaction(self, connection: BaseDatabaseWrapper, who: str) -> bool:
+        """Discard *connection* if *who* left a transaction open. Returns whether that was so."""
+        left_open = transaction_open(connection)
+        if left_open:
             self.discard(connection, f"{who} left a transaction open; it was rolled back")
-            if reset is not None:
-                self._reset_closed(reset)  # the thread
+        return left_open
+
+    def _hand_back(self, connection: BaseDatabaseWrapper, who: str) -> None:
+        if self._end_transaction(connection, who):
             return
         connection.queries_log.clear()
         wrappers, debug = getattr(connection, "ormbridge_lasting", ((), False))
@@ -181,16 +171,15 @@ class ThreadConnections:
 
     def replace_dead(self) -> None:
         """Close what broke in an earlier call of the lease, so that the next call reconnects."""
-        if self.stopped:
-            hooks.settle(self)
         for connection in filter(may_be_dead, self.opened):
             close_if_dead(connection)
 
-    def call_ends(self) -> None:
-        """Note that the call that runs has ended. No request is on its way then."""
-        self.running = None
-        if self.opened:
-            self.catch_up()
+    def settle(self) -> None:
+        """Wait until no request is on its way to what has ended, and see to what was stopped.
+
+        Nothing to do if no connection is :attr:`opened`.
+        """
+        self.catch_up()
         if self.stopped:
             hooks.settle(self)
 
@@ -244,6 +233,13 @@ def in_transaction(opened: Iterable[BaseDatabaseWrapper]) -> bool:
 
 class _NotConnectedError(BridgeError):
     """RESET would send a statement on a connection that is not open, and has nothing to clear."""
+
+
+def _reset(connection: Any, reset: Reset) -> None:
+    if connection.connection is None:
+        connection.ensure_connection = partial(_refuse_to_connect, connection.alias)
+    with suppress(_NotConnectedError):
+        reset(connection)
 
 
 def _refuse_to_connect(alias: str) -> None:

@@ -41,6 +41,8 @@ class Pool:
 
     #: What its workers are; a wing may have others.
     worker_type: type[Worker] = Worker
+    #: Whether it takes no more leases. At exit it is the class that says so, for all of them.
+    closed = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -55,7 +57,6 @@ class Pool:
         self._hands = Hands()
         #: Those that leases keep between calls, or that run elsewhere.
         self.kept: set[Worker] = set()
-        self._closed = False
         self._numbers = count(1)
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
@@ -73,7 +74,7 @@ class Pool:
         """
         lease.asked = now = time.monotonic()
         with self._lock:
-            if self._closed:
+            if self.closed:
                 what = f"{lease} came too late: the interpreter exits, no calls are taken [exiting]"
                 raise PoolClosed(what)
             # Who is in line may only wait for its turn to run.
@@ -184,7 +185,7 @@ class Pool:
             if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
                 return self._assign(worker, now)
             worker.lease, worker.since = None, now
-            if self._closed:
+            if self.closed:
                 worker.wake.release()
             else:
                 self._idle[worker] = None
@@ -263,7 +264,7 @@ class Pool:
         :returns: the workers, which may still run.
         """
         with self._lock:
-            self._closed = True
+            self.closed = True
             waiting: list[Leaseholder] = []
             if refuse:
                 waiting, self._waiting = list(self._waiting), OrderedDict()

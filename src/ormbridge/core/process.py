@@ -30,7 +30,6 @@ _GLANCE = 0.1
 
 _pool: Pool | None = None
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_exiting = False
 #: Held to make what there is one of: the pool, and the lease of a synchronous frame. Re-entrant:
 #: the module that RESET names is imported under it, and may ask for stats(). A fork renews it.
 lock = threading.RLock()
@@ -53,13 +52,8 @@ def default_pool() -> Pool:
             if _pool is None:
                 settings = load_settings()
                 hooks.load(settings)
-                pool = Pool(settings)
-                if _exiting:
-                    # A worker started now would be cut off in the middle of its call, if the
-                    # interpreter lets it start at all.
-                    pool.close(refuse=True)
-                _pool = pool
-                _pools.add(pool)
+                _pool = Pool(settings)
+                _pools.add(_pool)
     return _pool
 
 
@@ -98,9 +92,10 @@ def end_pools(patience: float) -> None:
 
 
 def _close_at_exit() -> None:
-    global _exiting
     with lock:
-        _exiting = True
+        # A worker started from now on would be cut off in the middle of its call, if the
+        # interpreter lets it start at all.
+        Pool.closed = True
     for pool in live_pools():
         end(pool)
 

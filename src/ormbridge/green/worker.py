@@ -114,7 +114,7 @@ class GreenWorker(Worker):
         if call is not lease:
             lease.dismiss(CancelledError())
             lease.run(self.connections)  # no more than what it has left open
-        self.connections.call_ends()
+        self.connections.running = None
         self.connections.lease_ends(self.pool.reset, failed=True)
         return self.pool.give_back(self)  # type: ignore[no-any-return]
 
