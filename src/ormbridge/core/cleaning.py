@@ -13,8 +13,6 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import hooks
-
 
 def refresh_own_thread() -> None:
     """Replace dead connections of the calling thread, which belongs to a synchronous frame.
@@ -71,12 +69,6 @@ def without_old_connections() -> Generator[None, None, None]:
         yield
     finally:
         close_old_connections_outside_transactions()
-
-
-def close(connection: BaseDatabaseWrapper, wrapper: type[BaseDatabaseWrapper]) -> None:
-    """Close *connection* as *wrapper*, its class or a base of that, does."""
-    with hooks.closing(connection.connection):
-        wrapper.close(connection)
 
 
 def transaction_open(connection: BaseDatabaseWrapper) -> bool:

@@ -30,7 +30,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close, close_if_dead, close_if_old, may_be_dead, transaction_open
+from .cleaning import close_if_dead, close_if_old, may_be_dead, transaction_open
 from .errors import BridgeError, logger
 from .settings import Reset
 
@@ -74,15 +74,14 @@ class ThreadConnections:
         storage = getattr(held._connections, "_storage", None)  # noqa: SLF001
         self.wrappers = getattr(storage, "__dict__", self.wrappers)
 
-    def note(self, connection: BaseDatabaseWrapper) -> None:
+    def note(self, connection: Any) -> None:
         """Take in *connection*, which has just connected."""
         if connection not in self.opened:
             self.opened.append(connection)
         hooks.attend(connection, self)
         # What Django, channels.db and the signals of a request call to clean up.
-        clean_up = partial(self._clean_up, connection)
-        connection.close_if_unusable_or_obsolete = clean_up  # type: ignore[method-assign]
-        connection.close = partial(self._close, connection)  # type: ignore[method-assign]
+        connection.close_if_unusable_or_obsolete = partial(self._clean_up, connection)
+        connection.close = partial(self._close, connection, type(connection))
         if connection.close_at is not None:
             self.due = min(self.due, connection.close_at)
 
@@ -91,10 +90,9 @@ class ThreadConnections:
 
         Nothing to do before :attr:`due`.
         """
-        self._find()
+        self.due = now + SWEEP
+        self._find()  # and be due before that where one grows too old
         self._each(self.opened, close_if_old)
-        ages = [each.close_at for each in self.opened if each.close_at is not None]
-        self.due = min([now + SWEEP, *ages])
 
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it.
@@ -126,7 +124,7 @@ class ThreadConnections:
         """Close every connection: the thread ends."""
         self._find()
         # Of the base class: SQLite's own spares databases in memory, which go with their thread.
-        self._each(self.opened, close, BaseDatabaseWrapper)
+        self._each(self.opened, self._close, BaseDatabaseWrapper)
 
     def _find(self) -> None:
         # A connect() that fails half-way leaves a connection that no signal announced.
@@ -191,9 +189,10 @@ class ThreadConnections:
         with self.finishing:
             pass
 
-    def _close(self, connection: BaseDatabaseWrapper) -> None:
-        with self.finishing:
-            close(connection, type(connection))
+    def _close(self, connection: Any, wrapper: type[BaseDatabaseWrapper]) -> None:
+        """Close *connection* as *wrapper*, its class or a base of that, does."""
+        with self.finishing, hooks.closing(connection.connection):
+            wrapper.close(connection)
             if self.stopped.get(connection):
                 # Or Django connects anew as the block ends, and the server may not answer.
                 connection.closed_in_transaction = True
@@ -215,8 +214,7 @@ class ThreadConnections:
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
         # gets a new one, and so does this one where it may still believe in its atomic blocks.
         stays = self.leased and not connection.in_atomic_block
-        is_own = connection.alias in connections and connections[connection.alias] is connection
-        if is_own and not stays:
+        if connection in connections.all(initialized_only=True) and not stays:
             del connections[connection.alias]
         with suppress(Exception):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)

@@ -104,7 +104,7 @@ class Worker(threading.Thread):
 
     def _wait(self) -> Leaseholder | None:
         """Wait for the next lease. Returns None once the worker has left the pool."""
-        max_idle = min(self.pool.settings.max_idle, threading.TIMEOUT_MAX)
+        max_idle = self.pool.settings.max_idle
         # If the time is up while a lease is on its way here, its wake-up follows.
         # What ran elsewhere meanwhile, on a loop's thread, did not wake it.
         while not self._is_woken(max_idle):
