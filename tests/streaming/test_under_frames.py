@@ -164,7 +164,7 @@ async def test_fetch_on_another_thread_is_refused(watch):
     await until(lambda: len(watch.fetched) == 4)
     source, anchor = iterator._source, weakref.ref(iterator._anchor)
     with pytest.raises(LeaseClosed, match="has ended; iterate on it to its end there"):
-        await asyncio.to_thread(source.next_chunk, anchor, source._chunks)
+        await asyncio.to_thread(source.next_chunk, anchor)
     assert [row.username async for row in iterator] == NAMES[1:]
 
 

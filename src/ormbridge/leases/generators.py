@@ -36,9 +36,7 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.Weak
 class Iteration:
     """A generator that a call was given, and whether anybody still iterates on it."""
 
-    def __init__(
-        self, loop: Any, generator: Any, anchor: Any, close: Callable[[], object] | None
-    ) -> None:
+    def __init__(self, loop: Any, generator: Any, anchor: Any, close: Any) -> None:
         """Make one in the task that iterates, whose event loop is *loop*.
 
         :param anchor: what is collected when nobody iterates any more.
@@ -49,7 +47,7 @@ class Iteration:
         #: Until the call has run.
         self.generator = generator
         self.anchor: weakref.ref[Any] = weakref.ref(anchor)
-        self.close = close
+        self.close: Callable[[], object] | None = close
         self.unused = False
 
     def refuse_more(self) -> None:

@@ -12,7 +12,6 @@ import contextvars
 import functools
 import threading
 import weakref
-from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
@@ -94,7 +93,7 @@ class Source:
         :returns: the future of the call, which has the error if there is no thread to be had.
         """
         loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
-        child = functools.partial(self.next_chunk, anchor, self._chunks)
+        child = functools.partial(self.next_chunk, anchor)
         variables = contextvars.copy_context()
         call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, self._alias)
         call.iteration = Iteration(loop, self._chunks, owner, self.close)
@@ -165,7 +164,7 @@ class Source:
 
     # On the thread of the cursor
 
-    def next_chunk(self, anchor: weakref.ref[Anchor], chunks: Generator[Any, Any, Any]) -> Chunk:
+    def next_chunk(self, anchor: weakref.ref[Anchor]) -> Chunk:
         """Return the next chunk.
 
         :raises LeaseClosed: if the cursor was closed before.
@@ -177,13 +176,13 @@ class Source:
         if anchor() is None:
             self.close()
         try:
-            return next(chunks), False
+            return next(self._chunks), False
         except StopIteration as end:
             if end.value is None:
                 raise LeaseClosed(self._lost()) from None
             return end.value, True
         finally:
-            if not chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
+            if not self._chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
                 self._mailbox.post(self.closed.set)
 
     def close(self) -> None:
