@@ -27,7 +27,7 @@ from ..core.pool import Pool
 from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.generators import owner_of
-from ..leases.lease import Lease
+from ..leases.lease import Lease, LeaseRoute
 from ..leases.turns import outwards
 from .threadless import needs_thread
 
@@ -38,7 +38,7 @@ _READS = (
 )
 
 
-class LeaseContext(routes.Route):
+class LeaseContext(LeaseRoute):
     """Where the calls of one context go."""
 
     #: What its leases are that are held, or run on their loop's thread; a wing may have others.

@@ -49,7 +49,7 @@ class OpenBlock(Block):
         self.loop = asyncio.get_running_loop()
         #: Whether the coroutine is being freed: then nothing can be waited for.
         self.is_freed = False
-        around = parent.base if isinstance(parent, Block) else parent
+        around: Any = parent.base if isinstance(parent, Block) else parent
         if (frame := routes.frame_inside(parent, self.loop)) is not None:
             around = FrameRoute(frame)
         base = self.base = around.for_block(name) if around else LeaseContext(name, holds=True)

@@ -190,17 +190,14 @@ async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
     it, so does the function, and so do we.
     """
     try:
-        while not call.cancel():
-            if not await _goes_on(awaited):
-                hooks.stop(call)
-                break
-            if call.future is None:  # its outcome came meanwhile
-                break
+        # Without a future, its outcome came meanwhile.
+        while not call.cancel() and await _goes_on(awaited) and call.future is not None:
             call.future = future = call.mailbox.loop.create_future()
             try:
                 return await future
             except asyncio.CancelledError as again:
                 error = again
+        hooks.stop(call)
         raise error
     finally:
         # An exception's traceback holds this frame, which must not hold the exception.

@@ -32,8 +32,8 @@ rescue: Callable[[], object] = _do_nothing
 #: Look after a connection, Django's object, which was opened or comes back from a lease; the second
 #: argument is the thread's :class:`.ThreadConnections`. On its thread.
 attend: Callable[[Any, Any], object] = _do_nothing
-#: Have the statement cancelled of a call, the argument, that runs and whose outcome nobody awaits,
-#: if that may be. Any thread; returns at once.
+#: Have the statement cancelled of a call, the argument, whose outcome nobody awaits, if it runs and
+#: that may be. Any thread; returns at once.
 stop: Callable[[Any], object] = _do_nothing
 #: See to the connections of a thread, the argument, on which a statement was stopped. On that
 #: thread.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
@@ -22,10 +21,6 @@ from .process import after_fork, default_pool
 class Route:
     """A place where calls go."""
 
-    #: What it is, for error messages.
-    name: str
-    #: Whether a call of it was refused because no worker became free in time.
-    timed_out = False
     #: Whether all calls have to stay in it, ``thread_sensitive=False`` or not: a test's.
     is_alone = False
     #: Whether what asgiref sends to a thread goes there as well.
@@ -46,18 +41,8 @@ class Route:
         """
         raise NotImplementedError
 
-    def for_block(self, name: str) -> Route:
-        """Return the route whose calls the block *name*, around the running code, has to itself."""
-        return self
-
     def release(self) -> None:
         """Give back a lease that is held between calls, as soon as nothing is left open."""
-
-    def keep(self, lease: Any) -> None:
-        """Send all calls to *lease*, which goes on after a call. Runs on its thread."""
-
-    def forget(self, lease: Any) -> None:
-        """Let go of *lease*, which is over. Runs on its thread."""
 
 
 #: The route of the running code. Others read it from this module: a test may put a route of its own

@@ -87,8 +87,8 @@ class GreenConnections(ThreadConnections):
         else:
             apart(super().catch_up)
 
-    def _close(self, *args: Any) -> None:
-        apart(super()._close, *args)
+    def _close(self, connection: Any, wrapper: type[BaseDatabaseWrapper]) -> None:
+        apart(super()._close, connection, wrapper)
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""

@@ -21,13 +21,12 @@ from ..core.asgiref import child_of, frame_thread, has_ended, line_of, submit
 from ..core.call import Call, hosts, name_of
 from ..core.cleaning import refresh_own_thread
 from ..core.errors import LeaseClosed
-from ..core.route import Route
 from .generators import owner_of
-from .lease import Lease
+from .lease import Lease, LeaseRoute
 from .turns import undo
 
 
-class FrameRoute(Route):
+class FrameRoute(LeaseRoute):
     """Where the calls of blocks and streams below one frame go."""
 
     name = "a synchronous frame"

@@ -31,13 +31,32 @@ from .generators import SuspendedGenerators, current_task
 from .turns import Block, Line, hurry, undo
 
 
+class LeaseRoute(Route):
+    """A route whose calls are leases, or have their turn on one that goes on between them."""
+
+    #: What it is, for error messages.
+    name: str
+    #: Whether a call of it was refused because no worker became free in time.
+    timed_out = False
+
+    def for_block(self, name: str) -> LeaseRoute:
+        """Return the route whose calls the block *name*, around the running code, has to itself."""
+        return self
+
+    def keep(self, lease: Lease) -> None:
+        """Send all calls to *lease*, which goes on after a call. Runs on its thread."""
+
+    def forget(self, lease: Lease) -> None:
+        """Let go of *lease*, which is over. Runs on its thread."""
+
+
 class Lease(Leaseholder):
     """A line of calls, and the worker that serves it."""
 
     #: What a block that was left open is told.
     _left = "it was not left"
 
-    def __init__(self, context: Route, pool: Pool) -> None:
+    def __init__(self, context: LeaseRoute, pool: Pool) -> None:
         """Make a lease that has no worker yet.
 
         :param context: whose calls it runs.
