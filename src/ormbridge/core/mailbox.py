@@ -115,8 +115,8 @@ class Mailbox:
 
     def _ring(self, seconds: float, expire: Expire) -> None:
         waiting, now = self._waiting[seconds, expire], time.monotonic()
-        # A copy: a coroutine, freed on another thread, may take one out meanwhile.
-        first = list(islice(waiting.items(), BATCH))
+        # Of a copy: a coroutine, freed at any time on any thread, may take one out meanwhile.
+        first = list(islice(waiting.copy().items(), BATCH))
         overdue = [item for item, deadline in first if deadline <= now]
         for item in overdue:
             waiting.pop(item, None)
