@@ -222,7 +222,7 @@ async def test_call_that_was_refused_needs_no_stopping():
     """A call that is cancelled when it was refused, and before it is told so, leaves no thread."""
     call = Call(len, len, mailbox_of(asyncio.get_running_loop()))
     call.awaits = []
-    assert call.refuse(PoolTimeout("no worker"))
+    call.refuse(PoolTimeout("no worker"))
     assert not call.cancel()
     hooks.stop(call)
     await until(lambda: cancellers() == [])

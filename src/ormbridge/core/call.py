@@ -241,13 +241,11 @@ class Call(Leaseholder):
         elif self.loop is None or not hooks.deliver(self):
             self.mailbox.post(self.deliver, may_wait)
 
-    def refuse(self, error: Exception, claimed: bool = False) -> bool:
-        """Fail the call with *error*. Returns False if others than the caller *claimed* it."""
-        if not (claimed or self.cancel()):
-            return False
-        self._error = error
-        self.finish()
-        return True
+    def refuse(self, error: BaseException, claimed: bool = False) -> None:
+        """Fail the call with *error*, unless others than the caller *claimed* it."""
+        if claimed or self.cancel():
+            self._error = error
+            self.finish()
 
     def run_on_frame(self) -> None:
         """Run on the thread of a synchronous frame, which owns the connections there."""

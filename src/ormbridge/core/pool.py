@@ -162,7 +162,7 @@ class Pool:
             waiting, self._waiting = list(self._waiting), OrderedDict()
             self._timeouts += len(waiting)
         for lease in waiting:
-            lease.refuse(no_thread(reason, 0, self.settings.max_threads))
+            lease.refuse(no_thread(reason, self.stats()))
         return True
 
     def keep(self, worker: Worker) -> None:

@@ -54,11 +54,11 @@ class PoolStats:
         )
 
 
-def no_thread(reason: Exception, threads: int, max_threads: int) -> PoolTimeout:
+def no_thread(reason: Exception, pool: PoolStats) -> PoolTimeout:
     """Return the error of a call that has no thread because the system starts none."""
     error = PoolTimeout(
-        f"no thread could be started ({reason}), and there is none for it: {threads} of "
-        f"{max_threads} workers exist. The limit of this user or container on threads and "
+        f"no thread could be started ({reason}), and there is none for it: {pool.threads} of "
+        f"{pool.max_threads} workers exist. The limit of this user or container on threads and "
         "processes is reached: raise it (ulimit -u, the pids of the container), or lower "
         "ASGI_THREADS or settings.ORMBRIDGE['MAX_THREADS'] [no-thread]"
     )

@@ -51,8 +51,8 @@ class Leaseholder:
         :param may_wait: see :meth:`.Mailbox.post`.
         """
 
-    def refuse(self, error: BridgeError) -> bool:
-        """Fail the lease with *error*. Returns False if it was claimed before. Any thread."""
+    def refuse(self, error: BridgeError) -> None:
+        """Fail the lease with *error*, unless it was claimed before. Any thread."""
         raise NotImplementedError
 
     def dismiss(self, error: BridgeError) -> None:

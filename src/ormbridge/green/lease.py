@@ -49,4 +49,5 @@ class GreenLease(Lease):
         try:
             return bool(apart(super()._run, call))
         except PoolTimeout as error:  # the system starts no thread
-            return not call.refuse(error, claimed=True)
+            call.refuse(error, claimed=True)
+            return False

@@ -42,8 +42,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         try:
             worker.start()
         except Exception as error:
-            pool = worker.pool.stats()
-            raise no_thread(error, pool.threads, pool.max_threads) from error
+            raise no_thread(error, worker.pool.stats()) from error
     worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     with suppress(LoopClosedError):

@@ -180,12 +180,10 @@ class Lease(Leaseholder):
 
     # What the pool and its worker need
 
-    def refuse(self, error: BridgeError) -> bool:
-        """Fail the lease and all its calls with *error*. False if it was claimed before."""
-        if not self.claim():
-            return False
-        self._refuse(self._close_line(), error)
-        return True
+    def refuse(self, error: BridgeError) -> None:
+        """Fail the lease and all its calls with *error*, unless it was claimed before."""
+        if self.claim():
+            self._refuse(self._close_line(), error)
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
