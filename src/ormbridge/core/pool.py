@@ -177,9 +177,8 @@ class Pool:
         """Take *worker* back from its lease. Returns the next lease, or None: wait."""
         with self._lock:
             self._hands.moved = now = time.monotonic()
-            if worker.lease is not None:
-                self._calls += worker.lease.calls
-                self._run_seconds += now - worker.since
+            self._calls += worker.lease.calls  # type: ignore[union-attr] # it has one
+            self._run_seconds += now - worker.since
             self.kept.discard(worker)
             hand = self._running() <= self._hands.count
             if self._waiting and (hand or next(iter(self._waiting)).loop is not None):
