@@ -89,7 +89,7 @@ class Call(Leaseholder):
         #: again; see :mod:`.generators`.
         self.iteration: Any = None
         #: As :attr:`watched`: those that have waited for PostgreSQL for too long.
-        self.glances: dict[Any, float] | None = None
+        self.glances: dict[Any, float] = {}
         # From here to its end
         #: What the function awaits through async_to_sync. None says to the canceller that the call
         #: is never stopped: who cancels that all the same keeps the list.
@@ -102,8 +102,8 @@ class Call(Leaseholder):
         self.ended = False
         #: Where it waits, and has to be forgotten if it is given up.
         self.line: Line | None = None
-        #: The calls whose time is measured, where this is one of them.
-        self.watched: dict[Any, float] | None = None
+        #: The calls whose time is measured, if this is one of them; else nothing.
+        self.watched: dict[Any, float] = {}
         #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
@@ -163,8 +163,7 @@ class Call(Leaseholder):
         self.ended = True
         if self.line is not None:
             self.line.forget(self)
-        if self.watched is not None:
-            self.watched.pop(self, None)
+        self.watched.pop(self, None)
         return True
 
     def watch(self, seconds: float, expire: Expire | None = None) -> None:
@@ -176,10 +175,8 @@ class Call(Leaseholder):
 
     def deliver(self) -> None:
         """Step 6: hand the outcome to the caller."""
-        if self.watched is not None:
-            self.watched.pop(self, None)
-        if self.glances is not None:
-            self.glances.pop(self, None)
+        self.watched.pop(self, None)
+        self.glances.pop(self, None)
         # The traceback of an error holds run(), and so this call: keep no reference back.
         future, self.future = self.future, None
         error, self._error = self._error, None
