@@ -205,10 +205,9 @@ class ThreadConnections:
         # that a generator in the middle of a COPY keeps.
         rollback = getattr(raw, "rollback", None) if connection.vendor != "postgresql" else None
         # Each step may fail on a broken connection; the next one still has to be tried.
-        for step in (rollback, getattr(raw, "close", None), connection.close):
+        for step in filter(None, (rollback, getattr(raw, "close", None), connection.close)):
             with suppress(Exception), hooks.closing(raw):
-                if step is not None:
-                    step()
+                step()
         connection.connection = None
         self.stopped.pop(connection, None)
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
