@@ -36,7 +36,7 @@ from .errors import PoolTimeout, logger
 from .mailbox import Expire, Mailbox
 from .pool import Pool
 from .stats import PoolStats
-from .worker import Leaseholder, Worker, current
+from .worker import Leaseholder, current
 
 #: What a thread runs.
 Job = Callable[[], Any]
@@ -134,8 +134,7 @@ class Call(Leaseholder):
         """
         # Who has a worker never waits for a second one. A fork, or new settings, may have left it
         # a worker of another pool.
-        own: Worker | None = here.worker
-        is_second = own is not None and own.pool is pool
+        is_second = here.worker is not None and here.worker.pool is pool
         patient = patient and not is_second
         if pool.take(lease or self, patient):
             return False
