@@ -71,9 +71,7 @@ class Mailbox:
 
     def _deliver(self) -> None:
         self._waking = False
-        left = BATCH
-        while self._items and left:
-            left -= 1
+        for _ in range(min(len(self._items), BATCH)):
             item = self._items.popleft()
             try:
                 item()
