@@ -28,7 +28,6 @@ from dataclasses import replace
 from itertools import count
 
 from . import hooks
-from .connections import follow_receivers
 from .errors import PoolClosed, PoolTimeout
 from .hands import FEW, Hands
 from .settings import Settings, import_reset
@@ -60,7 +59,6 @@ class Pool:
         self._numbers = count(1)
         self._calls = self._queued = self._timeouts = self._discarded = 0
         self._wait_seconds = self._run_seconds = 0.0
-        follow_receivers()
 
     def take(self, lease: Leaseholder, wait: bool = True) -> bool:
         """Give *lease* a worker, if nobody waits and one more may run, or put it in line.

@@ -19,7 +19,7 @@ from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from . import hooks
-from .connections import ThreadConnections
+from .connections import ThreadConnections, follow_receivers
 from .pool import Pool
 from .settings import load_settings
 from .stats import PoolStats
@@ -52,6 +52,7 @@ def default_pool() -> Pool:
             if _pool is None:
                 settings = load_settings()
                 hooks.load(settings)
+                follow_receivers()
                 _pool = Pool(settings)
                 _pools.add(_pool)
     return _pool
