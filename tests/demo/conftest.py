@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -73,9 +74,8 @@ def start_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
             demo.process.kill()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Start the browser that the machine has."""
+def chromium() -> dict[str, Any]:
+    """Return the options that start the browser that the machine has."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -84,9 +84,15 @@ def browser() -> Iterator[Browser]:
             "install one: apt-get install chromium",
             pytrace=False,
         )
-    # Only the demo's own page is opened, so the sandbox, which root does not get, is not missed.
+    # Only pages of the tests are opened, so the sandbox, which root does not get, is not missed.
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    return {"executable_path": found, "args": quiet}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start that browser."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=quiet)
+        browser = playwright.chromium.launch(**chromium())
         yield browser
         browser.close()
