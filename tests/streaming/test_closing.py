@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import threading
+import weakref
 
 import pytest
 
@@ -244,6 +245,16 @@ async def test_closed_while_the_first_rows_wait_for_a_worker(watch, gate, pool_s
     gate.open.set()
     await running
     assert watch.opened == []
+
+
+async def test_stream_that_is_dropped_is_freed(watch):
+    """What is dropped, and not closed, is closed, and its cursor and its lease are freed."""
+    iterator = aiter(stream(watch.rows(), 2))
+    await anext(iterator)
+    source = weakref.ref(iterator._source)
+    del iterator
+    await no_worker_is_leased()
+    await until(lambda: gc.collect() >= 0 and source() is None)
 
 
 async def test_collected_on_another_thread(watch, pool_settings):

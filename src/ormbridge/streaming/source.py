@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import threading
 import weakref
 from contextlib import suppress
@@ -76,7 +75,8 @@ class Source:
         self.thread: threading.Thread | None = None
         #: Set once the cursor is closed.
         self.closed = asyncio.Event()
-        # These two are set when the first chunk is asked for.
+        # These are set when the first chunk is asked for.
+        self._anchor: weakref.ref[Anchor]
         self._mailbox: Mailbox
         self._route: routes.Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
@@ -92,10 +92,11 @@ class Source:
         :param owner: when this is collected, nobody needs the rows any more.
         :returns: the future of the call, which has the error if there is no thread to be had.
         """
-        loop, anchor = asyncio.get_running_loop(), weakref.ref(owner, self._drop)
-        child = functools.partial(self.next_chunk, anchor)
-        variables = contextvars.copy_context()
-        call = _bridge.make_call(self.name, mailbox_of(loop), variables, child, self._alias)
+        loop, variables = asyncio.get_running_loop(), contextvars.copy_context()
+        self._anchor = weakref.ref(owner, self._drop)
+        call = _bridge.make_call(
+            self.name, mailbox_of(loop), variables, self.next_chunk, self._alias
+        )
         call.iteration = Iteration(loop, self._chunks, owner, self.close)
         self.call = call
         future: Any = call.future
@@ -164,7 +165,7 @@ class Source:
 
     # On the thread of the cursor
 
-    def next_chunk(self, anchor: weakref.ref[Anchor]) -> Chunk:
+    def next_chunk(self) -> Chunk:
         """Return the next chunk.
 
         :raises LeaseClosed: if the cursor was closed before.
@@ -173,7 +174,7 @@ class Source:
         if self.thread not in (None, thread):
             raise LeaseClosed(self._lost())
         self.thread = thread
-        if anchor() is None:
+        if self._anchor() is None:
             self.close()
         try:
             return next(self._chunks), False
