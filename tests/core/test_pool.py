@@ -168,6 +168,19 @@ def test_worker_whose_leases_ran_elsewhere_is_not_idle():
     assert list(pool._idle) == []
 
 
+def test_worker_that_is_given_back_as_its_pool_closes():
+    """At exit a lease is told once, though its worker may be done with it at any moment."""
+    pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
+    lease = mock.Mock(calls=1, loop=None)
+    worker = mock.Mock(lease=lease)
+    pool.workers.add(worker)
+    # Who looks a second time, without the lock, finds nothing.
+    pool._lock = mock.MagicMock()
+    pool._lock.__exit__.side_effect = lambda *error: setattr(worker, "lease", None)
+    assert pool.close(refuse=True) == [worker]
+    lease.dismiss.assert_called_once()
+
+
 def test_retiring_worker_serves_who_came_meanwhile():
     """A worker that is about to leave stays for a call that came while it closed connections."""
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))

@@ -3,9 +3,9 @@
 Guarantees:
 
 * there are never more workers than the bound, and none is started while one is free;
-* a free worker goes to the lease that has waited longest, but for one that may not wait; of several
-  free workers the one used last is taken, so that few connections stay warm and the others can
-  retire after ``MAX_IDLE``;
+* a worker that may run goes to the lease that has waited longest, but for one that may not wait,
+  or runs elsewhere; of several free workers the one used last is taken, so that few connections
+  stay warm and the others can retire after ``MAX_IDLE``;
 * while leases wait, no more workers run than :mod:`.hands` says;
 * where the system refuses to start a thread, leases wait for the other workers; where there is no
   other, all in line are refused at once, each with an error of its own, and the next one tries
@@ -267,11 +267,12 @@ class Pool:
                 waiting, self._waiting = list(self._waiting), OrderedDict()
             idle, self._idle = self._idle, {}
             workers = list(self.workers)
+            running = [each.lease for each in workers if refuse and each.lease]
         exiting = "the interpreter exits; the call waited for a worker and did not run [exiting]"
         for lease in waiting:
             lease.refuse(PoolClosed(exiting))
         for worker in idle:
             worker.wake.release()
-        for running in [each.lease for each in workers if refuse and each.lease]:
-            running.dismiss(PoolClosed(exiting))
+        for lease in running:
+            lease.dismiss(PoolClosed(exiting))
         return workers
