@@ -85,7 +85,10 @@ def has_ended(frame: CurrentThreadExecutor) -> bool:
 
 
 def is_inside(frame: CurrentThreadExecutor, other: CurrentThreadExecutor | None) -> bool:
-    """Say whether *frame* was entered inside *other*, live or not, and is not that one."""
+    """Say whether *frame* is neither *other*, live or not, nor around it.
+
+    One that the running code is below was then entered inside *other*.
+    """
     while other is not None and other is not frame:
         other = other._old_executor
     return other is None

@@ -108,7 +108,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         variables = contextvars.copy_context() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
-        # Of the class: asgiref has put what a wrapped class has among our own attributes.
+        # Of the class: update_wrapper() has put the attributes of a wrapped class among our own.
         call = type(self).make_call(self, self.func, mailbox, variables, child, self._green)
         future, awaited = call.future, call.awaits
         try:
@@ -125,7 +125,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
     def make_call(
         self: Any, name: Any, mailbox: Mailbox, variables: Context, child: Job, green: Any = None
     ) -> Call:
-        """Return a call that runs *child* as asgiref would. Called where an exception is handled.
+        """Return a call that runs *child* as asgiref would, in what is handled here: an exception.
 
         :param name: see :class:`.Call`.
         :param variables: the context to run it in.

@@ -151,9 +151,9 @@ class ThreadConnections:
         if self._end_transaction(connection, who):
             return
         connection.queries_log.clear()
-        wrappers, debug = getattr(connection, "ormbridge_lasting", ((), False))
-        wrappers = [each for each in wrappers if each in connection.execute_wrappers]
-        connection.execute_wrappers[:] = wrappers
+        lasting, debug = getattr(connection, "ormbridge_lasting", ((), False))
+        lasting = [each for each in lasting if each in connection.execute_wrappers]
+        connection.execute_wrappers[:] = lasting
         connection.force_debug_cursor = debug and connection.force_debug_cursor
         _set_lasting(connection)
         hooks.attend(connection, self)
@@ -194,7 +194,7 @@ class ThreadConnections:
         with self.finishing, hooks.closing(connection.connection):
             wrapper.close(connection)
             if self.stopped.get(connection):
-                # Or Django connects anew as the block ends, and the server may not answer.
+                # It broke: else Django connects anew as the block ends, maybe without an answer.
                 connection.closed_in_transaction = True
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
@@ -244,7 +244,7 @@ def _refuse_to_connect(alias: str) -> None:
 
 
 class _Here(threading.local):
-    #: The worker whose lease runs on the calling thread; None if there is none.
+    #: The worker whose thread this is, or that a wing acts for here; None if there is none.
     worker: Any = None
 
 

@@ -6,8 +6,8 @@ along: one waking a delivery, seldom one more. Waking a loop is a system call an
 threads, so this is where the speed is. As long as enough calls wait to keep the workers busy,
 outcomes wait for the next look at the pool: what their callers do next could not start sooner.
 
-It also knows which calls of its loop wait, and until when. That is one timer a loop, not one a
-call: whoever began to wait first is the first whose time is up.
+It also knows which calls of its loop wait, and until when. That is one timer for all that wait for
+one thing as long, not one a call: whoever began to wait first is the first whose time is up.
 
 Guarantees:
 

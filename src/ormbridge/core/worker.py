@@ -46,7 +46,7 @@ class Leaseholder:
         raise NotImplementedError
 
     def finish(self, may_wait: bool) -> None:
-        """Hand the outcome over. Runs on the worker, after it was given back.
+        """Hand the outcome over. After the worker that ran the lease was given back.
 
         :param may_wait: see :meth:`.Mailbox.post`.
         """
@@ -106,7 +106,8 @@ class Worker(threading.Thread):
         """Wait for the next lease. Returns None once the worker has left the pool."""
         max_idle = self.pool.settings.max_idle
         # If the time is up while a lease is on its way here, its wake-up follows.
-        # What ran elsewhere meanwhile, on a loop's thread, did not wake it.
+        # What ran elsewhere meanwhile, on a loop's thread, did not wake it, but was there since: so
+        # the worker goes if nothing was for half of the time.
         while not self._is_woken(max_idle):
             if time.monotonic() - self.since > max_idle / 2 and self.pool.retire(self):
                 break
