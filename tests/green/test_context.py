@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import sys
 import threading
 
 import pytest
@@ -156,6 +157,25 @@ async def test_function_knows_what_is_handled(green_or_not):
     assert (contexts, caught.value) == ([outside], outside)
     with pytest.raises(RuntimeError, match="No active exception"):
         await call()
+
+
+@pytest.mark.parametrize("green_or_not", [True, False])
+async def test_what_is_awaited_knows_what_is_handled(green_or_not):
+    """So is what a function handles in what it awaits through async_to_sync."""
+    caught = []
+
+    async def inner():
+        caught.append(sys.exc_info()[1])
+
+    def function():
+        try:
+            raise KeyError
+        except KeyError as error:
+            async_to_sync(inner)()
+            return error
+
+    error = await database_sync_to_async(function, green=green_or_not)()
+    assert caught == [error]
 
 
 @pytest.mark.parametrize("green_or_not", [True, False])

@@ -87,7 +87,7 @@ async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "slow", 0.05)
     async with in_context(holds=True):
         assert await plain_call(count) == 0
-    assert f"test, in {__name__}.count holds up the event loop" in caplog.text
+    assert f"{__name__}.count holds up the event loop" in caplog.text
 
 
 async def test_no_thread_for_the_next_lease(green, refuse):

@@ -167,7 +167,10 @@ async def test_subclass_with_a_thread_handler(green, setting):
     assert await Plain(use_database, green=True)() == own
     assert await Handling(use_database, green=True)() != own
     await Handling(User.objects.count)()
-    assert len(handled) == 2
+    async with in_context(holds=True):
+        assert await Plain(use_database, green=True)() == own
+        assert await Handling(use_database, green=True)() != own
+    assert len(handled) == 3
     assert own not in handled
 
 
@@ -229,6 +232,22 @@ async def test_on_commit_runs_on_a_thread(robust):
         )
     assert len(ran_on) == 1
     assert ran_on != [threading.get_ident()]
+
+
+async def test_on_commit_of_a_green_function():
+    """So does what a green function gives to it, in a block of its own."""
+    ran_on = []
+
+    def function():
+        with transaction.atomic():
+            Group.objects.create(name="one")
+            transaction.on_commit(lambda: ran_on.append(threading.get_ident()))
+        return list(ran_on), threading.get_ident()
+
+    own = threading.get_ident()
+    assert await database_sync_to_async(function, green=True)() == (ran_on, own)
+    assert len(ran_on) == 1
+    assert ran_on != [own]
 
 
 async def test_async_to_sync_in_a_green_function():

@@ -45,6 +45,6 @@ def answer_all(held):
 
 def use_up_the_slice():
     """Be at work for so long that no other greenlet goes on in this turn of the loop."""
-    end = time.monotonic() + 2 * importlib.import_module("ormbridge.green.answers").SLICE
+    end = time.monotonic() + 2 * importlib.import_module("ormbridge.green.loops").SLICE
     while time.monotonic() < end:
         pass

@@ -81,8 +81,6 @@ class Call(Leaseholder):
         #: Whether it must not join a transaction on the thread where it runs.
         self.stays_out = False
         # For the wings
-        #: The function to run on its :attr:`loop`'s thread.
-        self.lean: Job | None = None
         #: Whether its route is a block that it closes: it waits for the turn as long as it has to.
         self.closes = False
         #: The generator that the function was given, if that, suspended, needs its connection
@@ -90,9 +88,9 @@ class Call(Leaseholder):
         self.iteration: Any = None
         #: As :attr:`watched`: those that have waited for PostgreSQL for too long.
         self.glances: dict[Any, float] = {}
-        # From here to its end
+        # As it waits, runs and ends
         #: What the function awaits through async_to_sync. None says to the canceller that the call
-        #: is never stopped: who cancels that all the same keeps the list.
+        #: is never stopped; :func:`.go_on`, which cancels that all the same, has the list before.
         self.awaits: list[asyncio.Task[Any]] | None = None
         #: The worker's, once it runs there.
         self.connections: ThreadConnections | None = None
@@ -104,7 +102,8 @@ class Call(Leaseholder):
         self.line: Line | None = None
         #: The calls whose time is measured, if this is one of them; else nothing.
         self.watched: dict[Any, float] = {}
-        #: What the caller awaits; None once the outcome is there. Used on the loop's thread only.
+        #: What the caller awaits; None once the outcome is there, or if the loop is closed. Else it
+        #: is used on the loop's thread only.
         self.future: asyncio.Future[Any] | None = mailbox.loop.create_future()
 
     def __str__(self) -> str:
@@ -228,7 +227,7 @@ class Call(Leaseholder):
             )
 
     def finish(self, may_wait: bool = False) -> None:
-        """Send the outcome to the caller's loop; see :meth:`.Mailbox.post`."""
+        """Send the outcome to the caller's loop; see :meth:`.Mailbox.post`. Any thread."""
         self.ended = True
         if self.connections is not None and self.connections.opened:
             self.connections.catch_up()
@@ -238,7 +237,10 @@ class Call(Leaseholder):
             self.mailbox.post(self.deliver, may_wait)
 
     def refuse(self, error: BaseException, claimed: bool = False) -> None:
-        """Fail the call with *error*, unless others than the caller *claimed* it."""
+        """Fail the call with *error*, unless somebody else claimed it. Any thread.
+
+        :param claimed: whether who calls this has.
+        """
         if claimed or self.cancel():
             self._error = error
             self.finish()

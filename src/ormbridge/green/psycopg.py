@@ -1,7 +1,7 @@
 """Wait for PostgreSQL in a greenlet: what psycopg's ``Connection.wait`` does on threads.
 
 psycopg 3 does all of its waiting there. It is given a generator that says for what, in the words of
-``selectors``: for the socket to be readable, writable, or both. See :mod:`.answers`.
+``selectors``: for the socket to be readable, writable, or both. See :mod:`.loops`.
 
 Each connection has a lock, which its greenlet keeps while it waits. Others on that thread may ask
 for it all the same: where they free an iteration that was left open, its cursor is closed.
@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from .loops import answers_of
 from .runner import Runner, green
 from .worker import apart
 
@@ -64,7 +65,7 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
             if state & EVENT_WRITE:
                 ready = _ready(self, 0) or apart(_ready, self, None)
             else:
-                ready = runner.greenlets.answers.wait(runner, self)
+                ready = answers_of(runner.loop).wait(runner, self)
             state = gen.send(ready)
     except StopIteration as end:
         return end.value

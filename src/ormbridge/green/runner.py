@@ -18,31 +18,28 @@ Guarantees:
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop, sleep
-from collections.abc import AsyncGenerator
+from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from ..core.call import Call
-from ..core.connections import ThreadConnections, here
+from ..core.connections import here
 from ..core.errors import BridgeError
 from ..core.process import after_fork
 from ..core.worker import Leaseholder, Worker
-from .answers import Answers
+from .loops import rescue, running
 
 
 class LoopClosedError(BridgeError):
     """The event loop was closed while a greenlet on it waited."""
 
 
-class _ThreadEnd:
-    """Is dropped by a thread as it ends, on that thread."""
+class _Idle(list[Any]):
+    """Greenlets of a thread that have nothing to do: they cannot go to another. It ends there."""
 
     def __del__(self) -> None:
         rescue()
@@ -53,12 +50,9 @@ class _Green(threading.local):
 
     #: The greenlet that is to have it: others may be freed before it does, and after.
     given: Runner | None = None
-    #: What ends those that still wait when the thread does.
-    end: _ThreadEnd | None = None
 
     def __init__(self) -> None:
-        #: Greenlets that have nothing to do. They cannot go to another thread.
-        self.idle: list[Any] = []
+        self.idle = _Idle()
 
     @property
     def runner(self) -> Runner | None:
@@ -76,15 +70,15 @@ class Runner:
 
     #: What it runs: a lease of its worker, on its loop.
     lease: Leaseholder | None = None
+    #: Since when it has the thread, on the clock of time.monotonic(); 0.0 while it waits.
+    since = 0.0
+    #: Whether it waits, in async_to_sync, for what only its loop can do.
+    awaits = False
+    _ended = False
 
-    def __init__(self, greenlets: Greenlets, worker: Any) -> None:
-        """Make one on the thread of the loop, which begins with what :meth:`resume` is given."""
-        self.greenlets, self.loop, self.worker = greenlets, greenlets.loop, worker
-        self.thread, self._ended = threading.get_ident(), False
-        #: Whether it waits, in async_to_sync, for what only its loop can do.
-        self.awaits = False
-        #: How often it was switched to, or back: an odd number while it has the thread.
-        self.turns = 0
+    def __init__(self, worker: Any, loop: AbstractEventLoop) -> None:
+        """Make one on the thread of *loop*, which begins with what :meth:`resume` is given."""
+        self.worker, self.loop, self.thread = worker, loop, threading.get_ident()
         # One that has ended, by an interrupt, is false.
         self._greenlet: Any = (green.idle and green.idle.pop()) or greenlet(_serve)
         self._greenlet.parent = getcurrent()
@@ -103,11 +97,11 @@ class Runner:
         outside, worker, loop = green.given, here.worker, _get_running_loop()
         try:
             green.given, self.hub, here.worker = self, getcurrent(), self.worker
-            self.turns += 1
+            self.since = time.monotonic()
             _set_running_loop(None)
             self._greenlet.switch(*value)
         finally:
-            self.turns += 1
+            self.since = 0.0
             _set_running_loop(loop)
             green.given, here.worker = outside, worker
 
@@ -121,14 +115,11 @@ class Runner:
     def run(self, lease: Any) -> None:
         """Run *lease*, and those that its worker has next."""
         try:
-            self.greenlets.running.add(self)
+            running.add(self)
             while lease is not None and lease.loop is self.loop:
-                self.lease = lease
-                if isinstance(lease, Call):
-                    lease.function = lease.lean
-                turn = self.turns
+                self.lease, since = lease, self.since
                 lease = self.worker.serve(lease)
-                if lease is not None and turn == self.turns:  # it never waited: the loop must
+                if lease is not None and since == self.since:  # it never waited: the loop must
                     self.wake()
                     self.suspend()
         except BaseException as error:  # its loop was closed while it rested, or a signal came
@@ -140,7 +131,7 @@ class Runner:
         finally:
             if lease is not None:
                 self.worker.pool.wake(self.worker, lease)
-            self.greenlets.running.discard(self)
+            running.discard(self)
             green.idle.append(getcurrent())
             self._greenlet = None
 
@@ -189,86 +180,6 @@ def _serve() -> None:
         runner = lease = None  # nothing of the last one is left
 
 
-class Greenlets:
-    """Those of one event loop."""
-
-    def __init__(self, loop: AbstractEventLoop) -> None:
-        # The thread is that of the loop, unless it is moved.
-        self.loop, self.thread = loop, threading.get_ident()
-        green.end = green.end or _ThreadEnd()
-        #: Those that run.
-        self.running: set[Runner] = set()
-        watches = type(loop).add_reader is not AbstractEventLoop.add_reader
-        #: The answers that they wait for. False if it can watch no socket: Windows' proactor.
-        self.answers: Any = watches and Answers(loop)
-        #: What has them end with the loop: its shutdown_asyncgens() does.
-        self.ends = self._end()
-        with suppress(StopIteration):  # it has begun
-            self.ends.__anext__().send(None)
-
-    def may_run(self) -> bool:
-        """Say whether the running code may begin one, on top of its stack; where that ends, raise.
-
-        :raises RecursionError: before a worker is had that could not be given back.
-        """
-        limit, deep = sys.getrecursionlimit(), False
-        with suppress(ValueError):  # there are not so many frames
-            sys._getframe(limit // 4)  # noqa: SLF001 # it is documented
-            deep = True
-            sys._getframe(limit - 100)  # noqa: SLF001
-            raise RecursionError("a call of the bridge is made too deep in the stack")
-        return bool(self.answers) and not deep
-
-    async def _end(self) -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:  # the loop shuts down: wait for what runs, and for nothing else
-            deadline = time.monotonic() + ThreadConnections.BOUND + 1
-            while self.running:
-                for runner in list(self.running):
-                    if getattr(runner.lease, "resting", False) or time.monotonic() > deadline:
-                        runner.end()
-                await sleep(0.001)
-
-
-# They know their loops, and are forgotten once these are closed, or their thread ends: by rescue().
-_greenlets: dict[AbstractEventLoop, Greenlets] = {}
-
-
-def greenlets_of(loop: AbstractEventLoop) -> Greenlets:
-    """Return those of *loop*. On its thread, while it runs."""
-    if loop not in _greenlets:
-        rescue(only_closed=True)
-        _greenlets[loop] = Greenlets(loop)
-    return _greenlets[loop]
-
-
-def at_work() -> list[tuple[Runner, int]]:
-    """Return those that have a thread now, each with its turns. Any thread."""
-    # Copies, each made in one step.
-    runners = [each for own in list(_greenlets.values()) for each in list(own.running)]
-    return [(each, turns) for each in runners if (turns := each.turns) % 2]
-
-
-def rescue(only_closed: bool = False) -> None:
-    """End what waits on the calling thread in loops that do not run.
-
-    :param only_closed: spare those that are not closed: they may run again.
-    """
-    own = threading.get_ident()
-    for loop, greenlets in list(_greenlets.items()):
-        if not loop.is_running() and (loop.is_closed() or not only_closed):
-            for runner in [r for r in list(greenlets.running) if r.thread == own and not r.awaits]:
-                runner.end()
-            if (loop.is_closed() or greenlets.thread == own) and not greenlets.running:
-                _greenlets.pop(loop, None)
-                # It may go on, with others.
-                if (epoll := getattr(greenlets.answers, "epoll", None)) and not loop.is_closed():
-                    loop.remove_reader(epoll.fileno())
-                with suppress(StopIteration, RuntimeError):  # or its end would be the loop's to do
-                    greenlets.ends.aclose().send(None)
-
-
 def begin(worker: Worker, lease: Leaseholder) -> bool:
     """Run *lease* on its loop's thread, for *worker*. False if it has no loop that runs."""
     loop = lease.loop
@@ -283,6 +194,6 @@ def begin(worker: Worker, lease: Leaseholder) -> bool:
 
 
 def _begin(worker: Worker, lease: Leaseholder, loop: AbstractEventLoop) -> bool:
-    runner = Runner(greenlets_of(loop), worker)
+    runner = Runner(worker, loop)
     runner.resume(runner, lease)
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
@@ -14,16 +14,17 @@ from django.db.models import Model
 
 from ..asgi.context import LeaseContext
 from ..core import hooks
+from ..core.asgiref import own_handler
 from ..core.call import Call
 from ..core.pool import Pool
 from ..core.settings import Settings
 from ..leases.lease import Lease
 from ..postgres.canceller import may_be_stopped, on_postgresql
 from . import psycopg as psycopg
-from .lease import GreenLease
-from .runner import Runner, begin, green, greenlets_of, rescue
+from .loops import may_begin, rescue
+from .runner import begin, green
 from .watchdog import watchdog
-from .worker import GreenWorker, apart
+from .worker import GreenLease, GreenWorker, apart
 
 _await_on_thread = AsyncToSync.__call__
 # The databases that are PostgreSQL, and whether there are others.
@@ -48,21 +49,27 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param error: the exception that is being handled, or None.
     """
     loop = call.mailbox.loop
-    may_run = greenlets_of(loop).may_run()
+    may_run = may_begin(loop)
     if watchdog.sleeps:
         watchdog.wake()
     said = said in _ours if isinstance(said, str) else said
     if may_run and (_is_green(call.name, child) if said is None else said):
-        call.loop, call.lean = loop, partial(variables.run, child)
-        if error is not None:
-            call.lean = partial(_run_handling, error, call.lean)
+        call.loop, call.function = loop, partial(_run, call.function, error, variables, child)
 
 
-def _run_handling(error: BaseException, run: Callable[[], Any]) -> Any:
+def _run(job: Any, error: Any, variables: Context, child: Callable[[], Any]) -> Any:
+    """Do *job*, which is asgiref's way to run *child*. In a greenlet, that alone will do.
+
+    :param error: see :func:`_mark`.
+    """
+    if green.runner is None:
+        return job()
+    if error is None:
+        return variables.run(child)
     try:
         raise error
     except BaseException:  # the function is to know of it
-        return run()
+        return variables.run(child)
 
 
 def _is_green(func: Any, child: Any) -> bool:
@@ -91,19 +98,13 @@ def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
     runner, run = green.runner, partial(_await_on_thread, self, *args, **kwargs)
     if runner is None:
         return run()
+    awaits = getattr(runner.worker.connections.running, "awaits", None)
     runner.awaits = True
     try:
-        return apart(_await_apart, runner, run)
+        # It tells asgiref which loop waits for that thread, and where to put what it awaits.
+        return apart(own_handler, SyncToAsync, runner.loop, sys.exc_info(), awaits, run)
     finally:
         runner.awaits = False
-
-
-def _await_apart(runner: Runner, run: Callable[[], Any]) -> Any:
-    # As asgiref says to a thread which loop waits for it, and where to put the task that it awaits.
-    local: Any = SyncToAsync.threadlocal
-    local.main_event_loop, local.main_event_loop_pid = runner.loop, os.getpid()
-    local.task_context = getattr(runner.worker.connections.running, "awaits", None)
-    return run()
 
 
 Pool.worker_type = GreenWorker

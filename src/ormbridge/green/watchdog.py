@@ -13,11 +13,12 @@ import traceback
 from contextvars import Context
 from functools import partial
 from types import CodeType
+from typing import Any
 
 from ..core import call
 from ..core.errors import logger
 from ..core.process import after_fork
-from .runner import Runner, at_work
+from .loops import running
 
 # Looks in each GREEN_SLOW seconds, and those without a greenlet at work after which it sleeps.
 _LOOKS, _IDLE = 4, 40
@@ -44,19 +45,18 @@ class Watchdog:
             self.sleeps = True
 
     def _look(self) -> None:
-        seen: dict[tuple[Runner, int], float] = {}  # their turns, and since when
         idle = 0
         while idle < _IDLE:
             time.sleep(self.slow / _LOOKS)
-            now, turns = time.monotonic(), at_work()
-            idle = 0 if turns else idle + 1
-            seen = {turn: seen.get(turn, now) for turn in turns}
-            for (runner, _), since in seen.items():
+            now = time.monotonic()
+            at_work = [(each, since) for each in list(running) if (since := each.since)]
+            idle = 0 if at_work else idle + 1
+            for runner, since in at_work:
                 if now - since >= self.slow:
                     self._tell(runner, now - since)
         self.sleeps = True
 
-    def _tell(self, runner: Runner, seconds: float) -> None:
+    def _tell(self, runner: Any, seconds: float) -> None:
         frame = sys._current_frames().get(runner.thread)  # noqa: SLF001 # it is documented
         if frame is None or frame.f_code in self._told:
             return

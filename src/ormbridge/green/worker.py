@@ -1,4 +1,4 @@
-"""A worker whose lease may run elsewhere than on its thread (step 4 of a call).
+"""A worker whose lease may run elsewhere than on its thread, and that lease (steps 2 and 4).
 
 The thread does then what may block. See :mod:`.runner`.
 """
@@ -6,7 +6,7 @@ The thread does then what may block. See :mod:`.runner`.
 from __future__ import annotations
 
 import contextvars
-from asyncio import CancelledError, _get_running_loop
+from asyncio import CancelledError, _get_running_loop, get_running_loop
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,6 +22,8 @@ from ..core.connections import ThreadConnections, here
 from ..core.settings import Reset
 from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
+from ..leases.lease import Lease
+from .loops import may_begin
 from .runner import LoopClosedError, Runner, green
 
 
@@ -75,9 +77,8 @@ class GreenConnections(ThreadConnections):
         """Leave every connection as the next lease may have it, or close it."""
         # Without a thread nothing was connected, and RESET does not wait.
         if reset is not None and here.worker.ident is not None:
-            apart(super().lease_ends, reset, failed)
-        else:
-            super().lease_ends(reset, failed)
+            reset = partial(apart, reset)
+        super().lease_ends(reset, failed)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended."""
@@ -127,6 +128,37 @@ class GreenWorker(Worker):
         return False
 
 
+class GreenLease(Lease):
+    """A lease whose calls run in one greenlet; what may block in them, on its worker's thread.
+
+    Where its loop does not run when it begins, it is a lease like any other.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        loop = get_running_loop()
+        self.loop = loop if may_begin(loop) else None
+        self._runner: Runner | None = None
+
+    def _has_worker(self) -> bool:
+        return super()._has_worker() if self._runner is None else not self._runner.is_over()
+
+    def _rouse(self) -> bool:
+        # A call from another loop waits for this one, which may be kept waiting for its outcome.
+        return super()._rouse() and self.loop in (None, _get_running_loop())
+
+    def run(self, connections: ThreadConnections) -> bool:
+        """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
+        self._runner = green.runner
+        self._wake = self._runner or self._wake  # type: ignore[assignment]
+        return super().run(connections)
+
+    def _run(self, call: Any) -> bool:
+        if call.loop is None:  # nothing says that it may run here: a tool may have put it together
+            call.function = partial(apart, call.function)
+        return super()._run(call)
+
+
 class Wrappers:
     """Where Django keeps its wrappers by alias: a worker's go with it, wherever its lease runs.
 
@@ -151,6 +183,7 @@ class Wrappers:
         if place is not self._local:  # it is used on whichever thread acts for the worker
             wrapper.validate_thread_sharing = lambda: None
             wrapper.connect = partial(_connect, wrapper)
+            wrapper.run_and_clear_commit_hooks = partial(_run_commit_hooks, wrapper)
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
@@ -158,6 +191,11 @@ class Wrappers:
 
 def _connect(wrapper: BaseDatabaseWrapper) -> None:
     apart(type(wrapper).connect, wrapper)
+
+
+def _run_commit_hooks(wrapper: BaseDatabaseWrapper) -> None:
+    if wrapper.run_on_commit:  # which is anybody's
+        apart(type(wrapper).run_and_clear_commit_hooks, wrapper)
 
 
 connections._connections = Wrappers(connections._connections)  # type: ignore[attr-defined] # noqa: SLF001
