@@ -145,7 +145,7 @@ class GreenLease(Lease):
 
     def _rouse(self) -> bool:
         # A call from another loop waits for this one, which may be kept waiting for its outcome.
-        return super()._rouse() and self.loop in (None, _get_running_loop())
+        return super()._rouse() and (self.loop is None or _get_running_loop() in (None, self.loop))
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
