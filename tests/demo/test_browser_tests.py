@@ -14,13 +14,7 @@ from playwright.async_api import async_playwright
 from playwright.sync_api import sync_playwright
 
 from tests.demo.conftest import chromium
-
-
-def count():
-    try:
-        return User.objects.count()
-    finally:
-        connection.close()
+from tests.support.ways import count_and_close
 
 
 def beside_playwright():
@@ -29,8 +23,8 @@ def beside_playwright():
             User.objects.count()
         with pytest.raises(SynchronousOnlyOperation):
             call_command("flush", interactive=False, verbosity=0)
-        assert pool.submit(count).result() == 1
-    assert count() == 1
+        assert pool.submit(count_and_close).result() == 1
+    assert count_and_close() == 1
 
 
 def test_query_beside_playwright(transactional_db):

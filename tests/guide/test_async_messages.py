@@ -30,6 +30,7 @@ from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stream
 from tests.core.gate import GUARD
 from tests.settings import CHOICE, DATABASES
 from tests.support.messages import SAYS, is_answered, is_on_the_page, wordings
+from tests.support.ways import count_and_close
 
 ASYNC_CONTEXT = r"^You cannot call this from an async context"
 
@@ -44,13 +45,6 @@ def is_known(error):
 
 async def one():
     return 1
-
-
-def count_and_close():
-    try:
-        return User.objects.count()
-    finally:
-        connection.close()
 
 
 def beside_a_loop():

@@ -58,7 +58,7 @@ async def make(name):
     await User.objects.acreate(username=name)
 
 
-def _count_and_close():
+def count_and_close():
     try:
         return User.objects.count()
     finally:

@@ -17,7 +17,7 @@ from ormbridge import (
 )
 from ormbridge.core import route as routes
 from ormbridge.testing import one_transaction
-from tests.support.ways import WAYS, _count_and_close, iterating, make, names, streaming
+from tests.support.ways import WAYS, count_and_close, iterating, make, names, streaming
 
 # Event loops that synchronous code starts by itself.
 
@@ -168,7 +168,7 @@ def test_loop_of_a_synchronous_test_with_the_mark(run):
 
 def test_threads_of_a_synchronous_test_have_their_connections(db, bob):
     """With ``db`` a thread may open a connection, as without the plugin."""
-    assert asyncio.run(asyncio.to_thread(_count_and_close)) == 0
+    assert asyncio.run(asyncio.to_thread(count_and_close)) == 0
 
 
 async def test_async_test_with_db_is_left_alone(db):

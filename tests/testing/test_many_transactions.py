@@ -13,7 +13,7 @@ from ormbridge import (
 from ormbridge.testing import many_transactions
 from tests.core.support import workers_end
 from tests.settings import CHOICE
-from tests.support.ways import _count_and_close
+from tests.support.ways import count_and_close
 
 # async_transactional_db.
 
@@ -23,7 +23,7 @@ async def test_committed_tests_start_empty(async_transactional_db, run):
     """What a test commits is gone in the next test: both runs of this one find no user."""
     assert await User.objects.acount() == 0
     await database_sync_to_async(User.objects.create)(username="committed")
-    assert await asyncio.to_thread(_count_and_close) == 1
+    assert await asyncio.to_thread(count_and_close) == 1
 
 
 async def test_committed_tests_run_in_parallel(async_transactional_db, gate):

@@ -33,7 +33,7 @@ from ormbridge.testing import capture_on_commit_callbacks, one_transaction
 from tests.core.gate import GUARD
 from tests.settings import CHOICE
 from tests.support.http import connect, disconnect, get, say
-from tests.support.ways import WAYS, _count_and_close, in_a_view, make, names, on_a_loop_of_its_own
+from tests.support.ways import WAYS, count_and_close, in_a_view, make, names, on_a_loop_of_its_own
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -62,7 +62,7 @@ async def test_both_fixtures_share_a_connection_and_commit(async_db, transaction
     assert not await database_sync_to_async(lambda: connection.in_atomic_block)()
     await User.objects.acreate(username="committed")
     # There is no transaction that another connection could miss.
-    assert await asyncio.to_thread(_count_and_close) == 1
+    assert await asyncio.to_thread(count_and_close) == 1
 
 
 async def test_calls_run_one_at_a_time(async_db, gate):
@@ -473,7 +473,7 @@ def test_everything_is_put_back(transactional_db):
     assert not connection.allow_thread_sharing
     own = connections["default"].connection
     assert asyncio.run(database_sync_to_async(lambda: connection.connection)()) is not own
-    assert asyncio.run(asyncio.to_thread(_count_and_close)) == 0
+    assert asyncio.run(asyncio.to_thread(count_and_close)) == 0
 
 
 def test_worker_gets_its_own_connections_back(transactional_db, pool_settings):
