@@ -26,8 +26,13 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BUILD = ROOT / "build"
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-# The releases of Django under test, oldest first, and the first Python that each runs on.
-DJANGO_NEEDS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
+# The releases of Django under test, oldest first, and the first and the last Python that each
+# supports. The newest has no last one yet.
+DJANGO_NEEDS = {
+    "5.2": ((3, 10), (3, 14)),
+    "6.0": ((3, 12), (3, 14)),
+    "6.1": ((3, 12), (4,)),
+}
 # The newest comes first: it is what most people have.
 CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
 # Where Channels has a part: what runs with the oldest, too.
@@ -98,8 +103,8 @@ PYTHONS, MISSING = pythons_found()
 MATRIX = [
     (python, django)
     for python in PYTHONS
-    for django, needed in DJANGO_NEEDS.items()
-    if minor(python) >= needed
+    for django, (first, last) in DJANGO_NEEDS.items()
+    if first <= minor(python) <= last
 ]
 # The Python that runs nox, with the newest Django that runs on it.
 DJANGO_HERE = [django for python, django in MATRIX if python == RUNNING][-1]

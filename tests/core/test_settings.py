@@ -116,7 +116,7 @@ def test_bad_max_threads_is_refused_behind_asgi_threads(monkeypatch, pool_settin
 HUGE = 10**5000
 
 
-@pytest.mark.parametrize("path", [".x", "..a.b", "a\0.b", "\ud800.x", "x." * 10_000, "failing.x"])
+@pytest.mark.parametrize("path", [".x", "..a.b", "a\0.b", "\ud800.x", "x." * 300, "failing.x"])
 def test_reset_whose_import_fails_in_another_way(path, monkeypatch, tmp_path):
     """Whatever error the import of RESET ends in, it is refused with its path and the reason."""
     (tmp_path / "failing.py").write_text("1 / 0")

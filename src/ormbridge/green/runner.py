@@ -18,9 +18,10 @@ Guarantees:
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop
+from asyncio import AbstractEventLoop, _get_running_loop, _set_running_loop, tasks
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -32,6 +33,10 @@ from ..core.errors import BridgeError
 from ..core.process import after_fork
 from ..core.worker import Leaseholder, Worker
 from .loops import rescue, running
+
+# Since Python 3.14 the task that runs is the thread's, no longer the loop's: while there is one,
+# another loop on that thread runs none.
+_swap_task: Any = sys.version_info >= (3, 14) and tasks._swap_current_task  # noqa: SLF001
 
 
 class LoopClosedError(BridgeError):
@@ -95,6 +100,7 @@ class Runner:
         if self._greenlet is None:  # it is done
             return
         outside, worker, loop = green.given, here.worker, _get_running_loop()
+        task = _swap_task and loop and _swap_task(loop, None)
         try:
             green.given, self.hub, here.worker = self, getcurrent(), self.worker
             self.since = time.monotonic()
@@ -103,6 +109,8 @@ class Runner:
         finally:
             self.since = 0.0
             _set_running_loop(loop)
+            if _swap_task and loop is not None:
+                _swap_task(loop, task)
             green.given, here.worker = outside, worker
 
     def end(self) -> None:
