@@ -18,6 +18,7 @@ PACKAGES = {
     "channels": "channels",
     "django_tenants": "django-tenants",
     "fastapi": "fastapi",
+    "mcp": "mcp",
     "ninja": "django-ninja",
     "opentelemetry": "opentelemetry-instrumentation-django[asgi]",
     "opentelemetry.instrumentation.psycopg": "opentelemetry-instrumentation-psycopg",

@@ -22,6 +22,7 @@ _FILES = (
 )
 #: What its source does not tell.
 _ELSEWHERE = {
+    "agents/mcp_server": "mcp_server.py",
     "bots/telegram_bot": "telegram_bot.py",
     "celery/tasks": "tasks.py",
     "commands/greet": "mysite/management/commands/greet.py",
@@ -50,6 +51,7 @@ _NEEDS = (
     (r"instrumentation\.psycopg", "opentelemetry-instrumentation-psycopg"),
     (r"opentelemetry\.sdk", "opentelemetry-sdk"),
     (r"^from telegram", "python-telegram-bot"),
+    (r"^from mcp", "mcp"),
     (r"^def reset_tenant|django_tenants", "django-tenants"),
     (r"channels_redis", "channels-redis, Redis"),
     (r"^from django\.tasks", "Django 6.0"),
