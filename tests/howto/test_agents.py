@@ -1,4 +1,4 @@
-"""The page ``howto/agents``: tools of a real MCP server, and of an agent with a model played here."""
+"""The page ``howto/agents``: tools of a real MCP server, and of an agent with a played model."""
 
 import asyncio
 
