@@ -576,6 +576,29 @@ def test_async_fixture_that_no_plugin_runs(tmp_path):
     assert passed(auto.pytest()) == 1
 
 
+LOOPS = """
+import asyncio
+import pytest
+
+loops = []
+
+@pytest.mark.parametrize("run", [1, 2])
+@pytest.mark.asyncio(loop_scope="session")
+async def test_loop(run):
+    loops.append(asyncio.get_running_loop())
+    assert loops == [loops[0]] * run
+"""
+
+
+def test_event_loop_of_a_test(tmp_path):
+    """pytest-asyncio has no fixture ``event_loop``; tests share a loop by its ``loop_scope``."""
+    project = Project(tmp_path, mode="strict")
+    project.write(test_it="async def test_loop(event_loop):\n    pass")
+    assert "fixture 'event_loop' not found" in project.pytest().stdout
+    project.write(test_it=LOOPS)
+    assert passed(project.pytest()) == 2
+
+
 SET_UP = """
 import pytest
 from django.contrib.auth.models import User
