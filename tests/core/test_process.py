@@ -1,6 +1,7 @@
 """The end of the process, and forks: calls finish, nothing hangs, parents are left alone."""
 
 import os
+import sys
 
 import pytest
 
@@ -207,6 +208,17 @@ def test_forked_child_starts_empty_and_leaves_the_parent_alone():
     result = run(FORK, PYTHONWARNINGS="ignore::DeprecationWarning")
     assert result.stderr == ""
     assert result.stdout == "the parent kept its workers and connections\n"
+
+
+if sys.version_info >= (3, 12):
+
+    @fork
+    def test_python_warns_of_a_fork():
+        """Python warns of a fork where workers run, and all goes well."""
+        result = run(FORK)
+        said = "is multi-threaded, use of fork() may lead to deadlocks in the child."
+        assert said in result.stderr
+        assert result.stdout == "the parent kept its workers and connections\n"
 
 
 @fork

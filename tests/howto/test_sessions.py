@@ -2,7 +2,8 @@
 
 import httpx
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
+from django.contrib.auth.models import Permission, User
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
 from django.template import engines
@@ -197,3 +198,26 @@ async def test_permissions_of_a_template(browse):
 
     client = await browse(answers(render))
     assert (await client.get("/")).text.startswith(REFUSAL)
+
+
+DECORATORS = {
+    "login": login_required,
+    "permission": permission_required("auth.add_user", raise_exception=True),
+    "test": user_passes_test(lambda user: user.username == "ada"),
+}
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+async def test_decorators_of_async_views(browse, name):
+    """Django's decorators ask for the user of an async view, and let in who may."""
+
+    @DECORATORS[name]
+    async def view(request):
+        return HttpResponse("for members")
+
+    client = await browse([path("", view)])
+    ada = await User.objects.aget(username="ada")
+    await ada.user_permissions.aadd(await Permission.objects.aget(codename="add_user"))
+    assert (await client.get("/")).text == "for members"
+    client.cookies.clear()
+    assert (await client.get("/")).status_code == {"permission": 403}.get(name, 302)

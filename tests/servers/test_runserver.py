@@ -72,6 +72,23 @@ def test_runserver_knows_no_sockets(reader):
     assert refused.value.response.status_code == 404
 
 
+def test_daphne_that_is_not_the_first(reader):
+    """Behind Django's static files, Daphne has manage.py stop."""
+    settings = reader.folder / "mysite/settings.py"
+    behind = DAPHNE.replace(".insert(0, ", ".append(")
+    settings.write_text(settings.read_text(encoding="utf-8") + behind, encoding="utf-8")
+    said = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=reader.folder,
+        env=reader.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PROCESS_GUARD,
+        check=False,
+    ).stderr
+    assert "(daphne.E001) Daphne must be listed before django.contrib.staticfiles" in said
+
+
 def test_runserver_with_daphne(reader):
     """With Daphne in the settings it serves what asgi.py has, sockets and middleware included."""
     settings = reader.folder / "mysite/settings.py"

@@ -1,7 +1,10 @@
 """What a test leaves behind is found, and where it came from."""
 
 import asyncio
+import gc
+import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -100,6 +103,22 @@ def test_connection_on_another_thread(transactional_db, way):
     assert f"which is no worker, opened at {HERE}" in message
     assert " in query" in message
     assert [each.connection for each in opened] == [None]
+
+
+if CHOICE == "sqlite" and sys.version_info >= (3, 13):
+
+    def test_sqlite_connection_that_is_freed(transactional_db):
+        """Python warns of what a thread has left open as it frees it."""
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            thread = threading.Thread(target=query)
+            thread.start()
+            thread.join()
+            gc.collect()
+        assert [each.category for each in found] == [ResourceWarning]
+        assert str(found[0].message).startswith(
+            "unclosed database in <sqlite3.Connection object at"
+        )
 
 
 def test_connection_opened_by_a_method_of_django(transactional_db):
