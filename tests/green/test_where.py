@@ -137,6 +137,15 @@ async def test_all(green):
     assert await database_sync_to_async(use_database, green=False)() != own
 
 
+@pytest.mark.django_db(transaction=False)
+async def test_test_that_rolls_back_runs_on_a_thread(async_db):
+    """The transaction of a test has one thread for all that is called in it, green or not."""
+    own, function = threading.get_ident(), database_sync_to_async(use_database, green=True)
+    assert await function() != own
+    async with atomic():
+        assert await function() != own
+
+
 async def test_tool_with_a_thread_handler(monkeypatch):
     """What a tool hands to its own thread_handler by a keyword comes there, on a thread."""
     handled = hand_on_by_keyword(monkeypatch)
