@@ -309,7 +309,7 @@ async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
     def close_and_let_it_look(lease):
         calls = close_line(lease)
         over.set()
-        if not lease.line.lock._is_owned():  # where it is, the worker waits for this thread
+        if not lease.lock._is_owned():  # where it is, the worker waits for this thread
             for thread in workers:
                 thread.join(GUARD)
         return calls

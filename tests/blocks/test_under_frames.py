@@ -220,9 +220,10 @@ def test_neighbours_under_a_frame_wait_at_one_time():
 
 def test_neighbour_under_a_frame_is_late_while_the_block_goes_on():
     """What a late neighbour is told needs no lock: who tells it has that of the frame."""
-    line, lease = Line(), types.SimpleNamespace(thread=threading.main_thread())
+    line = Line()
+    line.thread = threading.main_thread()
     with ThreadPoolExecutor(1) as other, line.lock:
-        told = other.submit(line.no_turn, "call", 0.0, lease).result(GUARD)
+        told = other.submit(line.no_turn, "call", 0.0).result(GUARD)
     assert f"for its turn on {main_thread()}" in str(told)
 
 

@@ -279,7 +279,7 @@ async def test_calls_in_the_line_of_a_lease_without_a_thread(monkeypatch, pool_s
     def start(worker):
         if not starting.is_set():
             starting.set()
-            block_until(lambda: [len(lease.line.calls) for lease in pool._waiting.copy()] == [3])
+            block_until(lambda: [len(lease.waiting) for lease in pool._waiting.copy()] == [3])
             raise RuntimeError("can't start new thread")
         original(worker)
 

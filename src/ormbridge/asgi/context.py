@@ -102,7 +102,7 @@ class LeaseContext(LeaseRoute):
             is_read = reads and leaves_nothing(call, pool)
             hold = hold and self._holds and not (call.stays_out or self.ended or is_read)
             leases.sort(key=Lease.has_something_of_current_task, reverse=True)
-            if owner is not None and owner.context is not self and owner.ended:
+            if owner is not None and owner.context is not self and owner.context.ended:
                 owner = None
             for lease in filter(None, [owner, bound, *leases]):
                 if lease.put(call, hold and lease.context is self):

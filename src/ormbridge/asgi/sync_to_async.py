@@ -98,7 +98,7 @@ def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> No
     frame = routes.frame_inside(route, loop)
     lease = getattr(frame and frame_thread(frame), "lease", None)
     if isinstance(lease, Lease):
-        with lease.line.lock:
+        with lease.lock:
             lease.generators.note(Iteration(loop, generator, func, generator.close))
 
 

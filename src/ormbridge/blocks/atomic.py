@@ -33,7 +33,7 @@ from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import TransactionAborted, logger
 from ..core.mailbox import mailbox_of
-from ..leases.turns import Line, undo
+from ..leases.turns import undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
 from .pinned import BlockManager, Function, OpenBlock
@@ -137,19 +137,18 @@ class AtomicBlock(OpenBlock):
             self.give_back(end=False)
             return
         self._witness = attend(connections[self.alias])
-        self.lease.line.open(self)
+        self.lease.open(self)
 
     def _end(self, exc_type: type[BaseException] | None) -> None:
-        line: Line = self.lease.line
         # Undone since its end came into line, it has nothing to commit.
         failure: BaseException | None = self.lost() if self.undone else self.overdue
         try:
-            undo(line.inside(self), f"{self} could not wait any longer for it")
+            undo(self.lease.inside(self), f"{self} could not wait any longer for it")
             if exc_type is None and failure is None and (failure := self._lost()) is None:
                 prepare(self, self._callbacks, connections[self.alias])
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
-            line.close(self)
+            self.lease.close(self)
             self.give_back(end=False)  # the worker is free before the caller goes on
         if failure is not None:
             raise failure

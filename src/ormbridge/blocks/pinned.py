@@ -65,7 +65,7 @@ class OpenBlock(Block):
         :param exc_type: what it failed with.
         """
         if self.lease is not None:
-            self.lease.line.close(self)
+            self.lease.close(self)
             self.lease.look()
         self.give_back()
 

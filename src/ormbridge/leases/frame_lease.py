@@ -86,7 +86,7 @@ class FrameLease(Lease):
                 self._serve()
         except BaseException:  # Ctrl-C, which comes out of the frame
             self._end()
-            undo(self._abandoned, self._left)
+            undo(self.blocks, self._left)
             raise
         finally:
             self.context.forget(self)
@@ -113,7 +113,7 @@ class FrameLease(Lease):
             del item
 
     def _has_neighbour(self) -> bool:
-        return bool(self._items) and not self.line.blocks
+        return bool(self._items) and not self.blocks
 
     def _refuse_late(self) -> float | None:
         """Refuse what has waited for too long. Returns the seconds until the next one has."""
@@ -127,7 +127,7 @@ class FrameLease(Lease):
             if hasattr(item, "future") and item.future.set_running_or_notify_cancel():
                 child = child_of(item.fn)
                 name = name_of(child.func if child is not None else item.fn)
-                item.future.set_exception(self.line.no_turn(name, since, self))
+                item.future.set_exception(self.no_turn(name, since))
         return None
 
     def _end(self) -> None:

@@ -19,6 +19,7 @@ worker's thread, when that is done, whatever became of the tasks that await its 
 from __future__ import annotations
 
 import threading
+import time
 
 from ..core.call import Call
 from ..core.connections import ThreadConnections, in_transaction
@@ -26,9 +27,9 @@ from ..core.errors import BridgeError, PoolTimeout, logger
 from ..core.pool import Pool
 from ..core.route import Route
 from ..core.stats import PoolStats
-from ..core.worker import Leaseholder, Worker, current
+from ..core.worker import Worker, current
 from .generators import SuspendedGenerators, current_task
-from .turns import Block, Line, hurry, undo
+from .turns import Line, hurry, undo
 
 
 class LeaseRoute(Route):
@@ -38,6 +39,8 @@ class LeaseRoute(Route):
     name: str
     #: Whether a call of it was refused because no worker became free in time.
     timed_out = False
+    #: Whether it is over: a transaction that is left open is rolled back then.
+    ended = False
 
     def for_block(self, name: str) -> LeaseRoute:
         """Return the route whose calls the block *name*, around the running code, has to itself."""
@@ -50,7 +53,7 @@ class LeaseRoute(Route):
         """Let go of *lease*, which is over. Runs on its thread."""
 
 
-class Lease(Leaseholder):
+class Lease(Line):
     """A line of calls, and the worker that serves it."""
 
     #: What a block that was left open is told.
@@ -64,19 +67,13 @@ class Lease(Leaseholder):
         super().__init__()
         self.context, self.pool = context, pool
         self._task = current_task()
-        #: The thread that runs them, from the first one on; a worker, but below a frame.
-        self.thread: threading.Thread | None = None
         #: The worker's; None below a frame.
         self.connections: ThreadConnections | None = None
         self._wake = threading.Lock()  # released once for each time that the worker rests
         self._wake.acquire()
-        #: The calls in line. Its lock guards all of the following.
-        self.line = Line()
+        # The lock of the line guards all of the following.
         #: Whether it goes on between calls until :meth:`release`.
         self._held = False
-        self._abandoned: list[Block] = []  # those that nobody will leave
-        #: Whether its context has ended.
-        self.ended = False
         #: Whether one was open after the last call.
         self.transaction = False
         self.generators = SuspendedGenerators(self)
@@ -84,13 +81,11 @@ class Lease(Leaseholder):
         self.running: Call | None = None
         #: Whether its thread waits for the next one.
         self.resting = False
-        #: Whether it takes no more calls.
-        self.over = False
         #: The call that was run last, until its outcome is handed over.
         self.last: Call | None = None
 
     def __str__(self) -> str:
-        calls = list(self.line.calls) if self.thread is None else [self.running]
+        calls = list(self.waiting) if self.thread is None else [self.running]
         return f"{self.context.name}, {f'in {calls[0]}' if any(calls) else 'idle'}"
 
     # On an event loop's thread
@@ -100,14 +95,15 @@ class Lease(Leaseholder):
 
         :param hold: whether the lease is held from now on, even if it was released before.
         """
-        with self.line.lock:
+        with self.lock:
             # A fork leaves the child without the worker.
             if self.over or not self._has_worker():
                 return False
             self._held = self._held or hold
-            roused = self.line.append(call, self) and self._rouse()
+            call.line, call.asked = self, time.monotonic()
+            roused = self.append(call) and self._rouse()
             # Whether the first call has to wait, the pool says.
-            if not roused and (self.thread or len(self.line.calls) > 1):
+            if not roused and (self.thread or len(self.waiting) > 1):
                 self.watch(call)
         return True
 
@@ -126,23 +122,22 @@ class Lease(Leaseholder):
     def release(self, end: bool = False) -> None:
         """End the lease as soon as nothing of it runs and nothing is left open.
 
-        :param end: roll back a transaction that is left open, instead of waiting for its end.
+        :param end: its context has ended, and so has what no task that lives on iterates on.
         """
-        with self.line.lock:
-            self._held, self.ended = False, self.ended or end
+        with self.lock:
+            self._held = False
             if end:
                 self.generators.abandon()
             self.look()
 
     def _is_kept(self) -> bool:
-        line = self.line
-        kept = self._held or line.calls or (self.transaction and not self.ended)
-        return bool(kept or line.blocks or line.pins or self.generators)
+        kept = self._held or self.waiting or (self.transaction and not self.context.ended)
+        return bool(kept or self.blocks or self.pins or self.generators)
 
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
-        with self.line.lock:
-            self.line.calls.pop(call, None)
+        with self.lock:
+            self.waiting.pop(call, None)
         self.withdraw(only_empty=True)
 
     def withdraw(self, only_empty: bool = False) -> list[Call]:
@@ -150,8 +145,8 @@ class Lease(Leaseholder):
 
         :param only_empty: stay there as long as there is a call.
         """
-        with self.line.lock:
-            if (only_empty and self.line.calls) or not self.claim():
+        with self.lock:
+            if (only_empty and self.waiting) or not self.claim():
                 return []
             calls = self._close_line()
         self.pool.forget(self)  # not under a lock: who frees a coroutine may have the pool's
@@ -159,7 +154,7 @@ class Lease(Leaseholder):
 
     def look(self) -> None:
         """Have the worker, if it rests, look for its next call, and whether the lease is kept."""
-        with self.line.lock:
+        with self.lock:
             # The next call finds it over, and asks for a worker of its own.
             self.over = self.over or (self.running is None and not self._is_kept())
             self._rouse()
@@ -176,7 +171,7 @@ class Lease(Leaseholder):
         self.context.timed_out = True
         if self.thread is None:
             return self.pool.time_out(call, seen)
-        return self.line.no_turn(call, call.asked, self)
+        return self.no_turn(call, call.asked)
 
     # What the pool and its worker need
 
@@ -187,18 +182,16 @@ class Lease(Leaseholder):
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        for block in self.line.open_blocks():
+        for block in self.open_blocks():
             logger.warning("%s was not left: its worker is given back", block)
         self._refuse(self._abandon(), error)
 
     def _abandon(self) -> list[Call]:
-        # In one step: the worker must not find the lease over and its blocks still open.
-        with self.line.lock:
+        # In one step: the worker must not find the lease over and its generators still in use.
+        with self.lock:
             calls = self._close_line()
             self.generators.abandon(all_of_them=True)
-            self._abandoned, self.line.blocks = self.line.blocks, []
-            self.line.pins.clear()
-            self.release(end=True)
+            self.look()
             return calls
 
     def _refuse(self, calls: list[Call], error: BridgeError) -> None:
@@ -208,11 +201,6 @@ class Lease(Leaseholder):
             own = type(error)(*error.args)
             own.__cause__ = error.__cause__
             call.refuse(own)
-
-    def _close_line(self) -> list[Call]:
-        with self.line.lock:
-            self.over = True
-            return self.line.clear(pins=self.thread is None)
 
     # On the worker
 
@@ -233,7 +221,7 @@ class Lease(Leaseholder):
                 self.last = call
                 succeeded = self._run(call) and succeeded
                 self.calls += 1
-                with self.line.lock:
+                with self.lock:
                     self.generators.note(call.iteration)
                 following = self._next(wait=False)
                 if following is None and self.over:
@@ -243,7 +231,7 @@ class Lease(Leaseholder):
                 self.finish()
             del call
             following = following or self._next(wait=True)
-        undo(self._abandoned, self._left)
+        undo(self.blocks, self._left)  # those that nobody will leave
         self.context.forget(self)  # no cycle is left
         return succeeded
 
@@ -257,13 +245,13 @@ class Lease(Leaseholder):
         transaction = own is not None and in_transaction(own.opened)
         while True:
             self.generators.close_unused()
-            with self.line.lock:
+            with self.lock:
                 # Since it looked. Its cursor is closed before the end of a block, or another call,
                 # and who does not rest yet is not woken.
                 if any(each.unused for each in self.generators.values()):
                     continue
                 self.transaction = transaction
-                call = self.running = self.line.take()
+                call = self.running = self.take()
                 if call is not None:
                     return call
                 over = self.over = self.over or not self._is_kept()

@@ -26,6 +26,7 @@ from typing import Any
 from ..core.call import Call
 from ..core.errors import LeaseClosed, PoolTimeout
 from ..core.route import Route
+from ..core.worker import Leaseholder
 
 
 class Block(Route):
@@ -103,47 +104,51 @@ def outwards(route: object) -> Iterator[Block]:
         route = route.parent
 
 
-class Line:
-    """Calls in line for one thread, and the blocks that are open there."""
+class Line(Leaseholder):
+    """Calls in line for one thread, and the blocks that are open there: what a lease is to them."""
+
+    #: The thread that runs them, from the first one on; a worker, but below a frame.
+    thread: threading.Thread | None = None
 
     def __init__(self) -> None:
+        super().__init__()
         #: Guards the rest. Re-entrant: freeing a generator may come in between.
         self.lock = threading.RLock()
         #: Those that wait, in the order in which they came.
-        self.calls: OrderedDict[Call, None] = OrderedDict()
+        self.waiting: OrderedDict[Call, None] = OrderedDict()
         #: Open blocks of ``atomic()``; the innermost is at the end.
         self.blocks: list[Block] = []
         #: Open blocks of ``pinned()`` that had a call here.
         self.pins: set[Block] = set()
+        #: Whether it takes no more calls.
+        self.over = False
 
-    def append(self, call: Call, lease: Any) -> bool:
-        """Let *call* wait for its turn on *lease*. Returns whether it is that. The lock is held."""
+    def append(self, call: Call) -> bool:
+        """Let *call* wait for its turn. Returns whether it is that. The lock is held."""
         # With its first call, a pinned() block keeps the lease.
         for block in outwards(None if call.stays_out else call.route):
             if block.lease is None and block.alias is None and not block.closing:
-                block.lease = lease
+                block.lease = self
                 self.pins.add(block)
-        call.line, call.asked = lease, time.monotonic()
-        self.calls[call] = None
+        self.waiting[call] = None
         return self.is_turn_of(call)
 
-    def clear(self, pins: bool) -> list[Call]:
-        """Return all that wait, which do so no longer. The lock is held.
-
-        :param pins: whether *pins* get another lease with their next call.
-        """
-        for block in self.pins if pins else ():
-            block.lease = None
-        calls, self.calls = list(self.calls), OrderedDict()
-        return calls
+    def _close_line(self) -> list[Call]:
+        """Take no more calls. Returns all that wait, which do so no longer."""
+        with self.lock:
+            self.over = True
+            for block in self.pins if self.thread is None else ():
+                block.lease = None  # it gets another one with its next call
+            calls, self.waiting = list(self.waiting), OrderedDict()
+            return calls
 
     def open_blocks(self) -> list[Block]:
         """Return all of them. Any thread."""
         with self.lock:
             return [*self.blocks, *self.pins]
 
-    def no_turn(self, call: object, asked: float, lease: Any) -> PoolTimeout:
-        """Return the error of *call*, which waits for its turn on *lease* since *asked*.
+    def no_turn(self, call: object, asked: float) -> PoolTimeout:
+        """Return the error of *call*, which waits for its turn since *asked*.
 
         Any thread, and without the lock: who asks may have that of a frame, which is taken inside
         this one elsewhere.
@@ -152,7 +157,7 @@ class Line:
         within = f", inside {blocks[-1]}" if blocks else ""
         return PoolTimeout(
             f"{call} waited {time.monotonic() - asked:.1f} s for its turn on "
-            f"{lease.thread.name}, which has {lease}{within}. "
+            f"{self.thread.name}, which has {self}{within}. "  # type: ignore[union-attr] # it waits
             "Calls of one lease run one at a time, and those of an open block go first: shorten "
             "them, do not wait in a block for what runs outside it, or raise "
             "settings.ORMBRIDGE['TIMEOUT'] [no-turn]"
@@ -160,9 +165,9 @@ class Line:
 
     def take(self) -> Call | None:
         """Return the first call whose turn it is. The lock is held."""
-        for call in self.calls:
+        for call in self.waiting:
             if not self.blocks or self.is_turn_of(call):
-                del self.calls[call]
+                del self.waiting[call]
                 return call
         return None
 
@@ -185,9 +190,9 @@ class Line:
             self.pins.discard(block)
             outlived = self.inside(block)
             self.blocks = [each for each in self.blocks if each not in (block, *outlived)]
-            stragglers = [call for call in self.calls if call.route in outlived]
+            stragglers = [call for call in self.waiting if call.route in outlived]
             for call in stragglers:
-                del self.calls[call]
+                del self.waiting[call]
         for call in stragglers:
             call.refuse(next(outwards(call.route)).lost())
 
@@ -203,11 +208,10 @@ def hurry(calls: list[Call]) -> None:
     """Have *calls*, which close blocks, roll back what they wait for too long. Their loop."""
     for call in calls:
         lease: Any = call.line
-        line: Line = lease.line
         block = next(outwards(call.route))
-        with line.lock:
-            waits = call in line.calls and block.overdue is None
-            innermost = line.blocks[-1] if line.blocks else block
+        with lease.lock:
+            waits = call in lease.waiting and block.overdue is None
+            innermost = lease.blocks[-1] if lease.blocks else block
             if waits and innermost is block:  # one may still open inside it
                 lease.watch(call)
             elif waits:

@@ -136,7 +136,7 @@ class TestContext(LeaseContext):
             with context._lock:  # noqa: SLF001 # its own class
                 context.ended = True
                 leases += context._leases  # noqa: SLF001
-        left = [f"{block} was not left" for lease in leases for block in lease.line.open_blocks()]
+        left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
         with self.returned:
