@@ -98,8 +98,7 @@ def _look_after(func: Any, route: routes.Route, loop: Any, generator: Any) -> No
     frame = routes.frame_inside(route, loop)
     lease = getattr(frame and frame_thread(frame), "lease", None)
     if isinstance(lease, Lease):
-        with lease.lock:
-            lease.generators.note(Iteration(loop, generator, func, generator.close))
+        Iteration(loop, generator, func, generator.close).note(lease)
 
 
 class on_route:  # noqa: N801 # it reads as what it does

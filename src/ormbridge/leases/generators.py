@@ -12,7 +12,6 @@ Assumes that the lease's lock is held, except where a method says otherwise.
 from __future__ import annotations
 
 import asyncio
-import functools
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -36,19 +35,52 @@ _owners: weakref.WeakKeyDictionary[Generator[Any, Any, Any], Any] = weakref.Weak
 class Iteration:
     """A generator that a call was given, and whether anybody still iterates on it."""
 
-    def __init__(self, loop: Any, generator: Any, anchor: Any, close: Any) -> None:
+    #: What closes the generator when nobody does. One that nobody but the user's code knows closes
+    #: itself as it is collected.
+    close: Any = None
+    #: Whether nobody does.
+    unused = False
+    _lease: Any = None  # on whose thread it is suspended: a weak reference
+
+    def __init__(self, loop: Any, generator: Any, anchor: Any, close: Any = None) -> None:
         """Make one in the task that iterates, whose event loop is *loop*.
 
         :param anchor: what is collected when nobody iterates any more.
-        :param close: what closes the generator then. One that nobody but the user's code knows
-            closes itself as it is collected.
         """
         self.loop, self.task = loop, current_task()
         #: Until the call has run.
         self.generator = generator
         self.anchor: weakref.ref[Any] = weakref.ref(anchor)
-        self.close: Callable[[], object] | None = close
-        self.unused = False
+        if close is not None:
+            self.close = close
+
+    def note(self, lease: Any) -> None:
+        """See what has become of the generator, now that the call has run on *lease*."""
+        generator, self.generator = self.generator, None
+        with lease.lock:
+            if generator is not None and not generator.gi_suspended:
+                lease.generators.pop(id(generator), None)
+                _owners.pop(generator, None)
+            elif generator is not None:
+                lease.generators[id(generator)] = self
+                self._lease, anchor = weakref.ref(lease), self.anchor()
+                self.unused = self.unused or anchor is None  # collected while the call ran
+                if anchor is not None:
+                    self.anchor = weakref.ref(anchor, self.collected)
+                    _owners[generator] = lease
+
+    def collected(self, anchor: object) -> None:
+        """See that it is let go of, because its *anchor* was collected. Any thread."""
+        # The worker sees this before its next call. The user's own generators clean up after this,
+        # on this thread: let them first.
+        self.unused = self.close is not None
+        later(self.loop, self.let_go)
+
+    def let_go(self) -> None:
+        """Have it closed on its thread: nobody iterates on it any more. Any thread."""
+        self.unused = True
+        if self._lease is not None and (lease := self._lease()) is not None:
+            later(self.loop, lease.look)
 
     def refuse_more(self) -> None:
         """Let go of it, and have an iteration of Django's raise if it goes on.
@@ -66,36 +98,6 @@ class Iteration:
 
 class SuspendedGenerators(dict[int, Iteration]):
     """The generators that keep one lease, by their ids. Only its thread adds and removes them."""
-
-    def __init__(self, lease: Any) -> None:
-        self._lease = weakref.ref(lease)
-
-    def note(self, iteration: Iteration | None) -> None:
-        """See what has become of the generator of *iteration*, whose call has run."""
-        if iteration is None or iteration.generator is None:
-            return
-        generator, iteration.generator = iteration.generator, None
-        if not generator.gi_suspended:
-            self.pop(id(generator), None)
-            _owners.pop(generator, None)
-            return
-        self[id(generator)] = iteration
-        anchor = iteration.anchor()
-        iteration.unused = anchor is None  # collected while the call ran
-        if anchor is not None:
-            iteration.anchor = weakref.ref(anchor, functools.partial(self._collected, iteration))
-            _owners[generator] = self._lease()
-
-    def _collected(self, iteration: Iteration, anchor: weakref.ref[Any]) -> None:
-        # The worker sees this before its next call. The user's own generators clean up after this,
-        # on this thread: let them first.
-        iteration.unused = iteration.close is not None
-        later(iteration.loop, self._forget, iteration)
-
-    def _forget(self, iteration: Iteration) -> None:
-        iteration.unused = True
-        if (lease := self._lease()) is not None:
-            lease.look()
 
     def abandon(self, all_of_them: bool = False) -> None:
         """Let go of those on which no task that lives on iterates."""
@@ -144,7 +146,7 @@ def owner_of(call: Call) -> Any:
         if generator is not None:
             # This function of Django's lives exactly as long as the iteration.
             is_chunk = getattr(call.name, "__qualname__", None) == CHUNKS
-            ends = (call.name, generator.close) if is_chunk else (generator, None)
+            ends = (call.name, generator.close) if is_chunk else (generator,)
             call.iteration = Iteration(call.mailbox.loop, generator, *ends)
     return None if call.iteration is None else _owners.get(call.iteration.generator)
 

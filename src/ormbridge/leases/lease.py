@@ -76,7 +76,7 @@ class Lease(Line):
         self._held = False
         #: Whether one was open after the last call.
         self.transaction = False
-        self.generators = SuspendedGenerators(self)
+        self.generators = SuspendedGenerators()
         #: The call that runs. Where there is none, it is known what the last one left.
         self.running: Call | None = None
         #: Whether its thread waits for the next one.
@@ -221,8 +221,8 @@ class Lease(Line):
                 self.last = call
                 succeeded = self._run(call) and succeeded
                 self.calls += 1
-                with self.lock:
-                    self.generators.note(call.iteration)
+                if call.iteration is not None:
+                    call.iteration.note(self)
                 following = self._next(wait=False)
                 if following is None and self.over:
                     break

@@ -26,7 +26,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from django.db.models.query import QuerySet, RawQuerySet
 
@@ -34,7 +34,7 @@ from ..core import route as routes
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
 from ..leases.turns import Block, outwards
-from .source import Anchor, Chunk, Source
+from .source import Chunk, Source
 
 _Row = TypeVar("_Row")
 
@@ -124,8 +124,6 @@ class Rows(AsyncIterator[_Row]):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        # Who drops this, by closing or by being dropped, has the cursor closed.
-        self._anchor: Anchor | None = Anchor()
         self._rows: Iterator[_Row] = iter(())
         # The chunk that is being fetched.
         self._future: asyncio.Future[Chunk] | None = None
@@ -199,7 +197,7 @@ class Rows(AsyncIterator[_Row]):
         if self._source.call is None:  # the first one
             for block in outwards(routes.current_route.get()):
                 block.streams.add(self)
-        self._future = self._source.fetch(cast(Anchor, self._anchor))
+        self._future = self._source.fetch(self)
         return self._future
 
     def end_with(self, block: Block) -> None:
@@ -219,7 +217,6 @@ class Rows(AsyncIterator[_Row]):
             self._over = over
             self._rows = iter(())
             self._source.let_go(stop)
-            self._anchor = None
             future, self._future = self._future, None
             if self._waits and future is not None and not future.done():
                 with suppress(RuntimeError):  # its loop is closed

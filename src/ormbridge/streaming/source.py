@@ -21,7 +21,7 @@ from ..core.asgiref import frame_thread, live_frame
 from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import LeaseClosed
-from ..core.mailbox import Mailbox, mailbox_of
+from ..core.mailbox import mailbox_of
 from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
@@ -30,10 +30,6 @@ from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
 Chunk = tuple[list[Any], bool]
-
-
-class Anchor:
-    """What the rows' iterator alone has, so that it is collected at the latest when that is."""
 
 
 class StreamContext(LeaseContext):
@@ -61,7 +57,7 @@ class StreamContext(LeaseContext):
             self.release(end=True)
 
 
-class Source:
+class Source(Iteration):
     """The cursor of one stream.
 
     It must not know the rows' iterator, which would then never be dropped.
@@ -75,9 +71,7 @@ class Source:
         self.thread: threading.Thread | None = None
         #: Set once the cursor is closed.
         self.closed = asyncio.Event()
-        # These are set when the first chunk is asked for.
-        self._anchor: weakref.ref[Anchor]
-        self._mailbox: Mailbox
+        # From when the first chunk is asked for.
         self._route: routes.Route | None = None
         # Below what the last fetch was asked for: the frame, and the block.
         self._place: object = None
@@ -86,32 +80,31 @@ class Source:
 
     # On the loop's thread
 
-    def fetch(self, owner: Anchor) -> asyncio.Future[Chunk]:
+    def fetch(self, rows: object) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched.
 
-        :param owner: when this is collected, nobody needs the rows any more.
+        :param rows: when this is collected, nobody needs them any more.
         :returns: the future of the call, which has the error if there is no thread to be had.
         """
         loop, variables = asyncio.get_running_loop(), contextvars.copy_context()
-        self._anchor = weakref.ref(owner, self._drop)
+        super().__init__(loop, self._chunks, rows)
+        self.anchor = weakref.ref(rows, self.collected)  # also before there is a cursor
         call = _bridge.make_call(
             self.name, mailbox_of(loop), variables, self.next_chunk, self._alias
         )
-        call.iteration = Iteration(loop, self._chunks, owner, self.close)
-        self.call = call
+        self.call, call.iteration = call, self
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            self._send(call, self._route or self._open(call.mailbox))
+            self._send(call, self._route or self._open(loop))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
         return future  # type: ignore[no-any-return]
 
-    def _open(self, mailbox: Mailbox) -> routes.Route:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> routes.Route:
         """Find out to what the stream belongs."""
-        self._mailbox = mailbox
         route = routes.current_route.get()
-        frame = routes.frame_inside(route, mailbox.loop)
+        frame = routes.frame_inside(route, loop)
         if frame is not None:
             route = FrameRoute(frame)
         elif route is None or (isinstance(route, LeaseContext) and route.ended):
@@ -137,7 +130,7 @@ class Source:
 
     def is_of_another_loop(self) -> bool:
         """Say whether it was begun in another event loop, where its chunks arrive."""
-        return self._route is not None and self._mailbox.loop is not asyncio.get_running_loop()
+        return self._route is not None and self.loop is not asyncio.get_running_loop()
 
     def moves(self) -> bool:
         """Give up the last fetch if the running code is below another frame or block than then.
@@ -147,21 +140,19 @@ class Source:
         here = live_frame(asyncio.get_running_loop()), routes.current_route.get()
         return self._place != here and self.call is not None and self.call.cancel()
 
-    def _drop(self, anchor: object) -> None:
-        if self.call is not None:
-            later(self.call.mailbox.loop, self.let_go)
-
     def let_go(self, stop: bool = False) -> None:
         """Close the cursor on its thread. Any thread, in the middle of nothing.
 
         :param stop: whether a fetch that runs is stopped in a transaction, too, which that aborts.
         """
         call, self.call = self.call, None
-        if call and not call.cancel() and (stop or not getattr(call.line, "transaction", True)):
+        if call is None:  # there is nothing, or it was let go of
+            return
+        if not call.cancel() and (stop or not getattr(call.line, "transaction", True)):
             hooks.stop(call)
-        # The lease sees for itself that the generator is unused.
         if isinstance(self._route, StreamContext):
             self._route.leave(self)
+        super().let_go()
 
     # On the thread of the cursor
 
@@ -174,7 +165,7 @@ class Source:
         if self.thread not in (None, thread):
             raise LeaseClosed(self._lost())
         self.thread = thread
-        if self._anchor() is None:
+        if self.unused:
             self.close()
         try:
             return next(self._chunks), False
@@ -184,13 +175,13 @@ class Source:
             return end.value, True
         finally:
             if not self._chunks.gi_suspended:  # type: ignore[attr-defined] # not in typeshed yet
-                self._mailbox.post(self.closed.set)
+                later(self.loop, self.closed.set)
 
     def close(self) -> None:
         """Close the cursor."""
         with suppress(Exception):  # the connection broke
             self._chunks.close()
-        self._mailbox.post(self.closed.set)
+        later(self.loop, self.closed.set)
 
     def _lost(self) -> str:
         return (
