@@ -43,6 +43,9 @@ _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # where innodb_rollback_on_timeout is on.
 _ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206), 1205
 _DRIVERS = ("psycopg", "psycopg2", "psycopg_binary", "MySQLdb", "pymysql", "mysql")
+#: What ``channels.db`` and signals call. Where it is Django's own, as on the threads of frames, it
+#: closes a connection in a transaction, because that has autocommit switched off.
+CLEAN_UP = "close_if_unusable_or_obsolete"
 #: Whose frames do not say where an error was caught, or anything else was done.
 MACHINERY = {"ormbridge", "asgiref", "django", "asyncio", "concurrent", "contextlib", *_DRIVERS}
 
@@ -67,16 +70,16 @@ class Witness(DatabaseErrorWrapper):
         #: How many blocks of ``atomic()`` are open.
         self.blocks = 0
         self.forget()
-        connection.ormbridge_witness = connection.wrap_database_errors = self
         connection.execute_wrappers.insert(0, self.execute)
-        connection.set_rollback = self.set_rollback
-        connection.set_autocommit = self.set_autocommit
-        # On a worker, clean-ups spare a transaction already.
-        self._restore = keep_open(connection) if own is None else None
         self.cursors: Any = None if own is None else Cursors(connection, own)
-        if own is not None:
-            for how in ("commit", "rollback", "savepoint_rollback"):
-                setattr(connection, how, partial(self.end, how))
+        ends = ("commit", "rollback", "savepoint_rollback") if own is not None else ()
+        #: What it has put on the connection, by name.
+        self.put: dict[str, Any] = {how: partial(self.end, how) for how in ends}
+        self.put |= {"ormbridge_witness": self, "wrap_database_errors": self}
+        self.put |= {"set_rollback": self.set_rollback, "set_autocommit": self.set_autocommit}
+        if own is None and CLEAN_UP not in vars(connection):
+            self.put[CLEAN_UP] = partial(close_if_old, connection)
+        vars(connection).update(self.put)
 
     def forget(self) -> None:
         """Forget what failed: it was undone, or its transaction has ended."""
@@ -207,12 +210,10 @@ class Witness(DatabaseErrorWrapper):
     def leave(self) -> None:
         """Note that a block of ``atomic()`` has ended. Only on a worker is there more to see."""
         self.blocks -= 1
-        if self._restore is not None and not self.blocks:
-            connection = self.wrapper
-            connection.execute_wrappers.remove(self.execute)
-            del connection.set_rollback, connection.set_autocommit
-            del connection.ormbridge_witness, connection.wrap_database_errors
-            self._restore()
+        if self._own is None and not self.blocks:
+            self.wrapper.execute_wrappers.remove(self.execute)
+            for name in self.put:
+                delattr(self.wrapper, name)
 
 
 def attend(connection: BaseDatabaseWrapper) -> Witness:
@@ -220,20 +221,6 @@ def attend(connection: BaseDatabaseWrapper) -> Witness:
     witness: Witness = getattr(connection, "ormbridge_witness", None) or Witness(connection)
     witness.blocks += 1
     return witness
-
-
-def keep_open(connection: BaseDatabaseWrapper) -> Callable[[], None]:
-    """Keep clean-ups from closing *connection*, which is no worker's, inside a transaction.
-
-    Django's own, which ``channels.db`` and signals call, would: it sees autocommit switched off.
-
-    :returns: what takes that back; nothing if they are kept from it already.
-    """
-    name = "close_if_unusable_or_obsolete"
-    if name in vars(connection):
-        return lambda: None
-    setattr(connection, name, partial(close_if_old, connection))
-    return partial(delattr, connection, name)
 
 
 def _attend_worker(connection: Any, own: ThreadConnections) -> None:

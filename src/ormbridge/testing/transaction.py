@@ -40,9 +40,10 @@ from django.utils.connection import BaseConnectionHandler
 
 from ..asgi import sync_to_async as sync_to_async  # calls of asgiref, too
 from ..asgi.context import LeaseContext, refuse_inside
-from ..blocks.witness import keep_open
+from ..blocks.witness import CLEAN_UP
 from ..core import route as routes
 from ..core.call import Call
+from ..core.cleaning import close_if_old
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError, logger
 from ..core.process import default_pool
@@ -215,7 +216,7 @@ def one_transaction(name: str, alone: bool = True) -> Generator[list[str], None,
         stack.enter_context(patch(type(connections), "__getitem__", partialmethod(_find, context)))
         for connection in context.lent.values():
             # What channels.db or a request clean up would end the transaction of the test.
-            stack.callback(keep_open(connection))
+            stack.enter_context(patch(connection, CLEAN_UP, partial(close_if_old, connection)))
             ensure = partial(_ensure_connection, connection)
             stack.enter_context(patch(connection, "ensure_connection", ensure))
             connection.inc_thread_sharing()
