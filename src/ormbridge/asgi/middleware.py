@@ -17,7 +17,7 @@ from ..core.asgiref import live_frame
 from ..core.bridge import aclose_old_connections
 from ..core.errors import PoolTimeout, logger
 from ..core.process import default_pool
-from ..leases.turns import Block
+from ..leases.turns import outwards
 from .context import LeaseContext
 from .sync_to_async import on_route
 
@@ -66,8 +66,8 @@ class BridgeMiddleware:
         """Run the application. Calls of the request or connection run on workers."""
         held = _held(scope["type"])
         route = outer = routes.current_route.get()
-        while isinstance(outer, Block) and outer.parent is not None:
-            outer = outer.parent
+        for block in outwards(route):
+            outer = block.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
         frame = live_frame(asyncio.get_running_loop())
         if held is None or frame is not None or (route is not None and not over):

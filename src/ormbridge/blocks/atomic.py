@@ -33,7 +33,6 @@ from ..core.bridge import DatabaseSyncToAsync
 from ..core.call import Call
 from ..core.errors import TransactionAborted, logger
 from ..core.mailbox import mailbox_of
-from ..leases.turns import undo
 from ..postgres.canceller import bound, outlast
 from .on_commit import Callback, await_callbacks, prepare
 from .pinned import BlockManager, Function, OpenBlock
@@ -143,12 +142,11 @@ class AtomicBlock(OpenBlock):
         # Undone since its end came into line, it has nothing to commit.
         failure: BaseException | None = self.lost() if self.undone else self.overdue
         try:
-            undo(self.lease.inside(self), f"{self} could not wait any longer for it")
+            self.lease.close(self)
             if exc_type is None and failure is None and (failure := self._lost()) is None:
                 prepare(self, self._callbacks, connections[self.alias])
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
-            self.lease.close(self)
             self.give_back(end=False)  # the worker is free before the caller goes on
         if failure is not None:
             raise failure

@@ -185,23 +185,17 @@ class Line(Leaseholder):
             self.blocks.append(block)
 
     def close(self, block: Block) -> None:
-        """Take *block* out, and all blocks inside it, which are undone."""
+        """Take *block* out, and all blocks inside it, which are undone: then on their thread."""
         with self.lock:
             self.pins.discard(block)
-            outlived = self.inside(block)
-            self.blocks = [each for each in self.blocks if each not in (block, *outlived)]
-            stragglers = [call for call in self.waiting if call.route in outlived]
+            at = self.blocks.index(block) if block in self.blocks else len(self.blocks)
+            self.blocks, inside = self.blocks[:at], self.blocks[at + 1 :]
+            stragglers = [call for call in self.waiting if call.route in inside]
             for call in stragglers:
                 del self.waiting[call]
+        undo(inside, f"{block} could not wait any longer for it")
         for call in stragglers:
             call.refuse(next(outwards(call.route)).lost())
-
-    def inside(self, block: Block) -> list[Block]:
-        """Return the open blocks inside *block*, the outermost first."""
-        with self.lock:
-            if block not in self.blocks:  # all were dismissed: the interpreter exits
-                return []
-            return self.blocks[self.blocks.index(block) + 1 :]
 
 
 def hurry(calls: list[Call]) -> None:

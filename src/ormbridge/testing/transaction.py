@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
@@ -58,15 +59,14 @@ class _TestLease(Lease):
     is_of_test = True
 
     def run(self, connections: ThreadConnections) -> bool:
-        context, own = cast(TestContext, self.context), threading.current_thread()
-        context.users.append(own)
+        users, own = cast(TestContext, self.context).users, threading.current_thread()
+        returned = users[own] = Future()
         try:
             return super().run(connections)
         finally:
             # After the calls, and before the worker cleans up: that is for its own connections.
-            with context.returned:
-                context.users.remove(own)
-                context.returned.notify_all()
+            del users[own]
+            returned.set_result(None)
 
 
 class TestContext(LeaseContext):
@@ -82,9 +82,8 @@ class TestContext(LeaseContext):
         #: The test's connections, by alias.
         self.lent = {connection.alias: connection for connection in connections.all()}
         self._depths = depths()
-        #: Workers that have the connections, instead of their own.
-        self.users: list[threading.Thread] = []
-        self.returned = threading.Condition()
+        #: Workers that have the connections, instead of their own, and what tells of their return.
+        self.users: dict[threading.Thread, Future[None]] = {}
         # For the event loops that calls run by themselves, by the worker that waits there.
         self._below: dict[threading.Thread, TestContext] = {}
 
@@ -95,7 +94,7 @@ class TestContext(LeaseContext):
             return self
         if own not in self._below:  # its worker waits, another one must do
             below = self._below[own] = TestContext(self.name)
-            below.users, below.returned, below._below = self.users, self.returned, self._below
+            below.users, below._below = self.users, self._below
         return self._below[own]
 
     def current(self, variable: ContextVar[routes.Route | None]) -> routes.Route:
@@ -140,11 +139,9 @@ class TestContext(LeaseContext):
         left = [f"{block} was not left" for lease in leases for block in lease.open_blocks()]
         for lease in leases:
             lease.dismiss(BridgeError(f"{self.name} has ended, and the call did not run"))
-        with self.returned:
-            patience = default_pool().settings.timeout
-            if not self.returned.wait_for(lambda: not self.users, patience):
-                running = [(each, each.thread) for each in leases if each.thread in self.users]
-                left += [f"{lease} on {thread.name} still runs" for lease, thread in running]
+        wait(list(self.users.values()), default_pool().settings.timeout)
+        running = [(each, each.thread) for each in leases if each.thread in self.users]
+        left += [f"{lease} on {thread.name} still runs" for lease, thread in running]
         for alias, connection in self.lent.items():
             depth = self._depths[alias]
             if depth != len(connection.atomic_blocks):
