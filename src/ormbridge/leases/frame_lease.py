@@ -67,13 +67,11 @@ class FrameLease(Lease):
     def __init__(self, route: FrameRoute, frame: CurrentThreadExecutor) -> None:
         super().__init__(route, process.default_pool())
         self.thread, self._frame = frame_thread(frame), frame
-        # What waits for the thread; and, under the same lock, whether this is to look again.
-        self._ready, self._items = line_of(frame)
-        self._roused = False
+        self._ready, self._items = line_of(frame)  # what waits for the thread
 
     def _rouse(self) -> bool:
         with self._ready:
-            self._roused = True
+            self.resting = False
             self._ready.notify()
         return False  # it may be in the middle of what it runs for others
 
@@ -100,16 +98,15 @@ class FrameLease(Lease):
         """Run what else waits for the thread, unless a block is open, until there is more to do."""
         while True:
             with self._ready:
-                while not (self._roused or has_ended(self._frame) or self._has_neighbour()):
+                while self.resting and not (has_ended(self._frame) or self._has_neighbour()):
                     self._ready.wait(self._refuse_late())
-                if self._roused:
-                    self._roused = False
+                if not self.resting:
                     return
                 item = self._items.popleft() if self._has_neighbour() else None
-            if item is None:  # the frame has ended
+            if item is not None:
+                item.run()
+            else:  # the frame has ended
                 self._end()
-                return
-            item.run()
             del item
 
     def _has_neighbour(self) -> bool:

@@ -50,7 +50,7 @@ class Iteration:
         self.loop, self.task = loop, current_task()
         #: Until the call has run.
         self.generator = generator
-        self.anchor: weakref.ref[Any] = weakref.ref(anchor)
+        self.anchor: weakref.ref[Any] = weakref.ref(anchor, self.collected)
         if close is not None:
             self.close = close
 
@@ -63,11 +63,7 @@ class Iteration:
                 _owners.pop(generator, None)
             elif generator is not None:
                 lease.generators[id(generator)] = self
-                self._lease, anchor = weakref.ref(lease), self.anchor()
-                self.unused = self.unused or anchor is None  # collected while the call ran
-                if anchor is not None:
-                    self.anchor = weakref.ref(anchor, self.collected)
-                    _owners[generator] = lease
+                self._lease, _owners[generator] = weakref.ref(lease), lease
 
     def collected(self, anchor: object) -> None:
         """See that it is let go of, because its *anchor* was collected. Any thread."""

@@ -30,10 +30,9 @@ from typing import Any, Generic, TypeVar
 
 from django.db.models.query import QuerySet, RawQuerySet
 
-from ..core import route as routes
 from ..core.connections import ThreadConnections
 from ..core.errors import LeaseClosed
-from ..leases.turns import Block, outwards
+from ..leases.turns import Block
 from .source import Chunk, Source
 
 _Row = TypeVar("_Row")
@@ -151,7 +150,7 @@ class Rows(AsyncIterator[_Row]):
                 if is_last:
                     self._finish(StopAsyncIteration)
                 else:
-                    self._fetch()
+                    self._future = self._source.fetch(self)
                 self._rows = iter(rows)
 
     async def aclose(self) -> None:
@@ -165,8 +164,7 @@ class Rows(AsyncIterator[_Row]):
         # Without a thread there is no cursor, and a fetch that begins now finds that it is over.
         if source.thread is not None and not source.is_of_another_loop():
             with suppress(TimeoutError):
-                async with asyncio.timeout(ThreadConnections.BOUND + 1):
-                    await source.closed.wait()
+                await asyncio.wait_for(source.closed.wait(), ThreadConnections.BOUND + 1)
 
     async def _fetched(self) -> Chunk:
         """Wait for the chunk that is being fetched, and return it."""
@@ -174,7 +172,7 @@ class Rows(AsyncIterator[_Row]):
         # A fetch that waits for its turn until a frame or block ends that was entered since, and
         # waits for it here, goes there itself.
         if future is None or (not future.done() and source.moves()):
-            future = self._fetch()
+            future = self._future = source.fetch(self)
         self._waits = True
         try:
             return await future
@@ -191,14 +189,6 @@ class Rows(AsyncIterator[_Row]):
         finally:
             self._waits = False
             del future  # the traceback of its error holds this frame
-
-    def _fetch(self) -> asyncio.Future[Chunk]:
-        """Have the next chunk fetched."""
-        if self._source.call is None:  # the first one
-            for block in outwards(routes.current_route.get()):
-                block.streams.add(self)
-        self._future = self._source.fetch(self)
-        return self._future
 
     def end_with(self, block: Block) -> None:
         """Give no more rows, also to a task that waits for one: *block*, around it, has ended."""

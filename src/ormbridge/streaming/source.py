@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +25,7 @@ from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
 from ..leases.generators import Iteration, later
+from ..leases.turns import outwards
 from .chunks import read_chunks
 
 #: Its rows, and whether it is the last.
@@ -80,7 +80,7 @@ class Source(Iteration):
 
     # On the loop's thread
 
-    def fetch(self, rows: object) -> asyncio.Future[Chunk]:
+    def fetch(self, rows: Any) -> asyncio.Future[Chunk]:
         """Have the next chunk fetched.
 
         :param rows: when this is collected, nobody needs them any more.
@@ -88,7 +88,6 @@ class Source(Iteration):
         """
         loop, variables = asyncio.get_running_loop(), contextvars.copy_context()
         super().__init__(loop, self._chunks, rows)
-        self.anchor = weakref.ref(rows, self.collected)  # also before there is a cursor
         call = _bridge.make_call(
             self.name, mailbox_of(loop), variables, self.next_chunk, self._alias
         )
@@ -96,14 +95,16 @@ class Source(Iteration):
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            self._send(call, self._route or self._open(loop))
+            self._send(call, self._route or self._open(loop, rows))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
         return future  # type: ignore[no-any-return]
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> routes.Route:
-        """Find out to what the stream belongs."""
+    def _open(self, loop: asyncio.AbstractEventLoop, rows: Any) -> routes.Route:
+        """Find out to what the stream belongs: the blocks around it end its *rows*."""
         route = routes.current_route.get()
+        for block in outwards(route):
+            block.streams.add(rows)
         frame = routes.frame_inside(route, loop)
         if frame is not None:
             route = FrameRoute(frame)
