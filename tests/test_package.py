@@ -147,7 +147,7 @@ def test_package_is_small():
     for name, size in sizes.items():
         wings[name.partition("/")[0] if name.startswith(("core/", "green/")) else "rest"] += size
     assert 0 < wings["core"] < 1177
-    assert 0 < wings["green"] < 521
+    assert 0 < wings["green"] < 522
     assert 0 < wings["rest"] < 2403
     assert max(sizes.values()) <= 180  # no module grows long
 

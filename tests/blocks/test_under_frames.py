@@ -6,9 +6,11 @@
 import asyncio
 import contextvars
 import functools
+import gc
 import threading
 import time
 import types
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -707,3 +709,20 @@ def test_task_that_outlives_its_frame_below_another(block, left):
 
     async_to_sync(outer)()
     assert async_to_sync(usernames)() == (["ann"] if left or block is pinned else [])
+
+
+def test_witness_of_a_frame_is_freed():
+    """What watches over a block on a frame's thread goes as it ends, without a collector."""
+
+    @async_to_sync
+    async def work():
+        async with atomic():
+            witness = await database_sync_to_async(lambda: connection.ormbridge_witness)()
+            return weakref.ref(witness)
+
+    gc.disable()
+    try:
+        assert work()() is None
+    finally:
+        gc.enable()
+    assert not hasattr(connection, "ormbridge_witness")

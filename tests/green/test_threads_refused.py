@@ -73,7 +73,7 @@ async def test_no_thread_for_a_call_that_is_not_green(green, refuse):
 
 
 async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
-    """The log names the request that waits for a thread to start, as on a busy machine."""
+    """The log names what waits for a thread to start, as on a busy machine, and keeps only that."""
     green(MAX_THREADS=1)
     start = Worker.start
 
@@ -88,6 +88,8 @@ async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
     async with in_context(holds=True):
         assert await plain_call(count) == 0
     assert f"{__name__}.count holds up the event loop" in caplog.text
+    arguments = {type(each) for record in caplog.records for each in record.args}
+    assert arguments == {str, float}
 
 
 async def test_no_thread_for_the_next_lease(green, refuse):

@@ -212,8 +212,8 @@ class Witness(DatabaseErrorWrapper):
         self.blocks -= 1
         if self._own is None and not self.blocks:
             self.wrapper.execute_wrappers.remove(self.execute)
-            for name in self.put:
-                delattr(self.wrapper, name)
+            while self.put:  # no cycle is left
+                delattr(self.wrapper, self.put.popitem()[0])
 
 
 def attend(connection: BaseDatabaseWrapper) -> Witness:

@@ -65,8 +65,9 @@ class Watchdog:
         begin = max((at for at, each in enumerate(frames) if each.filename == _CALL), default=-1)
         stack = "".join(traceback.format_list(frames[begin + 1 :][-_FRAMES:]))
         message = "%s holds up the event loop: it has not returned to it for %.1f s, here:\n%s"
-        # Before its first call, and between two, it is the lease.
-        logger.warning(message, runner.worker.connections.running or runner.lease, seconds, stack)
+        # Before its first call, and between two, it is the lease. Who keeps records keeps neither.
+        what = str(runner.worker.connections.running or runner.lease)
+        logger.warning(message, what, seconds, stack)
 
 
 watchdog = Watchdog()
