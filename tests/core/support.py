@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings as django_settings
 from django.contrib.auth.models import User
@@ -96,27 +97,45 @@ def what_is_there():
 
 
 SESSIONS = {
-    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database()",
+    # Without the server's own processes, such as those of autovacuum.
+    "postgresql": "SELECT pid FROM pg_stat_activity"
+    " WHERE datname = current_database() AND backend_type = 'client backend'",
     "mariadb": "SELECT id FROM information_schema.processlist WHERE db = DATABASE()",
 }
 """How to ask a server who is connected. SQLite has none."""
 
 
 class Sampler(threading.Thread):
-    """Asks the server again and again, from outside the pool, who is connected."""
+    """Asks the server again and again, from outside the pool, who has connected since it started.
+
+    Who was there before may have said goodbye, and be slow to leave.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stop = threading.Event()
         self.most = self.samples = 0
+        self._began = threading.Event()
+
+    def start(self) -> None:
+        """Start, and see who is there."""
+        super().start()
+        assert self._began.wait(GUARD)
 
     def run(self) -> None:
         with connection.cursor() as cursor:
+            before = self._ask(cursor)
+            self._began.set()
             while not self.stop.is_set():
-                cursor.execute(SESSIONS[CHOICE])
-                self.most = max(self.most, len(cursor.fetchall()) - 1)  # without our own
+                seen = self._ask(cursor)
+                before &= seen  # a number may be given again
+                self.most = max(self.most, len(seen - before))
                 self.samples += 1
         connection.close()
+
+    def _ask(self, cursor: Any) -> set[int]:
+        cursor.execute(SESSIONS[CHOICE])
+        return {number for (number,) in cursor.fetchall()}
 
 
 def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:

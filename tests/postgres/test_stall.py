@@ -185,6 +185,22 @@ async def test_connecting(network, soon, connection_settings):
     await worker_is_back(discarded=0)
 
 
+@postgresql
+async def test_server_that_does_not_close_its_end(network, monkeypatch):
+    """A worker waits for a closed connection to be gone, but not longer than a moment."""
+    monkeypatch.setattr(stopped, "_PATIENCE", 0.01)
+
+    def close():
+        connection.ensure_connection()
+        network.stall()
+        connection.close()
+        return connection.connection
+
+    assert await database_sync_to_async(close)() is None
+    network.go_on()
+    assert await count() == 0
+
+
 async def cancelled_soon(awaitable):
     """Await *awaitable* until a worker is at it; then cancel it, and wait until it has ended."""
     task = asyncio.ensure_future(awaitable)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from django.contrib.auth.models import Group, User
-from django.db import connection, connections
+from django.db import connection
 from django.db.models.expressions import RawSQL
 
 from ormbridge import (
@@ -104,15 +104,9 @@ class Storm:
             await self.one(number)
 
 
-@pytest.fixture
-def nobody_else(transactional_db):
-    """Close the connections of the test's own thread, so that only workers are connected."""
-    connections.close_all()
-
-
 @postgresql
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_storm(nobody_else, pool_settings, monkeypatch, seed):
+async def test_storm(pool_settings, monkeypatch, seed):
     """Of 10,000 calls half are cancelled at any time: the others are right, and all is whole."""
     pool_settings(MAX_THREADS=WORKERS)
     monkeypatch.setattr(canceller_module, "PAUSE", 0.0)
@@ -124,11 +118,11 @@ async def test_storm(nobody_else, pool_settings, monkeypatch, seed):
         send(raw, timeout)
 
     monkeypatch.setattr(canceller_module, "_cancel_statement", count_and_send)
-    await database_sync_to_async(User.objects.create)(username="known")
     storm = Storm(seed)
     sampler = Sampler()
     sampler.start()
     try:
+        await database_sync_to_async(User.objects.create)(username="known")
         async with asyncio.timeout(3 * GUARD):
             await asyncio.gather(*map(storm.caller, range(CALLERS)))
             await until(lambda: stats().idle == stats().threads)
