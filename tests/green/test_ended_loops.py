@@ -18,7 +18,14 @@ from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import run_python, until
 from tests.support.canceller import in_context
-from tests.support.loops import answer_all, assert_whole, green_where, in_thread, use_up_the_slice
+from tests.support.loops import (
+    answer_all,
+    assert_whole,
+    green_where,
+    in_thread,
+    use_up_the_slice,
+    where,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -102,6 +109,32 @@ def test_interrupted_between_two_functions(green, monkeypatch, step, holds):
         asyncio.run(call())
     comes_before = step.__name__ == "run" or (owner is Lease and not holds)
     assert (interrupts, ran) == ([], [] if comes_before else [1])
+    assert_whole()
+
+
+@pytest.mark.parametrize("runs_green", [True, False])
+@pytest.mark.parametrize("step", ["finish", "deliver"])
+def test_interrupted_with_a_call_in_line(green, monkeypatch, step, runs_green):
+    """The call that has the worker next has it all the same: it was given to that before."""
+    green(MAX_THREADS=1)
+    interrupts, original, others = [KeyboardInterrupt], getattr(Call, step), []
+
+    def interrupted(*args, **kwargs):
+        if interrupts:
+            raise interrupts.pop()
+        return original(*args, **kwargs)
+
+    def function():
+        other = database_sync_to_async(where, green=runs_green)()
+        others.append(executor.submit(asyncio.run, other))
+        block_until(lambda: stats().waiting == 1)
+        monkeypatch.setattr(Call, step, interrupted)
+
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(database_sync_to_async(function, green=True)())
+        assert others[0].result(GUARD) != threading.get_ident()
+    assert interrupts == []
     assert_whole()
 
 

@@ -270,5 +270,4 @@ def _expire(calls: list[Call]) -> None:
     """Refuse *calls*, which have waited too long. Runs on the thread of their loop."""
     seen: dict[object, PoolStats] = {}
     for call in [call for call in calls if call.cancel()]:
-        line: Any = call.line
-        call.refuse(line.time_out(call, seen), claimed=True)
+        call.refuse(call.line.time_out(call, seen), claimed=True)  # type: ignore[union-attr]

@@ -31,9 +31,8 @@ def close_if_dead(connection: BaseDatabaseWrapper) -> None:
         if connection.connection is not None and not transaction_open(connection):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in the stubs
             if may_be_dead(connection):
-                if connection.is_usable():
-                    connection.errors_occurred = False
-                else:
+                connection.errors_occurred = not connection.is_usable()
+                if connection.errors_occurred:
                     connection.close()
 
 

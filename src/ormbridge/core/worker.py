@@ -95,12 +95,10 @@ class Worker(threading.Thread):
         """Serve leases until the pool lets the worker go. Runs on the worker's thread."""
         here.worker = self
         self.connections.adopt_thread()
-        lease = self._wait()
-        while lease is not None:
-            lease = self.serve(lease)
-            if lease is None or (lease.loop is not None and hooks.begin(self, lease)):
-                lease = None  # an idle worker keeps nothing of the last call
-                lease = self._wait()
+        while (lease := self._wait()) is not None:
+            while lease is not None:  # an idle worker keeps nothing of the last call
+                begun = lease.loop is not None and hooks.begin(self, lease)
+                lease = None if begun else self.serve(lease)
 
     def _wait(self) -> Leaseholder | None:
         """Wait for the next lease. Returns None once the worker has left the pool."""
@@ -123,13 +121,17 @@ class Worker(threading.Thread):
         """Serve *lease*; returns the next one, or None where there is nothing to do."""
         if not lease.claim():
             return self.pool.give_back(self)  # type: ignore[no-any-return]
-        connections = self.connections
-        if self.since >= connections.due:
-            connections.lease_starts(self.since)
-        succeeded = lease.run(connections)
-        used = connections.opened or connections.wrappers or self.pool.reset is not None
-        if used or not succeeded:
-            connections.lease_ends(self.pool.reset, failed=not succeeded)
+        own = self.connections
+        if self.since >= own.due:
+            own.lease_starts(self.since)
+        succeeded = lease.run(own)
+        if own.opened or own.wrappers or self.pool.reset is not None or not succeeded:
+            own.lease_ends(self.pool.reset, failed=not succeeded)
         following: Leaseholder | None = self.pool.give_back(self)
-        lease.finish(self.pool.has_long_line())
+        try:
+            lease.finish(self.pool.has_long_line())
+        except BaseException:  # Ctrl-C, on an event loop's thread
+            if following is not None:
+                self.pool.wake(self, following)
+            raise
         return following
