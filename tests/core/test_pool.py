@@ -157,7 +157,7 @@ def test_worker_whose_leases_ran_elsewhere_is_not_idle():
     pool = Pool(Settings(max_threads=1, timeout=GUARD, max_idle=GUARD, reset=None))
     worker = Worker(pool, 1)
     pool.workers.add(worker)
-    worker.lease = mock.Mock(calls=1, loop=None)
+    worker.lease = mock.Mock(calls=1, loop=None, asked=0.0)
     assert pool.give_back(worker) is None
     with mock.patch.object(worker, "_is_woken", side_effect=[False, True]):
         worker._wait()
@@ -434,6 +434,27 @@ async def test_retiring_worker_serves_who_got_no_thread(refuse, pool_settings):
     assert pool.take(lease) is False
     assert pool.leave(worker) is lease
     lease.refuse.assert_not_called()
+
+
+def test_wait_of_who_got_no_thread_is_counted_once(refuse, monkeypatch):
+    """Who goes back in line, because the system refuses a thread, has gone on waiting."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    pool = Pool(Settings(max_threads=2, timeout=GUARD, max_idle=GUARD, reset=None))
+    busy, lease = Worker(pool, 1), mock.Mock(calls=1, loop=None, asked=100.0)
+    pool.workers.add(busy)
+    busy.lease, busy.since = lease, now
+    refuse(2)
+    waiting = mock.Mock(calls=1, loop=None)
+    pool.take(waiting)
+    now = 110.0
+    pool._begin_next()
+    assert (pool.stats().waiting, pool.stats().wait_seconds) == (1, 0.0)
+    now = 120.0
+    assert pool.give_back(busy) is waiting
+    assert pool.stats().wait_seconds == 20.0
+    assert pool.give_back(busy) is None
+    assert pool.stats().wait_seconds == 20.0
 
 
 async def test_no_thread_left_for_one_that_does_not_wait(gate, refuse, pool_settings):

@@ -176,6 +176,7 @@ class Pool:
         with self._lock:
             self._hands.moved = now = time.monotonic()
             self._calls += worker.lease.calls  # type: ignore[union-attr] # it has one
+            self._wait_seconds += worker.since - worker.lease.asked  # type: ignore[union-attr]
             self._run_seconds += now - worker.since
             self.kept.discard(worker)
             hand = self._running() <= self._hands.count
@@ -191,7 +192,6 @@ class Pool:
     def _assign(self, worker: Worker, now: float, lease: Leaseholder | None = None) -> Leaseholder:
         # By default, to the lease that waits longest. What runs elsewhere is no hand.
         lease = lease or self._waiting.popitem(last=False)[0]
-        self._wait_seconds += now - lease.asked
         worker.lease, worker.since = lease, now
         if lease.loop is not None:
             self.kept.add(worker)
@@ -245,7 +245,7 @@ class Pool:
                 waiting=len(self._waiting),
                 calls=self._calls + sum(lease.calls for _, lease, _ in busy),
                 queued=self._queued,
-                wait_seconds=self._wait_seconds,
+                wait_seconds=self._wait_seconds + sum(w.since - each.asked for w, each, _ in busy),
                 run_seconds=self._run_seconds,
                 timeouts=self._timeouts,
                 discarded=self._discarded + sum(w.connections.discarded for w in self.workers),
