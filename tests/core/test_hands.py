@@ -219,17 +219,25 @@ async def test_closed_pool_has_all_hands(pool_settings):
 
 async def test_looks_while_somebody_waits():
     """A loop looks after a pool, with one timer, until nobody waits there."""
-    loop = asyncio.get_running_loop()
-    mailbox, pool = Mailbox(loop), mock.Mock()
+    loop, timers = asyncio.get_running_loop(), []
+    mailbox, pool, call_later = Mailbox(loop), mock.Mock(), loop.call_later
     pool.look.side_effect = [True, True, False]
-    with mock.patch.object(loop, "call_later", wraps=loop.call_later) as timers:
+
+    def set_timer(*args):
+        timers.append(call_later(*args))
+        return timers[-1]
+
+    def rings():
+        return len([each for each in timers if not each.cancelled()])
+
+    with mock.patch.object(loop, "call_later", set_timer):
         mailbox.look_after(pool.look)
         mailbox.look_after(pool.look)
-        assert timers.call_count == 1
+        assert rings() == 1
         await until(lambda: pool.look.call_count == 3)
-        assert timers.call_count == 3
+        assert rings() == 3
         mailbox.look_after(pool.look)  # and begins anew
-        assert timers.call_count == 4
+        assert rings() == 4
 
 
 def test_closed_loop_looks_after_nothing():

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import warnings
+from contextlib import suppress
 from unittest import mock
 
 import pytest
@@ -72,6 +73,32 @@ async def test_outcomes_that_may_wait_come_with_the_next_look():
         mailbox.post(Item(delivered, 4), may_wait=True)
         await asyncio.sleep(0)
     assert (delivered, woken.call_count) == ([0, 1, 2, 3, 4], 2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_look_that_fails_is_made_again(error):
+    """What a look at the pool raises, or Ctrl-C in it, ends no looking: outcomes wait for it."""
+    loop, looks, delivered = asyncio.new_event_loop(), [], []
+    mailbox = Mailbox(loop)
+    loop.set_exception_handler(lambda loop, context: looks.append(context["exception"]))
+
+    def look():
+        looks.append("look")
+        if len(looks) == 1:
+            mailbox.post(Item(delivered, 1), may_wait=True)
+            raise error
+        return False
+
+    async def wait():
+        mailbox.look_after(look)
+        await until(lambda: delivered)
+
+    with suppress(KeyboardInterrupt):  # which comes out of the loop; then that goes on
+        loop.run_until_complete(wait())
+    loop.run_until_complete(until(lambda: delivered))
+    assert [each for each in looks if each == "look"] == ["look"] * 2
+    assert not mailbox._looks
+    loop.close()
 
 
 async def test_bad_item_does_not_stop_its_batch():

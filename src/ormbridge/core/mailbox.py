@@ -89,9 +89,9 @@ class Mailbox:
             self.loop.call_later(LOOK, self._look, look)
 
     def _look(self, look: Callable[[], bool]) -> None:
-        if look():
-            self.loop.call_later(LOOK, self._look, look)
-        else:
+        again = self.loop.call_later(LOOK, self._look, look)  # before it can fail
+        if not look():
+            again.cancel()
             self._looks.discard(look)
         if not self._waking:
             self._deliver()
