@@ -158,7 +158,7 @@ from django.conf import settings
 from django.db import connection, connections
 from ormbridge.core.bridge import database_sync_to_async
 from ormbridge.core.errors import PoolClosed
-from ormbridge.core.process import stats
+from ormbridge.core.process import default_pool, stats
 connections.settings["default"]["NAME"] = connections.settings["default"]["TEST"]["NAME"]
 
 """

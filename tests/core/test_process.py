@@ -258,6 +258,46 @@ asyncio.run(main())
 
 
 @fork
+@pytest.mark.parametrize("lock_is_held", [False, True])
+def test_child_that_ends_with_the_loop_of_the_parent(lock_is_held):
+    """In a child of a coroutine that calls sys.exit(), calls that run or wait keep nothing."""
+    result = run(
+        f"""
+settings.ORMBRIDGE = {{"MAX_THREADS": 1}}
+inside, go_on, held, let_go = (threading.Event() for _ in range(4))
+def slow():
+    inside.set()
+    go_on.wait()
+
+def hold():
+    with default_pool()._lock:
+        held.set()
+        let_go.wait()
+
+async def main():
+    running = asyncio.create_task(database_sync_to_async(slow)())
+    waiting = asyncio.create_task(database_sync_to_async(len)("abc"))
+    while not (inside.is_set() and stats().waiting):
+        await asyncio.sleep(0)
+    if {lock_is_held}:  # by another thread, as it comes about now and then
+        threading.Thread(target=hold).start()
+        held.wait()
+    child = os.fork()
+    if not child:
+        sys.exit()
+    let_go.set()
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    print(status, await running, await waiting)
+
+asyncio.run(main())
+""",
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+    assert (result.stdout, result.stderr) == ("0 None 3\n", "")
+
+
+@fork
 def test_child_forked_by_a_worker_has_all_of_its_pool():
     """In a child that a call forked, calls wait for a worker: the thread holds none there."""
     result = run(

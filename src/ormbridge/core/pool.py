@@ -262,9 +262,8 @@ class Pool:
         """
         with self._lock:
             self.closed = True
-            waiting: list[Leaseholder] = []
-            if refuse:
-                waiting, self._waiting = list(self._waiting), OrderedDict()
+            waiting = list(self._waiting) if refuse else []
+            self._waiting = OrderedDict() if refuse else self._waiting
             idle, self._idle = self._idle, {}
             workers = list(self.workers)
             running = [each.lease for each in workers if refuse and each.lease]

@@ -112,8 +112,9 @@ def _reset_after_fork() -> None:
         # does), so these live until the process ends, its finalization included.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker.connections.opened))
         worker.connections.opened = []
-        # The child may go on in the middle of a call, while the parent's canceller had this.
+        # The child may go on in the middle of a call, while other threads of the parent had these.
         worker.connections.finishing = threading.RLock()
+        worker.pool._lock = threading.RLock()
     _pools.clear()
     _pool = None
 

@@ -75,8 +75,9 @@ def stop(call: Any) -> None:
         return
     call.stopping = True
     try:
-        # Not a daemon: it ends with the call, for which the exit of the interpreter waits anyway.
-        threading.Thread(target=_stop, args=(call,), name="ormbridge-canceller").start()
+        # A daemon: it ends with the call, for which the exit of the interpreter waits anyway, but
+        # in a forked child, where the call never ends.
+        threading.Thread(target=_stop, args=[call], name="ormbridge-canceller", daemon=True).start()
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         if isinstance(call, Call):  # and not what is bounded()
             logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
