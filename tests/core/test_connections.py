@@ -252,7 +252,7 @@ async def test_connections_that_a_call_makes_for_itself_are_its_own():
 
 
 def drop():
-    raw()
+    connection.ensure_connection()
     del connections["default"]
 
 
@@ -282,6 +282,26 @@ async def test_connection_that_is_dropped_and_a_reset(pool_settings):
 
     await database_sync_to_async(drop_another)()
     assert await database_sync_to_async(raw)() is not None
+
+
+if CHOICE == "sqlite":
+
+    @pytest.mark.django_db(transaction=True, databases=["default", "other"])
+    async def test_database_in_memory_that_is_dropped(pool_settings, connection_settings):
+        """Django does not close one: it goes all the same, and another alias can connect."""
+        pool_settings(MAX_THREADS=1, RESET=f"{__name__}.reset_of_the_thread")
+        connection_settings(NAME=":memory:")
+        opened = []
+
+        def use():
+            opened.append(connections["default"])
+            drop()
+            connection.ensure_connection()
+            return connections["other"].connection
+
+        assert await database_sync_to_async(use)() is None
+        assert opened[0].connection is None
+        await database_sync_to_async(lambda: connections["other"].ensure_connection())()
 
 
 async def test_finished_transaction_keeps_its_connection():

@@ -158,7 +158,7 @@ class ThreadConnections:
         _set_lasting(connection)
         hooks.attend(connection, self)
         if connection not in self.wrappers.values():  # del connections[…]: nobody will use it
-            connection.close()
+            self._close(connection, BaseDatabaseWrapper)  # as the thread's end does
         close_if_old(connection)
 
     def _clean_up(self, connection: BaseDatabaseWrapper) -> None:
