@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ormbridge.core.settings import KEYS, import_reset, load_settings
-from tests.core.test_settings import HUGE
+from tests.core.support import HUGE
 
 
 class Unspeakable:

@@ -1,26 +1,26 @@
 """The shape of the package: its public names, its one-way imports, its size."""
 
 import ast
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tokenize
 from collections import Counter
 from pathlib import Path
 
 import ormbridge
 from tests.core.gate import GUARD
 from tests.core.support import run_python
-
-SOURCE = Path(ormbridge.__file__).parent
-MODULES = sorted(SOURCE.rglob("*.py"))
-
-# What stands on what: each of these may import those before it, and none after. What is beside
-# them, the checks and the public names, may import them all.
-HOUSE = ["core", "postgres", "leases", "asgi", "blocks", "green", "streaming", "testing"]
+from tests.support.package import (
+    HOUSE,
+    MODULES,
+    SOURCE,
+    imported,
+    lines_of_code,
+    module_name,
+    names_imported,
+)
 
 
 def test_public_names():
@@ -44,30 +44,6 @@ def test_public_names():
     ]
     for name in ormbridge.__all__:
         assert getattr(ormbridge, name).__doc__, name
-
-
-def module_name(path):
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def names_imported(path):
-    """Return what the module at *path* imports of the package, by its full name, for types too."""
-    package = path.relative_to(SOURCE.parent).parts[:-1]
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
-            base += filter(None, [node.module])
-            names.update([".".join(base), *(".".join([*base, each.name]) for each in node.names)])
-        elif isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-    return {name for name in names if name.startswith("ormbridge.")}
-
-
-def imported(path):
-    """Return the parts of the package that the module at *path* imports, for its types too."""
-    return {name.split(".")[1] for name in names_imported(path)}
 
 
 def test_imports_point_one_way():
@@ -115,31 +91,6 @@ def test_inside_of_asgiref_is_read_in_one_file():
             assert not named & {*PRIVATE}, f"{path} reads {named & {*PRIVATE}}"
 
 
-def lines_of_code(path):
-    """Count the lines that hold code: no blank lines, comments or docstrings."""
-    source = path.read_text()
-    lines = set()
-    skipped = (
-        tokenize.COMMENT,
-        tokenize.NL,
-        tokenize.NEWLINE,
-        tokenize.INDENT,
-        tokenize.DEDENT,
-        tokenize.ENDMARKER,
-    )
-    docstrings = {
-        node.body[0].lineno
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        and ast.get_docstring(node) is not None
-    }
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        is_docstring = token.type == tokenize.STRING and token.start[0] in docstrings
-        if token.type not in skipped and not is_docstring:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines)
-
-
 def test_package_is_small():
     """Neither the core, nor ``green/``, nor the rest grows, and no module is long."""
     sizes = {path.relative_to(SOURCE).as_posix(): lines_of_code(path) for path in MODULES}
@@ -159,6 +110,15 @@ def test_no_file_of_tests_is_long():
     sizes = {path: len(path.read_text().splitlines()) for path in files}
     assert len(sizes) > 200
     assert {path: size for path, size in sizes.items() if size > 800} == {}
+
+
+def test_no_file_of_tests_imports_from_another():
+    """What tests share lies beside them, in modules that are no tests."""
+    from_tests = re.compile(r"^ *from tests[.\w]*(?:\.| import )test_.*", re.MULTILINE)
+    files = Path(__file__).parent.rglob("*.py")
+    assert [
+        (path, *found) for path in files if (found := from_tests.findall(path.read_text()))
+    ] == []
 
 
 def test_core_stands_alone(tmp_path):

@@ -96,6 +96,9 @@ def what_is_there():
     return [*found, len(connection.queries_log)]
 
 
+HUGE = 10**5000
+"""Python refuses to write or read an int of so many digits."""
+
 SESSIONS = {
     # Without the server's own processes, such as those of autovacuum.
     "postgresql": "SELECT pid FROM pg_stat_activity"

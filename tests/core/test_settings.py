@@ -13,6 +13,7 @@ from ormbridge.core.errors import PoolTimeout
 from ormbridge.core.process import end_pools, stats
 from ormbridge.core.settings import KEYS, Settings, import_reset, load_settings
 from tests.core.gate import GUARD
+from tests.core.support import HUGE
 
 ACCEPTED = "MAX_THREADS, TIMEOUT, MAX_IDLE, HTTP_LEASE, WEBSOCKET_LEASE, RESET, GREEN, GREEN_SLOW"
 
@@ -110,10 +111,6 @@ def test_bad_max_threads_is_refused_behind_asgi_threads(monkeypatch, pool_settin
     pool_settings(MAX_THREADS=0)
     with pytest.raises(ImproperlyConfigured, match="MAX_THREADS"):
         load_settings()
-
-
-# Python refuses to write or read an int of so many digits.
-HUGE = 10**5000
 
 
 @pytest.mark.parametrize("path", [".x", "..a.b", "a\0.b", "\ud800.x", "x." * 300, "failing.x"])

@@ -10,7 +10,7 @@ import zlib
 import ormbridge
 import pytest_ormbridge
 from tests.docs.conftest import ROOT, Site
-from tests.test_package import lines_of_code
+from tests.support.package import lines_of_code
 
 
 def strictness() -> list[str]:

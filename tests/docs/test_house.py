@@ -7,7 +7,7 @@ import pytest
 
 from docs._ext import house
 from tests.docs.conftest import EXTENSIONS, Site
-from tests.test_package import HOUSE, MODULES, SOURCE, imported
+from tests.support.package import HOUSE, MODULES, SOURCE, imported
 
 PICTURE = "\n```{house}\n:caption: What stands on what\n```\n"
 QUOTE = "\n```{source} core/cores.py\n:pyobject: f\n:start-at: b =\n```\n"

@@ -26,7 +26,6 @@ from django.urls import path
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from tests.core.support import run, until
-from tests.core.test_connections import resets
 from tests.guide.conftest import INITDB, own_server, run_python
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
@@ -577,10 +576,16 @@ def test_wrapper_of_the_main_thread_sees_no_call():
         assert seen[-1:] == ["SELECT 42"]
 
 
+resets = []
+
+
+def reset(held):
+    resets.append(held)
+
+
 async def test_no_reset_on_threads_that_are_no_workers(pool_settings):
     """RESET does not run on threads of asyncio, of an executor, or of asgiref."""
-    pool_settings(RESET="tests.core.test_connections.reset")
-    resets.clear()
+    pool_settings(RESET=f"{__name__}.reset")
     await asyncio.to_thread(len, "")
     await sync_to_async(len, thread_sensitive=False)("")
     await sync_to_async(len)("")

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 from tests.guide.conftest import run_python
-from tests.servers import test_pgbouncer as pgbouncer
+from tests.servers import pgbouncer
 from tests.servers.harness import address
 
 
