@@ -151,11 +151,11 @@ class ThreadConnections:
         if self._end_transaction(connection, who):
             return
         connection.queries_log.clear()
-        lasting, debug = getattr(connection, "ormbridge_lasting", ((), False))
-        lasting = [each for each in lasting if each in connection.execute_wrappers]
-        connection.execute_wrappers[:] = lasting
-        connection.force_debug_cursor = debug and connection.force_debug_cursor
-        _set_lasting(connection)
+        wrappers, debug = connection.execute_wrappers, connection.force_debug_cursor
+        if (wrappers, debug) != (lasting := getattr(connection, "ormbridge_lasting", ((), False))):
+            wrappers[:] = [each for each in lasting[0] if each in wrappers]
+            connection.force_debug_cursor = lasting[1] and debug
+            _set_lasting(connection)
         hooks.attend(connection, self)
         if connection not in self.wrappers.values():  # del connections[…]: nobody will use it
             self._close(connection, BaseDatabaseWrapper)  # as the thread's end does
