@@ -96,9 +96,9 @@ class Worker(threading.Thread):
         here.worker = self
         self.connections.adopt_thread()
         while (lease := self._wait()) is not None:
-            while lease is not None:  # an idle worker keeps nothing of the last call
-                begun = lease.loop is not None and hooks.begin(self, lease)
-                lease = None if begun else self.serve(lease)
+            while lease and not (lease.loop is not None and hooks.begin(self, lease)):
+                lease = self.serve(lease)
+            lease = None  # an idle worker keeps nothing of the last call
 
     def _wait(self) -> Leaseholder | None:
         """Wait for the next lease. Returns None once the worker has left the pool."""
