@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,7 @@ from tests.core.conftest import (
     pytest_unconfigure,
     refuse,
 )
+from tests.support.left import nothing_is_left
 
 __all__ = [
     "close_connections_of_asgiref",
@@ -76,6 +77,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         reach_server()
     except Exception as error:  # each driver has its own tree
         pytest.exit(unreachable(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around what keeps the log of the test
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """See, after the last test of a module, that nothing of the package is left.
+
+    A test that failed keeps what it had in its traceback.
+    """
+    yield
+    getattr(item, "funcargs", {}).clear()
+    if not item.session.testsfailed and (nextitem is None or nextitem.path != item.path):
+        nothing_is_left(item.path)
 
 
 def reach_server() -> None:

@@ -273,6 +273,7 @@ async def test_storm(settings, pool_settings, threads, seed):
             assert set(await asyncio.gather(*tasks)) == {5 * KNOWN}
     finally:
         connection_created.disconnect(note)
+        tasks.clear()
 
     await until(lambda: stats().idle == stats().threads)
     workers = {f"ormbridge-worker-{number + 1}" for number in range(threads)}

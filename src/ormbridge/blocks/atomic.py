@@ -99,7 +99,7 @@ class AtomicBlock(OpenBlock):
             self.give_back()
         failure = future.exception()  # looked at: where the block itself failed, nobody else does
         if exc_type is not None and issubclass(exc_type, asyncio.CancelledError) and failure:
-            logger.warning("%s was cancelled, and its rollback failed: %r", self, failure)
+            logger.warning("%s was cancelled, and its rollback failed: %r", str(self), failure)
             failure = None
         elif exc_type is not None and self.undone:
             failure = None

@@ -63,7 +63,7 @@ async def _await_each(whose: object, callbacks: list[Callback]) -> None:
             except Exception as error:
                 if not robust:
                     raise
-                logger.error("on_commit() of %s failed: %r", whose, error, exc_info=error)
+                logger.error("on_commit() of %s failed: %r", str(whose), error, exc_info=error)
     finally:  # one that fails ends the row, as in Django
         for callback, _ in callbacks:
             if inspect.iscoroutine(callback):

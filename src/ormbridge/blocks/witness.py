@@ -193,7 +193,7 @@ class Witness(DatabaseErrorWrapper):
             if how == "commit" and is_aborted(connection):
                 how = "rollback"  # as the server would do; this forgets on_commit() as well
         if lost is not None:
-            self.lost.append((self._own.running, connection.alias, lost[0]))
+            self.lost.append((str(self._own.running), connection.alias, lost[0]))
         elif how == "rollback":
             self.lost.clear()
         if how != "savepoint_rollback":

@@ -180,7 +180,7 @@ class Call(Leaseholder):
         error, self._error = self._error, None
         if future is None or future.done():
             if error is not None:
-                logger.debug("%s failed after its caller gave up: %r", self, error)
+                logger.debug("%s failed after its caller gave up: %r", str(self), error)
         elif error is not None:
             future.set_exception(error)
         else:

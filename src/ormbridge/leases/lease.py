@@ -183,7 +183,7 @@ class Lease(Line):
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
         for block in self.open_blocks():
-            logger.warning("%s was not left: its worker is given back", block)
+            logger.warning("%s was not left: its worker is given back", str(block))
         self._refuse(self._abandon(), error)
 
     def _abandon(self) -> list[Call]:

@@ -80,7 +80,7 @@ def stop(call: Any) -> None:
         threading.Thread(target=_stop, args=[call], name="ormbridge-canceller", daemon=True).start()
     except RuntimeError as error:  # no thread is left, or the interpreter exits
         if isinstance(call, Call):  # and not what is bounded()
-            logger.warning("%s was cancelled, and its statement runs on: %r", call, error)
+            logger.warning("%s was cancelled, and its statement runs on: %r", str(call), error)
             bound(call)
 
 

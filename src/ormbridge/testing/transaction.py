@@ -189,7 +189,7 @@ def _runs_on(call: Call, future: asyncio.Future[Any]) -> None:
         logger.warning(
             "%s was cancelled, and runs to its end: the transaction of the test would be lost with "
             "its statement. With async_transactional_db it is stopped where the database can",
-            call,
+            str(call),
         )
 
 
