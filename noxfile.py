@@ -239,7 +239,7 @@ def tests_green(session: nox.Session) -> None:
     """Test the contract again where it runs on the event loop's thread, on PostgreSQL."""
     install(session, "tests", "drivers", extras="channels,postgres,green")
     contract = [f"tests/{each}" for each in CONTRACT]
-    run_tests(session, *contract, database="postgresql", ORMBRIDGE_TEST_GREEN="1")
+    run_tests(session, *contract, *STATEFUL, database="postgresql", ORMBRIDGE_TEST_GREEN="1")
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)

@@ -69,7 +69,7 @@ def asked(request, monkeypatch, pool_settings):
         return None
     if CHOICE != "postgresql" or find_spec("greenlet") is None:
         pytest.skip("green functions need PostgreSQL, psycopg 3 and greenlet")
-    answers = importlib.import_module("ormbridge.green.answers").Answers
+    answers = importlib.import_module("ormbridge.green.loops").Answers
     wait, asked = answers.wait, []
 
     def note(self, runner, handle):

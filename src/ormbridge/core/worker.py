@@ -96,7 +96,7 @@ class Worker(threading.Thread):
         here.worker = self
         self.connections.adopt_thread()
         while (lease := self._wait()) is not None:
-            while lease and not (lease.loop is not None and hooks.begin(self, lease)):
+            while lease is not None and not (lease.loop and hooks.begin(self, lease)):
                 lease = self.serve(lease)
             lease = None  # an idle worker keeps nothing of the last call
 
