@@ -143,6 +143,7 @@ async def test_endless_recursion(green, what):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.* is multi-threaded:DeprecationWarning")
 async def test_fork_in_a_green_function():
     """The child of a green function goes on in that function, and never in the event loop."""
     own = threading.get_ident()
