@@ -111,6 +111,7 @@ async def test_cancelled_while_it_waits_for_rows(watch, gate, pool_settings):
     await anext(iterator)
     await anext(iterator)
     waiting = asyncio.create_task(anext(iterator))
+    await asyncio.sleep(0)  # it begins to wait; its rows may be on their way already
     await gate.entered()
     waiting.cancel()
     await asyncio.wait([waiting])
