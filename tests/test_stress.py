@@ -5,7 +5,6 @@ import gc
 import os
 import random
 import threading
-from collections import Counter
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -26,14 +25,10 @@ from ormbridge import (
     release,
     stats,
 )
-from ormbridge.asgi.context import LeaseContext
-from ormbridge.core.call import Call
-from ormbridge.leases.lease import Lease
-from ormbridge.leases.turns import Block
-from ormbridge.streaming.rows import Rows
 from ormbridge.streaming.rows import stream as stream_rows
 from tests.core.gate import GUARD
 from tests.core.support import until
+from tests.support import left
 from tests.support.http import connect, disconnect, get, request
 
 # Another storm, such as one that failed: ORMBRIDGE_TEST_SEED=7. Its number is in the test's id.
@@ -323,10 +318,7 @@ async def leave_the_line():
 def alive():
     """Count what may be left of requests, blocks and streams, timers included."""
     gc.collect()
-    kinds = (Lease, LeaseContext, Call, Block, Rows, asyncio.TimerHandle)
-    found = Counter(
-        kind.__name__ for kind in map(type, gc.get_objects()) if issubclass(kind, kinds)
-    )
+    found = left.alive(asyncio.TimerHandle)
     found["scheduled"] = len(asyncio.get_running_loop()._scheduled)
     return found
 

@@ -5,18 +5,13 @@ import contextvars
 import gc
 import importlib
 import weakref
-from collections import Counter
 
 import pytest
 from django.contrib.auth.models import User
 
 from ormbridge import atomic, database_sync_to_async, pinned, stats, stream
-from ormbridge.asgi.context import LeaseContext
-from ormbridge.core.call import Call
-from ormbridge.leases.lease import Lease
-from ormbridge.leases.turns import Block
-from ormbridge.streaming.rows import Rows
 from tests.core.support import until
+from tests.support import left
 from tests.support.blocks import turns
 from tests.support.canceller import cancellers, in_context
 
@@ -83,9 +78,7 @@ WAYS = [call, request, socket, transact, pin, read, fail, give_up]
 def alive():
     """Count what there is of calls, leases and what they stand for, after all was freed."""
     gc.collect()
-    kinds = Lease, LeaseContext, Call, Block, Rows, importlib.import_module(RUNNER).Runner
-    found = map(type, gc.get_objects())
-    return Counter(kind.__name__ for kind in found if issubclass(kind, kinds))
+    return left.alive(importlib.import_module(RUNNER).Runner)
 
 
 async def come_to_rest():

@@ -29,15 +29,10 @@ from greenlet import getcurrent, greenlet
 from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stream
 from tests.core.gate import GUARD
 from tests.settings import CHOICE, DATABASES
-from tests.support.messages import SAYS, is_answered, is_on_the_page, wordings
+from tests.support.messages import SAYS, is_answered, is_known, is_on_the_page
 from tests.support.ways import count_and_close
 
 ASYNC_CONTEXT = r"^You cannot call this from an async context"
-
-
-def is_known(error):
-    """Assert that the page has *error*, one of Python's own, among its wordings."""
-    assert f"{type(error).__name__}: {error}" in wordings()
 
 
 # Code that runs on the thread of an event loop, and does not know.

@@ -15,13 +15,7 @@ from django.shortcuts import aget_list_or_404, aget_object_or_404
 
 from ormbridge import database_sync_to_async
 from tests.settings import CHOICE, DATABASES
-from tests.support.messages import SAYS, is_answered, is_on_the_page, wordings
-
-
-def is_known(said):
-    """Assert that the page has *said*, a line that Python printed, among its wordings."""
-    assert said in wordings()
-
+from tests.support.messages import SAYS, is_answered, is_known, is_on_the_page, wordings
 
 # Code that is not, or not only, async.
 
@@ -39,7 +33,7 @@ def test_await_outside_of_a_coroutine_function(source):
     """Python does not even compile it; in an async def it does."""
     with pytest.raises(SyntaxError) as refused:
         compile(source, "<shell>", "exec")
-    is_known(f"SyntaxError: {refused.value.msg}")
+    assert f"SyntaxError: {refused.value.msg}" in wordings()  # without the place
     where = source.replace("def g():\n    ", "")
     compile(f"async def g():\n    {where}", "<shell>", "exec")
 
@@ -68,7 +62,7 @@ async def test_await_of_an_async_generator(ada):
     """aiterator() is no coroutine; ``async for`` reads it."""
     with pytest.raises(TypeError) as refused:
         await User.objects.aiterator()
-    is_known(f"TypeError: {refused.value}")
+    is_known(refused.value)
     assert [user.username async for user in User.objects.aiterator()] == ["ada"]
 
 
@@ -78,7 +72,7 @@ async def test_loop_of_another_thread():
     loop.set_debug(True)
     with pytest.raises(RuntimeError) as refused:
         await database_sync_to_async(loop.call_soon)(print)
-    is_known(f"RuntimeError: {refused.value}")
+    is_known(refused.value)
 
     async def where():
         return asyncio.get_running_loop()
@@ -104,7 +98,7 @@ def test_loop_on_a_thread_that_waits():
 
     with pytest.raises(RuntimeError) as refused:
         call(started(name))
-    is_known(f"RuntimeError: {refused.value}")
+    is_known(refused.value)
     assert call(async_to_sync(name)) == threading.current_thread().name
     assert call(started(through_the_bridge)) == "ormbridge-worker-1"
 

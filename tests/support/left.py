@@ -21,11 +21,15 @@ from tests.core.gate import GUARD
 KINDS = (Leaseholder, LeaseContext, Block, Rows, Source, Iteration)
 
 
+def alive(*more: type) -> Counter[str]:
+    """Count what there is of calls, of leases and what they are of, and of *more* kinds."""
+    kinds = (*KINDS, *more)
+    return Counter(kind.__name__ for kind in map(type, gc.get_objects()) if issubclass(kind, kinds))
+
+
 def left() -> Counter[str]:
-    """Count calls, leases, and what they are of; and threads that asgiref has for a context."""
-    found = Counter(
-        kind.__name__ for kind in map(type, gc.get_objects()) if issubclass(kind, KINDS)
-    )
+    """Count what is alive, and what others have for it, such as asgiref's threads of contexts."""
+    found = alive()
     found["suspended generator"] = len(_owners)
     found["host of a frame"] = len(hosts)
     found["thread of a context"] = len(SyncToAsync.context_to_thread_executor)

@@ -29,6 +29,11 @@ def is_on_the_page(output, lines=5):
     assert len(set(output.splitlines())) == output.count("\n") == lines
 
 
+def is_known(error):
+    """Assert that the page has *error*, one of Python's own, among its wordings."""
+    assert f"{type(error).__name__}: {error}" in wordings()
+
+
 def is_answered(error):
     """Assert that the page has *error* among its wordings, as Django or as the driver prints it."""
     kinds = [type(each) for each in (error, error.__cause__) if each is not None]
