@@ -157,6 +157,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
         # Those that no test of the run asks for were not made.
         with django_db_blocker.unblock(), suppress(DatabaseError):
             made[alias] = {model: list(model.objects.using(alias)) for model in models}
+        connections[alias].close()  # one that no test asks for would be in the way in the end
     flush.emit_post_migrate_signal = restore  # type: ignore[attr-defined]
     for connection in connections.all() if test_settings.CHOICE == "postgresql" else ():
         connection.ops.sql_flush = delete_rows  # type: ignore[method-assign]
