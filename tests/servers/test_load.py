@@ -10,7 +10,7 @@ async def test_never_more_than_the_bound_and_none_in_the_end(database):
     settings = {"MAX_THREADS": BOUND, "MAX_IDLE": 1}
     with Server("uvicorn-uvloop", database, bridge=True, **settings) as server:
         report = await load(server, seconds=5, clients=100)
-    assert report.errors == {}
+    assert report.errors == {}, server.output()
     assert report.most == BOUND
     assert report.samples > 1
     # Each of the kinds of things that clients do was done.
