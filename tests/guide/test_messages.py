@@ -31,7 +31,7 @@ from tests.core.gate import GUARD
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import alone_on_postgresql, example_source
-from tests.support.messages import PAGE, SAYS, is_on_the_page
+from tests.support.messages import PAGE, SAYS, is_on_the_page, wordings
 
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
@@ -56,9 +56,16 @@ def said(run_script, recorded):
     return run
 
 
+def are_known(output):
+    """Assert that the page has each TypeError of *output*, whichever Python words it."""
+    errors = [line for line in output.splitlines() if ": TypeError: " in line]
+    assert errors
+    assert {line.partition(": ")[2] for line in errors} <= {*wordings()}
+
+
 def test_in_async_code(said):
     """What Python, asgiref and Django say to mistakes in async code."""
-    said("in_async_code")
+    are_known(said("in_async_code"))
 
 
 def test_django_says(said):
@@ -73,7 +80,7 @@ def test_not_set_up(said):
 
 def test_channels_says(said):
     """What Channels says of sockets that have no consumer, and of one that reads too slowly."""
-    said("channels_says")
+    are_known(said("channels_says"))
 
 
 def test_sqlite(said):

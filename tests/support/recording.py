@@ -24,6 +24,7 @@ import difflib
 import importlib.metadata
 import json
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import asdict
@@ -34,6 +35,16 @@ import pytest
 from docs._ext.record import proofs, recordings, runs, spans
 from tests.support.timeline import Timeline
 
+#: What Python says since 3.14, and what it said before, which is what is recorded.
+SINCE_3_14 = [
+    (r"'(\w+)' object can't be awaited", r"object \1 can't be used in 'await' expression"),
+    (
+        r"'[\w.]+\.(\w+)' (object does not support the asynchronous context manager protocol)"
+        r"( \(missed __aexit__ method\) but it supports the context manager protocol\. "
+        r"Did you mean to use 'with'\?)?",
+        r"'\1' \2",
+    ),
+]
 #: How many tests are named; of more it is said how many there are.
 FEW = 20
 RECORDER = pytest.StashKey["Recorder"]()
@@ -154,7 +165,7 @@ def read(root: Path, name: str) -> tuple[str, ...]:
 
 def difference(name: str, expected: tuple[str, ...], lines: tuple[str, ...]) -> str:
     """Return what to tell about *lines* that are not as *expected*, or an empty string."""
-    old, new = recordings.masked(expected), recordings.masked(lines)
+    old, new = (recordings.masked(map(in_words_of_3_13, each)) for each in (expected, lines))
     if old == new:
         return ""
     diff = "\n".join(difflib.unified_diff(old, new, "recorded", "printed now", lineterm=""))
@@ -162,6 +173,13 @@ def difference(name: str, expected: tuple[str, ...], lines: tuple[str, ...]) -> 
         f"example {name!r} prints something else than recorded:\n{diff}\n"
         f"if this is right, {recordings.REMEDY}"
     )
+
+
+def in_words_of_3_13(line: str) -> str:
+    """Return *line* with what Python says since 3.14 as it said before."""
+    for words, before in SINCE_3_14:
+        line = re.sub(words, before, line)
+    return line
 
 
 class Recorder:
