@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Under ASGI, Django 6.1 keeps every response, with its body, until the garbage collector comes by.
+# Under ASGI, Django 6.1 keeps every response, with its body, until the garbage collector comes by,
+# if Python is 3.13.0, or 3.12 before 3.12.8.
 #
-# Versions: Django 6.1.3, and 6.0.9 to compare (Python 3.13).
+# Versions: Django 6.1.3, and 6.0.9 to compare; Python 3.13.0 and 3.13.5.
 # Needs:    Python 3.12+ (set PYTHON to choose one).
 # Expected: a response is freed when it was sent. So it is under WSGI, and was under ASGI in 6.0, but
 #           for clients that had gone (ticket 36700).
-# Happens:  the handler of 6.1 ends the task group of each request with an exception of a class that
-#           it makes for that request. Class, exception, traceback and frame are a cycle, and the
-#           frame has the request and its response. The collector counts objects, not bytes: with
-#           its default settings, too, many megabytes of answers that were sent are still there.
-# Hurt:     who answers with large bodies: memory grows to a multiple of what is in flight, and a
-#           container may be killed. A StreamingHttpResponse is kept as well, but has no body.
+# Happens:  the handler of 6.1 ends the task group of each request with an exception, and a task group
+#           of these Pythons left its exception in a cycle (CPython issue 124958). The traceback has
+#           the handler's frame, with the request and its response. The collector counts objects, not
+#           bytes: with its default settings, too, many megabytes of answers that were sent are
+#           still there.
+# Hurt:     who answers with large bodies on an image with such a Python: memory grows to a multiple
+#           of what is in flight, and a container may be killed. A StreamingHttpResponse is kept as
+#           well, but has no body.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -126,6 +129,10 @@ cat >expected <<'EOF'
 6.1.3, asgi /async: of 100 responses of a megabyte 100 are left, after a collection 0; ten and more at a time with the collector's defaults
 EOF
 
+mended='import sys; sys.exit(not ((3, 12, 8) <= sys.version_info[:3] != (3, 13, 0)))'
+if "venv-6.1.3/bin/python" -c "$mended"; then
+    sed -i 's/megabyte 100 are/megabyte 0 are/; s/ten and more/never more than one/' expected
+fi
 for version in 6.0.9 6.1.3; do
     "venv-$version/bin/python" program.py
 done | tee seen

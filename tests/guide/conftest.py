@@ -138,7 +138,8 @@ def own_server(options: str = "", password: str = "") -> Iterator[str]:
 
         asks = ("-A", "scram-sha-256", f"--pwfile={secret}") if password else ("-A", "trust")
         run("initdb", "-U", "postgres", *asks, "--no-sync")
-        options = f"{options} -c listen_addresses='' -k {name} -F"
+        # The port is a part of the socket's name.
+        options = f"{options} -c listen_addresses='' -k {name} -p 5432 -F"
         run("pg_ctl", "-w", "-l", f"{name}/log", "-o", options, "start")
         try:
             yield name
