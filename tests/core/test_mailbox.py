@@ -1,8 +1,10 @@
 """Batches, one wake-up each; loops that are many, closed, uvloop's, or in debug mode."""
 
 import asyncio
+import gc
 import threading
 import warnings
+import weakref
 from contextlib import suppress
 from unittest import mock
 
@@ -125,11 +127,28 @@ def test_post_to_a_closed_loop_is_dropped():
     assert not mailbox._items
 
 
-async def test_mailbox_is_kept_for_its_loop():
-    """A loop has one mailbox as long as it runs on its thread."""
-    loop = asyncio.get_running_loop()
-    assert mailbox_of(loop) is mailbox_of(loop)
-    assert mailbox_of(loop).loop is loop
+def test_mailbox_is_kept_for_its_loop():
+    """A loop has one mailbox as long as it lives, whatever loops run on its thread in between."""
+
+    async def mailbox():
+        return mailbox_of(asyncio.get_running_loop())
+
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        mailboxes = [runner.run(mailbox()) for runner in (one, other, one)]
+        assert [each.loop for each in mailboxes[:2]] == [one.get_loop(), other.get_loop()]
+    assert mailboxes[2] is mailboxes[0]
+
+
+def test_mailbox_goes_with_its_loop():
+    """Nothing keeps a loop that has ended, nor its mailbox, nor what was not delivered there."""
+    delivered = Item([], 1)
+    loop = asyncio.new_event_loop()
+    mailbox_of(loop).post(delivered)
+    loop.close()
+    gone = [weakref.ref(each) for each in (loop, mailbox_of(loop), delivered)]
+    del loop, delivered
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
 
 
 async def test_one_timer_for_all_who_wait():

@@ -9,7 +9,6 @@ from asgiref.sync import SyncToAsync
 from django.db import connections
 
 from ormbridge.asgi.context import LeaseContext
-from ormbridge.core import mailbox
 from ormbridge.core.call import hosts
 from ormbridge.core.worker import Leaseholder
 from ormbridge.leases.generators import Iteration, _owners
@@ -41,7 +40,6 @@ def nothing_is_left(module: Path) -> None:
 
     :raises AssertionError: if so, which says what.
     """
-    vars(mailbox._thread).clear()  # a thread knows its last loop, and who waited there as it ended
     for connection in connections.all(initialized_only=True):
         connection.rollback_exc = None  # Django leaves it there, with all that its traceback has
     deadline = time.monotonic() + GUARD

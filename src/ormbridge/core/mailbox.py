@@ -1,10 +1,10 @@
 """The way back: outcomes are handed to an event loop in batches (step 6 of a call).
 
-One mailbox an event loop, as a rule: loops that take turns on a thread get new ones. Workers post
-from their threads. An item wakes the loop unless a delivery is on its way, which then takes it
-along: one waking a delivery, seldom one more. Waking a loop is a system call and a switch of
-threads, so this is where the speed is. As long as enough calls wait to keep the workers busy,
-outcomes wait for the next look at the pool: what their callers do next could not start sooner.
+One mailbox an event loop, which has it as an attribute, so that they go together. Workers post from
+their threads. An item wakes the loop unless a delivery is on its way, which then takes it along:
+one waking a delivery, seldom one more. Waking a loop is a system call and a switch of threads, so
+this is where the speed is. As long as enough calls wait to keep the workers busy, outcomes wait for
+the next look at the pool: what their callers do next could not start sooner.
 
 It also knows which calls of its loop wait, and until when. That is one timer for all that wait for
 one thing as long, not one a call: whoever began to wait first is the first whose time is up.
@@ -21,7 +21,6 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,8 +34,6 @@ BATCH = 128
 
 #: What is called with those whose time is up.
 Expire = Callable[[list[Any]], object]
-
-_thread = threading.local()
 
 
 class Mailbox:
@@ -126,13 +123,9 @@ class Mailbox:
         expire(overdue)
 
 
-def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
+def mailbox_of(loop: Any) -> Mailbox:
     """Return the mailbox of *loop*, which runs on the calling thread."""
-    # A thread runs one loop at a time, so remembering the last one spares a dict of weak
-    # references.
-    mailbox: Mailbox | None = getattr(_thread, "mailbox", None)
-    if mailbox is None or mailbox.loop is not loop:
-        if mailbox is not None and mailbox.loop.is_closed():
-            mailbox._items.clear()  # noqa: SLF001 # these know who would have had them
-        mailbox = _thread.mailbox = Mailbox(loop)
+    mailbox: Mailbox | None = getattr(loop, "ormbridge_mailbox", None)
+    if mailbox is None:
+        mailbox = loop.ormbridge_mailbox = Mailbox(loop)
     return mailbox
