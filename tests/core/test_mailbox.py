@@ -25,7 +25,7 @@ class Item:
         self.value = value
 
     def __call__(self):
-        if isinstance(self.value, Exception):
+        if isinstance(self.value, BaseException):
             raise self.value
         self.delivered.append(self.value)
 
@@ -115,6 +115,21 @@ async def test_bad_item_does_not_stop_its_batch():
     loop.set_exception_handler(None)
     assert delivered == [1, 2]
     assert reported == [error]
+
+
+def test_interrupt_in_a_batch():
+    """Ctrl-C in the middle of a batch comes out of the loop; the rest of the batch comes next."""
+    loop = asyncio.new_event_loop()
+    mailbox, delivered = Mailbox(loop), []
+    for value in (1, KeyboardInterrupt(), 2):
+        mailbox.post(Item(delivered, value))
+    loop.call_soon(loop.stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    assert delivered == [1]
+    assert turns_of(loop, lambda: len(delivered)) == [1]
+    assert delivered == [1, 2]
+    loop.close()
 
 
 def test_post_to_a_closed_loop_is_dropped():

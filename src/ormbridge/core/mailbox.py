@@ -12,8 +12,8 @@ one thing as long, not one a call: whoever began to wait first is the first whos
 Guarantees:
 
 * while the loop turns, what was posted is delivered once, on its thread, in order; one bad
-  item never stops the rest of its batch. What comes after the loop closed is dropped: nobody is
-  left to have it;
+  item never stops the rest of its batch, which Ctrl-C puts off to the next turn. What comes after
+  the loop closed is dropped: nobody is left to have it;
 * however many are delivered or overdue at one time, the loop turns after BATCH of them;
 * nothing is known of a call that has its outcome.
 """
@@ -68,16 +68,18 @@ class Mailbox:
 
     def _deliver(self) -> None:
         self._waking = False
-        for _ in range(min(len(self._items), BATCH)):
-            item = self._items.popleft()
-            try:
-                item()
-            except Exception as error:
-                trouble = {"message": f"could not deliver {item!r}", "exception": error}
-                self.loop.call_exception_handler(trouble)
-        if self._items and not self._waking:  # first the loop does what came of these
-            self._waking = True
-            self.loop.call_soon(self._deliver)
+        try:
+            for _ in range(min(len(self._items), BATCH)):
+                item = self._items.popleft()
+                try:
+                    item()
+                except Exception as error:
+                    trouble = {"message": f"could not deliver {item!r}", "exception": error}
+                    self.loop.call_exception_handler(trouble)
+        finally:  # Ctrl-C comes out of the loop, and the others are delivered once that goes on
+            if self._items and not self._waking:  # first the loop does what came of these
+                self._waking = True
+                self.loop.call_soon(self._deliver)
 
     def look_after(self, look: Callable[[], bool]) -> None:
         """Have *look* called from time to time, until it returns False; see :meth:`.Pool.look`."""
