@@ -7,14 +7,11 @@ Guarantees:
   changed;
 * a lease that ends with a transaction open leaves nothing behind: it is rolled back, the connection
   discarded, a warning logged;
-* a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands;
-* no connection is handed to anybody else while a request to cancel its statement is on its way, or
-  may be, and a transaction whose statement was cancelled ends in a rollback.
+* a clean-up never raises: what cannot be cleaned is discarded, and the call's own outcome stands.
 
-Assumes that every method but the constructor runs on the worker's own thread; what the
-canceller touches, it touches under :attr:`ThreadConnections.finishing`. Connections make
-themselves known through Django's ``connection_created`` signal, so a call that opens none costs
-nothing here.
+Assumes that every method but the constructor, and :meth:`ThreadConnections.cut`, runs on the
+worker's own thread. Connections make themselves known through Django's ``connection_created``
+signal, so a call that opens none costs nothing here.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ SWEEP = 1.0
 
 
 class ThreadConnections:
-    """The open connections of one worker."""
+    """The open connections of one worker. A wing that stops statements has more to do with them."""
 
     #: Seconds that the thread may wait for PostgreSQL where nobody waits for what comes of it.
     BOUND = 4.0
@@ -58,14 +55,9 @@ class ThreadConnections:
         self.leased = False
         #: The call that runs.
         self.running: object = None
-        #: Held to cancel what :attr:`running` does, to finish that, and to break or close a
-        #: connection: a pool may hand it on. Re-entrant: freeing an object may close one.
+        #: Held, where another thread may break a connection, to do that, to close one, or to finish
+        #: a call. Re-entrant: freeing an object may close one.
         self.finishing = threading.RLock()
-        #: Connections with a statement that was cancelled, and why they have to be discarded; None
-        #: if that is yet to be found out: :data:`.hooks.settle` does, as the call ends, and keeps
-        #: one whose server has carried the request out. Guarded by :attr:`finishing` while a call
-        #: runs.
-        self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
 
     def adopt_thread(self) -> None:
         """Find where Django keeps those of the calling thread."""
@@ -105,8 +97,6 @@ class ThreadConnections:
         """
         if failed:
             self._find()
-        if self.stopped:
-            hooks.settle(self)
         who = "the call"
         if reset is not None:
             self._each(self.opened, self._end_transaction, who)
@@ -173,29 +163,24 @@ class ThreadConnections:
             close_if_dead(connection)
 
     def settle(self) -> None:
-        """Wait until no request is on its way to what has ended, and see to what was stopped.
+        """See to what was stopped: nothing here. Before a call, and after it.
 
         Nothing to do if no connection is :attr:`opened`.
         """
-        self.catch_up()
-        if self.stopped:
-            hooks.settle(self)
 
     def catch_up(self) -> None:
-        """Wait for who still cancels a statement, or breaks a connection, of a call that ended.
+        """Wait for who breaks a connection of a call that ended: nobody here."""
 
-        Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
+    def cut(self, call: Any = None) -> None:
+        """Break the connections that wait in vain: nothing here. Any thread; never waits.
+
+        :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
+            what the thread does after a lease is meant: RESET, or the rollback of what was left.
         """
-        with self.finishing:
-            pass
 
     def _close(self, connection: Any, wrapper: type[BaseDatabaseWrapper]) -> None:
         """Close *connection* as *wrapper*, its class or a base of that, does."""
-        with self.finishing, hooks.closing(connection.connection):
-            wrapper.close(connection)
-            if self.stopped.get(connection):
-                # It broke: else Django connects anew as the block ends, maybe without an answer.
-                connection.closed_in_transaction = True
+        wrapper.close(connection)
 
     def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
         """Roll *connection* back, close it and forget it, and log the *reason*."""
@@ -206,10 +191,9 @@ class ThreadConnections:
         rollback = getattr(raw, "rollback", None) if connection.vendor != "postgresql" else None
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in filter(None, (rollback, getattr(raw, "close", None), connection.close)):
-            with suppress(Exception), hooks.closing(raw):
+            with suppress(Exception):
                 step()
         connection.connection = None
-        self.stopped.pop(connection, None)
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
         # gets a new one, and so does this one where it may still believe in its atomic blocks.
         stays = self.leased and not connection.in_atomic_block

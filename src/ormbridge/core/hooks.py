@@ -7,7 +7,6 @@ it does in one of these places as it is imported, and is imported by the first c
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -35,12 +34,3 @@ attend: Callable[[Any, Any], object] = _do_nothing
 #: Have the statement cancelled of a call, the argument, whose outcome nobody awaits, if it runs and
 #: that may be. Any thread; returns at once.
 stop: Callable[[Any], object] = _do_nothing
-#: See to the connections of a thread, the argument, on which a statement was stopped. On that
-#: thread.
-settle: Callable[[Any], object] = _do_nothing
-#: Break the connections on which a thread, the first argument, waits in vain. Any thread; never
-#: waits. The second one is the call for whose sake; if its worker is done with it, nothing happens.
-#: None is for what the thread does after a lease: RESET, or the rollback of what was left.
-cut: Callable[[Any, Any], object] = _do_nothing
-#: Make a block in which a driver's connection is closed. On its thread.
-closing: Callable[[Any], AbstractContextManager[object]] = nullcontext

@@ -229,7 +229,7 @@ class Pool:
         if self not in seen:
             # No call is hit: this is for those that hang in the clean-up after a lease.
             for worker in list(self.workers):
-                hooks.cut(worker.connections, None)
+                worker.connections.cut()
             seen[self] = self.stats()
         return PoolTimeout(seen[self].shortage(time.monotonic() - call.asked))
 

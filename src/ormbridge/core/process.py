@@ -79,7 +79,7 @@ def end(pool: Pool, patience: float | None = None) -> None:
     for worker in filter(Worker.is_alive, workers):  # others may be about to start
         while patience is None and worker.is_alive():
             worker.join(max(deadline - time.monotonic(), _GLANCE))
-            hooks.cut(worker.connections, None)
+            worker.connections.cut()
         worker.join(patience)
 
 

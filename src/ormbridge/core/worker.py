@@ -70,6 +70,9 @@ def current() -> threading.Thread:
 class Worker(threading.Thread):
     """A thread of the pool, named ``ormbridge-worker-<n>``."""
 
+    #: What its connections are; a wing may have others.
+    connections_type: type[ThreadConnections] = ThreadConnections
+
     def __init__(self, pool: Any, number: int) -> None:
         """Make a worker that has not started.
 
@@ -78,7 +81,7 @@ class Worker(threading.Thread):
         # Not a daemon: those are cut off in the middle of a call when the interpreter exits.
         super().__init__(name=f"ormbridge-worker-{number}", daemon=False)
         self.pool = pool
-        self.connections = ThreadConnections()
+        self.connections = self.connections_type()
         #: The lease served now; and ``time.monotonic()`` since it has the worker, or since nobody
         #: has. Guarded by the pool's lock.
         self.lease: Leaseholder | None = None

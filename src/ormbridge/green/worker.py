@@ -23,6 +23,7 @@ from ..core.settings import Reset
 from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
 from ..leases.lease import Lease
+from ..postgres.connections import StoppedConnections
 from .loops import may_begin
 from .runner import LoopClosedError, Runner, green
 
@@ -65,7 +66,7 @@ def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
     runner.wake()
 
 
-class GreenConnections(ThreadConnections):
+class GreenConnections(StoppedConnections):
     """The connections of a worker, on whichever thread its lease runs."""
 
     def __init__(self) -> None:
@@ -98,11 +99,9 @@ class GreenConnections(ThreadConnections):
 class GreenWorker(Worker):
     """A worker that does errands for its lease, where that runs elsewhere."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.connections = GreenConnections()
-        #: What is to be done. Set before the thread is woken for it.
-        self.errand: Callable[[], object] | None = None
+    connections_type = GreenConnections
+    #: What is to be done. Set before the thread is woken for it.
+    errand: Callable[[], object] | None = None
 
     def give_up(self, lease: Any) -> Leaseholder | None:
         """Be free of *lease*, which was ended in the middle of anything; return the next one."""
@@ -115,6 +114,7 @@ class GreenWorker(Worker):
             lease.dismiss(CancelledError())
             lease.run(self.connections)  # no more than what it has left open
         self.connections.running = None
+        self.connections.settle()
         self.connections.lease_ends(self.pool.reset, failed=True)
         return self.pool.give_back(self)  # type: ignore[no-any-return]
 

@@ -210,6 +210,7 @@ class Lease(Line):
         connections.leased = True
         succeeded = self._serve()
         connections.leased = False
+        connections.settle()  # it may have closed and rolled back something since its last call
         return succeeded
 
     def _serve(self) -> bool:

@@ -52,7 +52,7 @@ from ..core import hooks
 from ..core.call import Call
 from ..core.connections import ThreadConnections, connections_of_thread
 from ..core.errors import logger
-from .connections import cut, socket_of, status_of
+from .connections import socket_of, status_of
 
 #: Seconds that a call has to end by itself, before the first request; they double after each.
 PAUSE = 0.005
@@ -100,7 +100,7 @@ def glance(calls: list[Call]) -> None:
         if own is None and call.stopping:  # what runs before it, but below a frame
             own = getattr(call.line, "connections", None)
         if own is not None:
-            cut(own, call)
+            own.cut(call)
         if not call.closes and call.future is not None and not call.future.done():
             call.future.set_result(None)  # a beginning: it may be that it has no connection yet
         if not call.ended:
@@ -161,12 +161,12 @@ def _stop(call: Call) -> None:
         if call.connections is not None and left > 0:
             _cancel_statements(call, call.connections, left)
         elif call.connections is not None and not call.awaits:
-            cut(call.connections, call)
+            call.connections.cut(call)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _cancel_statements(call: Call, own: ThreadConnections, timeout: float) -> None:
+def _cancel_statements(call: Call, own: Any, timeout: float) -> None:
     with own.finishing:
         # In this order: a call that has a connection open takes the lock to end, others do not.
         opened = list(own.opened)

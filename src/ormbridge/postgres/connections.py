@@ -15,10 +15,10 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..core import hooks
 from ..core.cleaning import transaction_open, transaction_status
 from ..core.connections import ThreadConnections
 from ..core.errors import BridgeError
+from ..core.worker import Worker
 
 # Seconds to wait for the server to close its end, at the most.
 _PATIENCE = 1.0
@@ -43,44 +43,76 @@ def socket_of(raw: Any) -> socket.socket:
     return socket.socket(fileno=os.dup(raw.fileno()))
 
 
-def cut(own: ThreadConnections, call: Any) -> None:
-    """Break the connections to PostgreSQL on which the thread waits. Any thread; never waits.
+class StoppedConnections(ThreadConnections):
+    """The connections of one worker, where others may stop what they do (:mod:`.canceller`).
 
-    :param call: for whose sake; if its worker is done with it, nothing happens. Without one,
-        what the thread does after a lease is meant: RESET, or the rollback of what was left.
+    No connection is handed to anybody else while a request to cancel its statement is on its way,
+    or may be.
     """
-    if not own.finishing.acquire(blocking=False):  # a request or the thread itself is at work
-        return
-    try:
-        opened = list(own.opened)
-        done = own.leased or own.running is not None if call is None else call.ended
-        for connection in () if done else opened:
-            raw: Any = connection.connection
-            with suppress(Exception):  # closed, or another database
-                if status_of(connection) == 1:
-                    with socket_of(raw) as end:
-                        if status_of(connection) == 1:  # still: it is no other with the same number
-                            own.stopped[connection] = "its server gave no answer in time"
-                            end.shutdown(socket.SHUT_RDWR)
-    finally:
-        own.finishing.release()
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Connections with a statement that was cancelled, and why they have to be discarded; None
+        #: if that is yet to be found out: :meth:`settle` does, and keeps one whose server has
+        #: carried the request out. Guarded by :attr:`finishing` while a call runs.
+        self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
 
-def settle(own: ThreadConnections) -> None:
-    """See to the connections of *own* on which a statement was stopped. On its thread."""
-    # As long as its transaction is open, again before each call of the lease: the rollback of a
-    # savepoint clears the flag.
-    for connection, reason in list(own.stopped.items()):
+    def settle(self) -> None:
+        """Wait until no request is on its way to what has ended, and see to what was stopped."""
+        self.catch_up()
+        # As long as its transaction is open, again before each call of the lease: the rollback of a
+        # savepoint clears the flag.
+        for connection in [*self.stopped]:
+            reason = self.stopped[connection]
+            try:
+                if transaction_open(connection):
+                    _doom(connection, broken=reason is not None)
+                    continue
+                reason = reason or _reason_to_distrust(connection.connection)
+            except Exception as error:
+                reason = f"it failed after its statement was cancelled ({error!r})"
+            del self.stopped[connection]
+            if reason is not None:
+                self.discard(connection, reason)
+
+    def catch_up(self) -> None:
+        """Wait for who still cancels a statement, or breaks a connection, of a call that ended.
+
+        Nothing to do if none is :attr:`opened`: they look at this first, then at what has ended.
+        """
+        with self.finishing:
+            pass
+
+    def cut(self, call: Any = None) -> None:
+        """Break the connections to PostgreSQL on which the thread waits in vain."""
+        if not self.finishing.acquire(blocking=False):  # a request or the thread itself is at work
+            return
         try:
-            if transaction_open(connection):
-                _doom(connection, broken=reason is not None)
-                continue
-            reason = reason or _reason_to_distrust(connection.connection)
-        except Exception as error:
-            reason = f"it failed after its statement was cancelled ({error!r})"
-        del own.stopped[connection]
-        if reason is not None:
-            own.discard(connection, reason)
+            opened = list(self.opened)
+            done = self.leased or self.running is not None if call is None else call.ended
+            for connection in () if done else opened:
+                raw: Any = connection.connection
+                with suppress(Exception):  # closed, or another database
+                    if status_of(connection) == 1:
+                        with socket_of(raw) as end:
+                            if status_of(connection) == 1:  # still: none has its number since
+                                self.stopped[connection] = "its server gave no answer in time"
+                                end.shutdown(socket.SHUT_RDWR)
+        finally:
+            self.finishing.release()
+
+    def _close(self, connection: Any, wrapper: type[BaseDatabaseWrapper]) -> None:
+        with self.finishing, _seen_by_server(connection.connection):
+            super()._close(connection, wrapper)
+            if self.stopped.get(connection):
+                # It broke: else Django connects anew as the block ends, maybe without an answer.
+                connection.closed_in_transaction = True
+
+    def discard(self, connection: BaseDatabaseWrapper, reason: str) -> None:
+        """Roll *connection* back, close it and forget it, and log the *reason*."""
+        with _seen_by_server(connection.connection):
+            super().discard(connection, reason)
+        self.stopped.pop(connection, None)
 
 
 def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
@@ -110,7 +142,7 @@ def _reason_to_distrust(raw: Any) -> str | None:
 
 
 @contextmanager
-def seen_by_server(raw: Any) -> Generator[None, None, None]:
+def _seen_by_server(raw: Any) -> Generator[None, None, None]:
     """If the block closes *raw*, a connection to PostgreSQL, wait until the server is done with it.
 
     The server goes on counting a connection until its process for it has ended. A worker that
@@ -128,6 +160,4 @@ def seen_by_server(raw: Any) -> Generator[None, None, None]:
                     pass
 
 
-hooks.closing = seen_by_server
-hooks.cut = cut
-hooks.settle = settle
+Worker.connections_type = StoppedConnections
