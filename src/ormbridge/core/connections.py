@@ -97,13 +97,12 @@ class ThreadConnections:
         """
         if failed:
             self._find()
-        who = "the call"
+        self._each(self.opened, self._end_transaction, "the call")
         if reset is not None:
-            self._each(self.opened, self._end_transaction, who)
             known = dict.fromkeys([*self.opened, *connections.all(initialized_only=True)])
             self._each(known or [connections[DEFAULT_DB_ALIAS]], _reset, reset)
-            who = "RESET"
-        self._each(self.opened, self._hand_back, who)
+            self._each(self.opened, self._end_transaction, "RESET")
+        self._each(self.opened, self._hand_back)
         if len(self.wrappers) > len(self.opened):
             # Django's object lives no longer than its connection: somebody may have left something.
             for connection in connections.all(initialized_only=True):
@@ -130,16 +129,11 @@ class ThreadConnections:
                 self.discard(connection, f"cleaning it failed ({error!r})")
         self.opened = [each for each in self.opened if each.connection is not None]
 
-    def _end_transaction(self, connection: BaseDatabaseWrapper, who: str) -> bool:
-        """Discard *connection* if *who* left a transaction open. Returns whether that was so."""
-        left_open = transaction_open(connection)
-        if left_open:
+    def _end_transaction(self, connection: BaseDatabaseWrapper, who: str) -> None:
+        if transaction_open(connection):
             self.discard(connection, f"{who} left a transaction open; it was rolled back")
-        return left_open
 
-    def _hand_back(self, connection: BaseDatabaseWrapper, who: str) -> None:
-        if self._end_transaction(connection, who):
-            return
+    def _hand_back(self, connection: BaseDatabaseWrapper) -> None:
         connection.queries_log.clear()
         wrappers, debug = connection.execute_wrappers, connection.force_debug_cursor
         if (wrappers, debug) != (lasting := getattr(connection, "ormbridge_lasting", ((), False))):
