@@ -27,7 +27,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import hooks
-from .cleaning import close_if_dead, close_if_old, may_be_dead, transaction_open
+from .cleaning import close_if_dead, close_if_old, transaction_open
 from .errors import BridgeError, logger
 from .settings import Reset
 
@@ -150,11 +150,6 @@ class ThreadConnections:
             close_if_dead(connection)
         else:
             close_if_old(connection)
-
-    def replace_dead(self) -> None:
-        """Close what broke in an earlier call of the lease, so that the next call reconnects."""
-        for connection in filter(may_be_dead, self.opened):
-            close_if_dead(connection)
 
     def settle(self) -> None:
         """See to what was stopped: nothing here. Before a call, and after it.

@@ -22,6 +22,7 @@ import threading
 import time
 
 from ..core.call import Call
+from ..core.cleaning import close_if_dead, may_be_dead
 from ..core.connections import ThreadConnections, in_transaction
 from ..core.errors import BridgeError, PoolTimeout, logger
 from ..core.pool import Pool
@@ -237,8 +238,12 @@ class Lease(Line):
         return succeeded
 
     def _run(self, call: Call) -> bool:
-        own = self.connections
-        return call.run(own, own.replace_dead if own is not None else None)
+        return call.run(self.connections, self._replace_dead)
+
+    def _replace_dead(self) -> None:
+        """Close what broke in an earlier call of the lease, so that the next call reconnects."""
+        for connection in filter(may_be_dead, self.connections.opened):  # type: ignore[union-attr]
+            close_if_dead(connection)
 
     def _next(self, wait: bool) -> Call | None:
         """Return the next call; None once the lease is over, or without *wait* if there is none."""
