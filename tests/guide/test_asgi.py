@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from django.contrib.sessions.models import Session
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection
 from django.db.models.signals import post_init, post_save
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import path
 from uvicorn import Config
@@ -628,6 +629,32 @@ async def test_stalled_clients_hold_the_workers(slow_clients, pool_settings):
         client.has_left.set()
     await asyncio.wait_for(asyncio.gather(*[client.task for client in clients]), GUARD)
     assert await get(application, "/count") == "200 2"
+
+
+def page(request):
+    User.objects.count()
+    return HttpResponse(b"x" * 200_000)
+
+
+def file(request):
+    User.objects.count()
+    return FileResponse(BytesIO(b"x" * 200_000))
+
+
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators")
+@pytest.mark.parametrize("view", [page, file])
+async def test_stalled_client_of_a_page_or_file(view, ada, settings, pool_settings):
+    """Who reads nothing of a body whose length is known, of a page or a file, holds no worker."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.5)
+    settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+    settings.ALLOWED_HOSTS = ["*"]
+    settings.ROOT_URLCONF = (path("", view), path("count", count))
+    application = BridgeMiddleware(ASGIHandler())
+    client = StalledClient(application, "/")
+    await asyncio.wait_for(client.stands_still.wait(), GUARD)
+    assert await get(application, "/count") == "200 1"
+    client.has_left.set()
+    await asyncio.wait_for(client.task, GUARD)
 
 
 async def test_slow_clients_are_given_up(slow_clients, pool_settings, recorded):

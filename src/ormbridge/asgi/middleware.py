@@ -35,10 +35,10 @@ class BridgeMiddleware:
     parallel, on at most ``MAX_THREADS`` workers, whose connections persist.
 
     An HTTP request has one worker from its first call that may leave something behind to its end,
-    and its calls run there one at a time. In a WebSocket connection each call takes a worker, and
-    keeps it while it leaves a transaction or a suspended generator open. ``HTTP_LEASE`` and
-    ``WEBSOCKET_LEASE`` change that. A task that outlives its request or connection goes on, on the
-    pool.
+    and its calls run there one at a time. A body whose length is known is sent without one. In a
+    WebSocket connection each call takes a worker, and keeps it while it leaves a transaction or a
+    suspended generator open. ``HTTP_LEASE`` and ``WEBSOCKET_LEASE`` change that. A task that
+    outlives its request or connection goes on, on the pool.
 
     Where no worker becomes free within ``TIMEOUT`` seconds, the call raises :exc:`PoolTimeout`. If
     that ends an HTTP request before its response has started, the answer is a 503.
@@ -69,26 +69,26 @@ class BridgeMiddleware:
         for block in outwards(route):
             outer = block.parent
         over = isinstance(outer, LeaseContext) and (outer.ended or outer.answered)
-        frame = live_frame(asyncio.get_running_loop())
-        if held is None or frame is not None or (route is not None and not over):
+        if held is None or (route and not over) or live_frame(asyncio.get_running_loop()):
             await self.application(scope, receive, send)
             return
         # In the same coroutine: each socket that is open has one.
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
-        is_http = scope["type"] == "http"
-        context = LeaseContext(name or scope["type"], held, is_request=is_http)
-        started = False
+        context = LeaseContext(name or scope["type"], held, is_request=scope["type"] == "http")
+        started = full = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal started
+            nonlocal started, full
             if message["type"] == "http.response.start":
                 started = True
+                full = b"content-length" in (key.lower() for key, _ in message.get("headers", ()))
                 # Django has made an error page of the PoolTimeout.
                 if message["status"] == 500 and context.timed_out:
                     message = {**message, "status": 503}
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                # The client's next request, which servers start from here, finds the worker free.
-                context.answered = True
+            elif message["type"] == "http.response.body" and (full or not message.get("more_body")):
+                # Who slowly reads what is there already, a page or a file, holds nothing. And the
+                # client's next request, which servers start from here, finds the worker free.
+                context.answered = not message.get("more_body")
                 context.release()
             await send(message)
 
@@ -97,7 +97,7 @@ class BridgeMiddleware:
             with on_route(context):
                 await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
-            if started or not is_http:
+            if started or scope["type"] != "http":
                 raise
             logger.error("%s: %s", context.name, error)
             headers = [(b"content-type", b"text/plain")]
