@@ -7,8 +7,35 @@
   const SHOWN = 25; // results
   const stemmer = new Stemmer();
   const stems = new Map();
+  // Short and long for the same thing: people write the one, and a section has the other.
+  const SAME = {
+    asynchronous: "async",
+    asynchronously: "async",
+    auth: "authentication",
+    authenticate: "authentication",
+    authenticated: "authentication",
+    config: "configuration",
+    conn: "connection",
+    conns: "connections",
+    db: "database",
+    drf: "rest",
+    env: "environment",
+    k8s: "kubernetes",
+    pg: "postgresql",
+    postgres: "postgresql",
+    prod: "production",
+    psycopg3: "psycopg",
+    sqlite3: "sqlite",
+    synchronous: "sync",
+    synchronously: "sync",
+    txn: "transaction",
+    unittest: "test",
+    unittests: "tests",
+    ws: "websocket",
+  };
   const stem = (word) => {
-    if (!stems.has(word)) stems.set(word, stemmer.stemWord(word));
+    const whole = Object.hasOwn(SAME, word) ? SAME[word] : word;
+    if (!stems.has(word)) stems.set(word, stemmer.stemWord(whole));
     return stems.get(word);
   };
   // Quotes, punctuation and case go, and numbers that are others each time; codes of errors stay.
