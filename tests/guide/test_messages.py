@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from asgiref.sync import iscoroutinefunction
-from channels.auth import UserLazyObject
+from channels.auth import AuthMiddleware, AuthMiddlewareStack, UserLazyObject, login
+from channels.sessions import CookieMiddleware
+from channels.sessions import SessionMiddleware as SocketSessionMiddleware
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -31,7 +33,7 @@ from tests.core.gate import GUARD
 from tests.guide.conftest import INITDB, own_server
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import alone_on_postgresql, example_source
-from tests.support.messages import PAGE, SAYS, is_on_the_page, wordings
+from tests.support.messages import PAGE, SAYS, is_known, is_on_the_page, wordings
 
 # What differs from run to run: pattern, and what is shown in its place.
 RUNS = [
@@ -333,6 +335,26 @@ def test_user_of_a_socket():
         membership(user=user)
     user._wrapped = User(username="ada")
     assert membership(user=user).user.username == "ada"
+
+
+async def test_sessions_of_a_socket():
+    """Channels says which middleware is missing around the one that asks for the user."""
+
+    async def ask(application):
+        scope = {"type": "websocket", "path": "/", "headers": []}
+        with pytest.raises(ValueError, match="in scope") as raised:
+            await application(scope, None, None)
+        is_known(raised.value)
+
+    async def sign_in(scope, receive, send):
+        await login(scope, User(username="ada"))
+
+    await ask(AuthMiddleware(sign_in))
+    await ask(sign_in)
+    await ask(SocketSessionMiddleware(sign_in))
+    whole = AuthMiddlewareStack(sign_in)
+    kinds = [type(each) for each in (whole, whole.inner, whole.inner.inner)]
+    assert kinds == [CookieMiddleware, SocketSessionMiddleware, AuthMiddleware]
 
 
 def test_code_is_an_anchor():

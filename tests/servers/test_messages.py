@@ -1,11 +1,15 @@
-"""What clients of PgBouncer read, and what Daphne logs, word for word."""
+"""What clients of PgBouncer read, and what servers log, word for word."""
 
 import re
+import signal
 import subprocess
+
+import pytest
 
 from tests.guide.conftest import run_python
 from tests.servers import pgbouncer
-from tests.servers.harness import address
+from tests.servers.client import CutError, get, opened, read_head
+from tests.servers.harness import Server, address, until
 
 
 def test_pgbouncer_says(database, tmp_path, monkeypatch, recorded):
@@ -47,3 +51,23 @@ def test_daphne_says(tmp_path):
     assert warning.startswith("WARNING Application instance <Task pending ")
     assert warning.endswith(" took too long to shut down and was killed.")
     assert default == "10"
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "gunicorn-uvicorn"])
+async def test_gunicorn_ends_a_worker_that_blocks(database, kind):
+    """gunicorn ends a process whose event loop is held up for longer than its timeout."""
+    with Server(kind, database, bridge=True, options="--timeout 1", MAX_THREADS=3) as server:
+        with pytest.raises(CutError):
+            await get(server.port, "/block")
+        await until(lambda: "[CRITICAL] WORKER TIMEOUT (pid:" in server.output())
+
+
+async def test_uvicorn_waits_for_a_stream(database):
+    """uvicorn says that it waits, as long as somebody reads a stream of events."""
+    with Server("uvicorn-asyncio", database, bridge=True, MAX_THREADS=3) as server:
+        async with opened(server.port, "/events") as reader:
+            await read_head(reader)
+            server.process.send_signal(signal.SIGTERM)
+            said = "Waiting for connections to close. (CTRL+C to force quit)"
+            await until(lambda: said in server.output())
+            assert server.alive()

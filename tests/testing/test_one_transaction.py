@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from channels.consumer import SyncConsumer
 from channels.db import database_sync_to_async as channels_database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -95,6 +96,20 @@ async def test_consumers_see_the_transaction(async_db, bob):
         assert await say(reader) == "bob made by a consumer"
         await disconnect(reader)
     socket.stop()
+
+
+async def test_user_is_put_into_the_scope(async_db, bob):
+    """A consumer finds the user that a test has put into the scope of its communicator."""
+
+    class Namer(AsyncWebsocketConsumer):
+        async def receive(self, text_data):
+            await self.scope["user"].arefresh_from_db()
+            await self.send(text_data=self.scope["user"].username)
+
+    scope = {"type": "websocket", "path": "/", "user": bob}
+    socket = ApplicationCommunicator(Namer.as_asgi(), scope)
+    assert await say(socket) == "bob"
+    await disconnect(socket)
 
 
 async def test_clean_up_leaves_the_transaction_alone(async_db, bob):

@@ -20,6 +20,7 @@ urlpatterns = [
     path("async/raise", views.async_raise),
     path("sync/raise", views.sync_raise),
     path("stream/raise", views.stream_raise),
+    path("block", views.block),
     path("background/<str:name>", views.background),
     path("database/error", views.database_error),
     path("events", views.events),

@@ -1,6 +1,7 @@
 """Views as people write them: nothing in them knows of the bridge, save one that streams."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 from channels.db import database_sync_to_async
@@ -56,6 +57,12 @@ async def async_insert(request: HttpRequest, name: str) -> HttpResponse:
 def sync_insert(request: HttpRequest, name: str) -> HttpResponse:
     queries.wait_and_insert(name)
     return HttpResponse("inserted")
+
+
+async def block(request: HttpRequest) -> HttpResponse:
+    """Hold the thread of the event loop for ever."""
+    threading.Event().wait()
+    return HttpResponse("never")
 
 
 async def background(request: HttpRequest, name: str) -> HttpResponse:
