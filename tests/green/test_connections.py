@@ -1,6 +1,7 @@
 """Whose connections a green function has, and on which thread they are opened and closed."""
 
 import asyncio
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -8,7 +9,7 @@ from unittest import mock
 import pytest
 from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.contrib.auth.models import User
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections
 from django.db.models.expressions import RawSQL
 from django.db.utils import ConnectionDoesNotExist
 from django.http import HttpResponse
@@ -143,6 +144,53 @@ async def test_closed_in_a_green_function(green, where):
     assert await database_sync_to_async(function, green=True)()
     assert [word for word, _ in where][:3] == ["connect", "close", "connect"]
     assert {thread for _, thread in where} == {"ormbridge-worker-1"}
+
+
+@pytest.mark.parametrize("made_green", [True, False])
+async def test_connection_is_refused_on_other_threads(green, made_green):
+    """As in Django. It is used where its lease is served, whichever thread that is."""
+    green(MAX_THREADS=1)
+    refusals = []
+
+    def function():
+        own = connections["default"]
+        own.ensure_connection()
+        uses = own.cursor, own.commit, own.rollback, own.close
+        with ThreadPoolExecutor(1) as other:
+            refusals.extend(str(other.submit(use).exception()) for use in uses)
+        return own, pid()
+
+    own, backend = await database_sync_to_async(function, green=made_green)()
+    again = await database_sync_to_async(function, green=not made_green)()
+    assert again == (own, backend)
+    with pytest.raises(DatabaseError) as refused:  # nobody's lease runs on this thread
+        own.validate_thread_sharing()
+    refusals.append(str(refused.value))
+    assert len(refusals) == 9
+    for each in refusals:
+        assert "can only be used in that same thread" in each
+        assert "was created in thread id <GreenWorker(ormbridge-worker-1" in each
+
+
+async def test_connection_is_refused_in_other_green_functions(green):
+    """On one thread, too, each has the connections of its own worker."""
+    green(MAX_THREADS=2)
+
+    def use(lent):
+        with lent.cursor():
+            pass
+
+    async with pinned():
+        lent = await database_sync_to_async(lambda: connections["default"], green=True)()
+        await database_sync_to_async(use, green=True)(lent)
+        other = asyncio.create_task(beside(use, lent), context=contextvars.Context())
+        with pytest.raises(DatabaseError, match="can only be used in that same thread"):
+            await other
+
+
+async def beside(function, *args):
+    """Call *function*, green. A task that begins here has its own worker."""
+    await database_sync_to_async(function, green=True)(*args)
 
 
 async def test_pool_of_psycopg(green, connection_settings):

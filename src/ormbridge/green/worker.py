@@ -69,11 +69,6 @@ def _do(run: Callable[[], Any], outcome: Future[Any], runner: Runner) -> None:
 class GreenConnections(StoppedConnections):
     """The connections of a worker, on whichever thread its lease runs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.aliases = SimpleNamespace()
-        self.wrappers = vars(self.aliases)
-
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
         # Without a thread nothing was connected, and RESET does not wait.
@@ -102,6 +97,12 @@ class GreenWorker(Worker):
     connections_type = GreenConnections
     #: What is to be done. Set before the thread is woken for it.
     errand: Callable[[], object] | None = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: Django's wrappers, as attributes.
+        self.aliases = SimpleNamespace()
+        self.connections.wrappers = vars(self.aliases)
 
     def give_up(self, lease: Any) -> Leaseholder | None:
         """Be free of *lease*, which was ended in the middle of anything; return the next one."""
@@ -169,10 +170,8 @@ class Wrappers:
         vars(self)["_local"] = local
 
     def _here(self) -> Any:
-        worker = here.worker
-        if worker is None or _get_running_loop() is not None:
-            return self._local
-        return getattr(worker.connections, "aliases", self._local)
+        own = here.worker if _get_running_loop() is None else None
+        return getattr(own, "aliases", self._local)
 
     def __getattr__(self, alias: str) -> Any:
         return getattr(self._here(), alias)
@@ -181,16 +180,18 @@ class Wrappers:
         place = self._here()
         setattr(place, alias, wrapper)
         if place is not self._local:  # it is used on whichever thread acts for the worker
-            wrapper.validate_thread_sharing = lambda: None
-            wrapper.connect = partial(_connect, wrapper)
+            wrapper._thread_ident = here.worker  # noqa: SLF001 # so Django refuses every thread
+            wrapper.validate_thread_sharing = partial(_validate_thread_sharing, wrapper)
+            wrapper.connect = lambda: apart(type(wrapper).connect, wrapper)
             wrapper.run_and_clear_commit_hooks = partial(_run_commit_hooks, wrapper)
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
 
 
-def _connect(wrapper: BaseDatabaseWrapper) -> None:
-    apart(type(wrapper).connect, wrapper)
+def _validate_thread_sharing(wrapper: Any) -> None:
+    if here.worker is not wrapper._thread_ident:  # noqa: SLF001
+        type(wrapper).validate_thread_sharing(wrapper)
 
 
 def _run_commit_hooks(wrapper: BaseDatabaseWrapper) -> None:
