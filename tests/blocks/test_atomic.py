@@ -45,6 +45,7 @@ from tests.support.blocks import (
     usernames,
     usernames_of_other,
 )
+from tests.support.canceller import in_context
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -508,6 +509,28 @@ async def test_commit_that_fails():
             # Checked at the commit, by databases whose constraints may be deferred.
             await Permission.objects.acreate(name="none", codename="none", content_type_id=999_999)
     assert await usernames() == []
+
+
+@pytest.mark.parametrize("open_around", [contextlib.nullcontext, pinned, atomic])
+async def test_beginning_that_fails_half_way(monkeypatch, open_around):
+    """What Django has entered by then is left again, and what is around it goes on."""
+
+    def fail(connection):
+        raise MemoryError("nothing is left")
+
+    async with in_context(holds=True):
+        async with open_around():
+            around = await database_sync_to_async(in_atomic_block)()
+            with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                patch.setattr("ormbridge.blocks.atomic.attend", fail)
+                async with atomic():
+                    pass
+            blocks = await database_sync_to_async(lambda: len(connection.atomic_blocks))()
+            await create(username="ann")
+        assert blocks == int(around)
+        assert not await database_sync_to_async(in_atomic_block)()
+    assert stats().discarded == 0
+    assert await usernames() == ["ann"]
 
 
 async def test_call_made_before_the_end_is_inside():

@@ -68,8 +68,7 @@ class AtomicBlock(OpenBlock):
                 future.exception()  # or it is reported as never seen
             self.is_freed = cancelled is None  # a coroutine that is freed, or interrupted
             # A beginning that still runs is undone as it ends.
-            has_begun = not (call.cancel() or self._decided.acquire(blocking=False))
-            if has_begun:
+            if not (call.cancel() or self._decided.acquire(blocking=False)):
                 await self.end(type(error))
             self.give_back()
             raise
@@ -131,12 +130,15 @@ class AtomicBlock(OpenBlock):
     def _begin(self, call: Call) -> None:
         self._atomic.__enter__()
         self.lease = call.line  # once it is decided, the end finds it
-        if not self._decided.acquire(blocking=False) or self.loop.is_closed():
-            self._atomic.__exit__(RuntimeError, None, None)
-            self.give_back(end=False)
-            return
-        self._witness = attend(connections[self.alias])
-        self.lease.open(self)
+        try:
+            if self._decided.acquire(blocking=False) and not self.loop.is_closed():
+                self._witness = attend(connections[self.alias])
+                self.lease.open(self)
+            else:
+                self.give_back(end=False)
+        finally:
+            if self._witness is None:  # it was given up, or that failed
+                self._atomic.__exit__(RuntimeError, None, None)
 
     def _end(self, exc_type: type[BaseException] | None) -> None:
         # Undone since its end came into line, it has nothing to commit.
