@@ -31,7 +31,10 @@ from ormbridge.leases.generators import SuspendedGenerators
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.settings import CHOICE
 from tests.support import applications
+from tests.support.blocks import turns
+from tests.support.canceller import cancelled, in_context
 from tests.support.http import connect, disconnect, get, say
+from tests.support.left import alive
 
 
 def five_rows(closed):
@@ -123,6 +126,62 @@ async def test_iteration_below_a_synchronous_frame_is_closed_on_its_worker(serve
     await no_worker_is_leased()
     gc.collect()
     assert closed == ["ormbridge-worker-1"]
+
+
+async def chunks(look):
+    async for _ in five_rows([]):
+        look()
+
+
+async def chunks_below_a_frame(look):
+    await sync_to_async(async_to_sync(chunks))(look)
+
+
+async def steps(look):
+    numbers = iter_of(range(1, 5))
+    while await database_sync_to_async(next)(numbers, None):
+        look()
+
+
+def iter_of(numbers):
+    yield from numbers
+
+
+@pytest.mark.parametrize("iterate", [chunks, chunks_below_a_frame, steps])
+async def test_chunks_leave_nothing_to_the_collector(iterate):
+    """What a chunk of an iteration has is freed with the next one."""
+    seen = []
+    gc.collect()
+    gc.disable()
+    try:
+        async with in_context():
+            await iterate(lambda: seen.append(alive()["Iteration"]))
+    finally:
+        gc.enable()
+    assert (len(seen) > 3, max(seen)) == (True, 1)
+
+
+async def test_iteration_that_never_begins_leaves_nothing_to_the_collector(gate):
+    """Nor does a step that was given up while it waited for its turn."""
+    before = alive()
+    gc.collect()
+    gc.disable()
+    try:
+        async with in_context(holds=True):
+            running = asyncio.create_task(database_sync_to_async(gate)())
+            await gate.entered()
+            for _ in range(3):
+                step = asyncio.create_task(database_sync_to_async(next)(iter_of([1])))
+                await turns()
+                await cancelled(step)
+            del step
+            gate.open.set()
+            await running
+        del running
+        await no_worker_is_leased()
+        await until(lambda: not alive() - before)
+    finally:
+        gc.enable()
 
 
 async def test_iteration_that_outlives_its_synchronous_frame(serve):

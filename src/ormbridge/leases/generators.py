@@ -50,7 +50,9 @@ class Iteration:
         self.loop, self.task = loop, current_task()
         #: Until the call has run.
         self.generator = generator
-        self.anchor: weakref.ref[Any] = weakref.ref(anchor, self.collected)
+        # It does not keep what has it: each chunk would leave a cycle behind.
+        noted: Any = weakref.WeakMethod(self.collected)
+        self.anchor = weakref.ref(anchor, lambda anchor: (note := noted()) and note(anchor))
         if close is not None:
             self.close = close
 
