@@ -8,9 +8,9 @@ the rows any more, or when the block, request or frame around it ends.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from ..asgi.context import LeaseContext
@@ -24,7 +24,7 @@ from ..core.mailbox import mailbox_of
 from ..core.process import default_pool
 from ..core.worker import current
 from ..leases.frame_lease import FrameRoute
-from ..leases.generators import Iteration, later
+from ..leases.generators import Iteration, current_task, later
 from ..leases.turns import outwards
 from .chunks import read_chunks
 
@@ -86,27 +86,25 @@ class Source(Iteration):
         :param rows: when this is collected, nobody needs them any more.
         :returns: the future of the call, which has the error if there is no thread to be had.
         """
-        loop, variables = asyncio.get_running_loop(), contextvars.copy_context()
-        super().__init__(loop, self._chunks, rows)
-        call = _bridge.make_call(
-            self.name, mailbox_of(loop), variables, self.next_chunk, self._alias
-        )
+        mailbox = mailbox_of(asyncio.get_running_loop())
+        self.task, self.generator = current_task(), self._chunks
+        call = _bridge.make_call(self.name, mailbox, copy_context(), self.next_chunk, self._alias)
         self.call, call.iteration = call, self
         future: Any = call.future
         future.add_done_callback(heed)
         try:
-            self._send(call, self._route or self._open(loop, rows))
+            self._send(call, self._route or self._open(mailbox.loop, rows))
         except Exception as error:  # its turn is after the rows in hand
             future.set_exception(error)
         return future  # type: ignore[no-any-return]
 
     def _open(self, loop: asyncio.AbstractEventLoop, rows: Any) -> routes.Route:
         """Find out to what the stream belongs: the blocks around it end its *rows*."""
+        super().__init__(loop, self._chunks, rows)
         route = routes.current_route.get()
         for block in outwards(route):
             block.streams.add(rows)
-        frame = routes.frame_inside(route, loop)
-        if frame is not None:
+        if (frame := routes.frame_inside(route, loop)) is not None:
             route = FrameRoute(frame)
         elif route is None or (isinstance(route, LeaseContext) and route.ended):
             around, route = route, StreamContext(self.name)
@@ -162,10 +160,9 @@ class Source(Iteration):
 
         :raises LeaseClosed: if the cursor was closed before.
         """
-        thread = current()
-        if self.thread not in (None, thread):
+        if self.thread not in (None, current()):
             raise LeaseClosed(self._lost())
-        self.thread = thread
+        self.thread = current()
         if self.unused:
             self.close()
         try:
