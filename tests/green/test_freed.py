@@ -105,6 +105,25 @@ async def test_nothing_is_left(do, green):
     await until(lambda: alive()["Runner"] <= 3)
 
 
+@pytest.mark.parametrize("do", WAYS)
+async def test_nothing_is_left_to_the_collector(do, green):
+    """Nor does any of it keep itself: what has ended is freed at once."""
+    green(MAX_THREADS=3)
+    await plain_count()
+    await do()
+    await come_to_rest()
+    before = alive()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await asyncio.gather(*(do() for _ in range(10)))
+        await come_to_rest()
+        grown = left.alive(importlib.import_module(RUNNER).Runner) - before
+    finally:
+        gc.enable()
+    assert grown.total() < 10, grown  # as above
+
+
 async def freed(kept):
     """Wait until none of *kept* is left: the watchdog knows for a moment what it saw."""
     await until(lambda: gc.collect() is not None and not any(ref() for ref in kept))

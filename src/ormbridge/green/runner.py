@@ -141,7 +141,7 @@ class Runner:
                 self.worker.pool.wake(self.worker, lease)
             running.discard(self)
             green.idle.append(getcurrent())
-            self._greenlet = None
+            self._greenlet = self.lease = None  # which knows us
 
     def suspend(self) -> Any:
         """Let the loop go on until somebody resumes. Returns what that one gives.
