@@ -84,6 +84,30 @@ async def test_loop_turns_between_two_answers(green, held, monkeypatch):
     assert len(told) == 1
 
 
+async def test_loop_turns_while_statements_are_sent(green, monkeypatch):
+    """executemany() sends a row after the other, and the socket can nearly always take one more."""
+    waits = importlib.import_module("ormbridge.green.psycopg")
+    ready, turn, asked_in = waits._ready, 0, []
+
+    def note(*args):
+        asked_in.append(turn)
+        return ready(*args)
+
+    def function():
+        with connection.cursor() as cursor:
+            rows = [[f"group {number}"] for number in range(1000)]
+            cursor.executemany("INSERT INTO auth_group (name) VALUES (%s)", rows)
+
+    monkeypatch.setattr(waits, "_ready", note)
+    green(MAX_THREADS=1)
+    call = asyncio.create_task(database_sync_to_async(function, green=True)())
+    while not call.done():
+        turn += 1
+        await asyncio.sleep(0)
+    await call
+    assert len({*asked_in}) > 10
+
+
 async def test_greenlets_are_used_again(green, monkeypatch):
     """Calls that follow one another have one greenlet, but for one that was interrupted."""
     green(MAX_THREADS=2)

@@ -10,6 +10,7 @@ for it all the same: where they free an iteration that was left open, its cursor
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
@@ -17,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from .loops import answers_of
+from .loops import SLICE, answers_of
 from .runner import Runner, green
 from .worker import apart
 
@@ -63,7 +64,9 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
         state = next(gen)
         while True:
             if state & EVENT_WRITE:
-                ready = _ready(self, 0) or apart(_ready, self, None)
+                # The server reads what is sent, and the loop has other things to do.
+                in_time = time.monotonic() < runner.since + SLICE
+                ready = (in_time and _ready(self, 0)) or apart(_ready, self, None)
             else:
                 ready = answers_of(runner.loop).wait(runner, self)
             state = gen.send(ready)
