@@ -1,12 +1,15 @@
 """What runs on the event loop's thread, and what does not."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group, User
-from django.db import connection, transaction
+from django.core.files.base import ContentFile
+from django.core.files.storage import InMemoryStorage
+from django.db import connection, models, transaction
 from django.db.backends.signals import connection_created
 
 from ormbridge import DatabaseSyncToAsync, atomic, database_sync_to_async, stream
@@ -243,12 +246,13 @@ async def test_on_commit_runs_on_a_thread(robust):
     assert ran_on != [threading.get_ident()]
 
 
-async def test_on_commit_of_a_green_function():
-    """So does what a green function gives to it, in a block of its own."""
+@pytest.mark.parametrize("block", [transaction.atomic, contextlib.nullcontext])
+async def test_on_commit_of_a_green_function(block):
+    """So does what a green function gives to it, in a block of its own or outside of any."""
     ran_on = []
 
     def function():
-        with transaction.atomic():
+        with block():
             Group.objects.create(name="one")
             transaction.on_commit(lambda: ran_on.append(threading.get_ident()))
         return list(ran_on), threading.get_ident()
@@ -257,6 +261,47 @@ async def test_on_commit_of_a_green_function():
     assert await database_sync_to_async(function, green=True)() == (ran_on, own)
     assert len(ran_on) == 1
     assert ran_on != [own]
+
+
+class Noted(InMemoryStorage):
+    """A place for files that notes from where they are stored."""
+
+    def save(self, *args, **kwargs):
+        stored_on.append(threading.get_ident())
+        return super().save(*args, **kwargs)
+
+
+stored_on = []
+
+
+class Upload(models.Model):  # noqa: DJ008 # nobody prints it
+    """A file, whose name is that of a group."""
+
+    file = models.FileField(db_column="name", storage=Noted())
+
+    class Meta:
+        """It needs no table of its own."""
+
+        managed = False
+        db_table = "auth_group"
+        app_label = "auth"
+
+
+@pytest.mark.parametrize("method", ["asave", "acreate", "green"])
+async def test_files_are_stored_on_a_thread(method):
+    """Where they go may be far away."""
+    stored_on.clear()
+    file = ContentFile(b"", name="file")
+    async with in_context(holds=True):
+        if method == "asave":
+            await Upload(file=file).asave()
+        elif method == "acreate":
+            await Upload.objects.acreate(file=file)
+        else:
+            await database_sync_to_async(Upload.objects.create, green=True)(file=file)
+        assert await Upload.objects.acount() == 1
+    assert len(stored_on) == 1
+    assert stored_on != [threading.get_ident()]
 
 
 async def test_async_to_sync_in_a_green_function():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
-from django.db.models import Model
+from django.db.models import FileField, Model
 
 from ..asgi.context import LeaseContext
 from ..core import hooks
@@ -26,7 +26,7 @@ from .runner import begin, green
 from .watchdog import watchdog
 from .worker import GreenLease, GreenWorker, apart
 
-_await_on_thread = AsyncToSync.__call__
+_await_on_thread, _store = AsyncToSync.__call__, FileField.attr_class.save
 # The databases that are PostgreSQL, and whether there are others.
 _ours, _others = frozenset[str](), True
 
@@ -110,3 +110,5 @@ def _async_to_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
 Pool.worker_type = GreenWorker
 hooks.begin, hooks.deliver, hooks.rescue = begin, _deliver, rescue
 AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]
+# Where a file goes may be far away.
+FileField.attr_class.save = update_wrapper(lambda *a, **k: apart(partial(_store, *a, **k)), _store)  # type: ignore[method-assign]

@@ -49,14 +49,14 @@ class Watchdog:
         while idle < _IDLE:
             time.sleep(self.slow / _LOOKS)
             now = time.monotonic()
-            at_work = [(each, since) for each in list(running) if (since := each.since)]
+            at_work = [(each, each.lease, since) for each in list(running) if (since := each.since)]
             idle = 0 if at_work else idle + 1
-            for runner, since in at_work:
+            for runner, lease, since in at_work:
                 if now - since >= self.slow:
-                    self._tell(runner, now - since)
+                    self._tell(runner, lease, now - since)
         self.sleeps = True
 
-    def _tell(self, runner: Any, seconds: float) -> None:
+    def _tell(self, runner: Any, lease: Any, seconds: float) -> None:
         frame = sys._current_frames().get(runner.thread)  # noqa: SLF001 # it is documented
         if frame is None or frame.f_code in self._told:
             return
@@ -66,8 +66,7 @@ class Watchdog:
         stack = "".join(traceback.format_list(frames[begin + 1 :][-_FRAMES:]))
         message = "%s holds up the event loop: it has not returned to it for %.1f s, here:\n%s"
         # Before its first call, and between two, it is the lease. Who keeps records keeps neither.
-        what = str(runner.worker.connections.running or runner.lease)
-        logger.warning(message, what, seconds, stack)
+        logger.warning(message, str(runner.worker.connections.running or lease), seconds, stack)
 
 
 watchdog = Watchdog()

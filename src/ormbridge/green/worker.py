@@ -166,24 +166,22 @@ class Wrappers:
     Elsewhere, and for code on an event loop, it is asgiref's Local, as ever.
     """
 
-    def __init__(self, local: Any) -> None:
-        vars(self)["_local"] = local
+    _local: Any = connections._connections  # type: ignore[attr-defined] # noqa: SLF001
 
     def _here(self) -> Any:
-        own = here.worker if _get_running_loop() is None else None
-        return getattr(own, "aliases", self._local)
+        return getattr(_get_running_loop() is None and here.worker, "aliases", self._local)
 
     def __getattr__(self, alias: str) -> Any:
         return getattr(self._here(), alias)
 
     def __setattr__(self, alias: str, wrapper: Any) -> None:
-        place = self._here()
-        setattr(place, alias, wrapper)
+        setattr(place := self._here(), alias, wrapper)
         if place is not self._local:  # it is used on whichever thread acts for the worker
             wrapper._thread_ident = here.worker  # noqa: SLF001 # so Django refuses every thread
             wrapper.validate_thread_sharing = partial(_validate_thread_sharing, wrapper)
             wrapper.connect = lambda: apart(type(wrapper).connect, wrapper)
-            wrapper.run_and_clear_commit_hooks = partial(_run_commit_hooks, wrapper)
+            for name in ("on_commit", "run_and_clear_commit_hooks"):
+                setattr(wrapper, name, partial(_do_at_commit, wrapper, name))
 
     def __delattr__(self, alias: str) -> None:
         delattr(self._here(), alias)
@@ -194,9 +192,10 @@ def _validate_thread_sharing(wrapper: Any) -> None:
         type(wrapper).validate_thread_sharing(wrapper)
 
 
-def _run_commit_hooks(wrapper: BaseDatabaseWrapper) -> None:
-    if wrapper.run_on_commit:  # which is anybody's
-        apart(type(wrapper).run_and_clear_commit_hooks, wrapper)
+def _do_at_commit(db: Any, name: str, *args: Any, **how: Any) -> Any:
+    do = partial(getattr(type(db), name), db, *args, **how)
+    # What was given to on_commit() is anybody's; outside of a block it is called at once.
+    return apart(do) if not db.in_atomic_block and (args or how or db.run_on_commit) else do()
 
 
-connections._connections = Wrappers(connections._connections)  # type: ignore[attr-defined] # noqa: SLF001
+connections._connections = Wrappers()  # type: ignore[attr-defined] # noqa: SLF001
