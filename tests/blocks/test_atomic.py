@@ -6,7 +6,10 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
+import traceback
+import weakref
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -35,7 +38,7 @@ from ormbridge import (
     stats,
 )
 from tests.core.gate import GUARD
-from tests.core.support import thread_name
+from tests.core.support import thread_name, until
 from tests.support.blocks import (
     create,
     elsewhere,
@@ -509,6 +512,34 @@ async def test_commit_that_fails():
             # Checked at the commit, by databases whose constraints may be deferred.
             await Permission.objects.acreate(name="none", codename="none", content_type_id=999_999)
     assert await usernames() == []
+
+
+async def test_error_comes_out_as_it_was_raised():
+    """Its traceback names no code but that through which it came, and it is in no cycle."""
+    raised = []
+
+    async def work():
+        kept = Kept()
+        raised.append(weakref.ref(kept))
+        async with atomic():
+            async with atomic():
+                await create(username="ann")
+                raise ZeroDivisionError
+
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError) as error:
+            await work()
+        seen = [frame.name for frame in traceback.extract_tb(error.tb)]
+        del error
+        await until(lambda: not raised[0]())
+    finally:
+        gc.enable()
+    assert seen == ["test_error_comes_out_as_it_was_raised", "work"]
+
+
+class Kept:
+    """What a variable of a function that fails has."""
 
 
 @pytest.mark.parametrize("open_around", [contextlib.nullcontext, pinned, atomic])

@@ -53,9 +53,8 @@ class AtomicBlock(OpenBlock):
 
     async def begin(self) -> None:
         """Begin the transaction or savepoint."""
-        call = self._make_call(lambda: self._begin(call), "beginning")
-        call.route = self.parent
-        future: Any = call.future
+        call: Any = self._make_call(lambda: self._begin(call), "beginning")
+        call.route, future = self.parent, call.future
         cancelled = None
         try:
             self.base.place(call)
@@ -77,9 +76,8 @@ class AtomicBlock(OpenBlock):
 
     async def end(self, exc_type: type[BaseException] | None) -> None:
         """Commit, or roll back where *exc_type* says that the block failed."""
-        call = self._make_call(lambda: self._end(exc_type), "end")
-        call.route, call.closes = self, True
-        future: Any = call.future
+        call: Any = self._make_call(lambda: self._end(exc_type), "end")
+        call.route, call.closes, future = self, True, call.future
         try:
             if self.is_freed and self.frame is not None:  # in the middle of anything: later
                 with suppress(RuntimeError):  # the loop is closed, and so the frame has ended
@@ -226,6 +224,5 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     <https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic>`_.
     """
     if callable(using):
-        function: Any = using
-        return atomic(None, savepoint, durable)(function)
+        return atomic(None, savepoint, durable)(using)
     return BlockManager("atomic", functools.partial(AtomicBlock, using, savepoint, durable))

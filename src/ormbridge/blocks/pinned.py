@@ -89,13 +89,12 @@ class BlockManager:
         self._entered: dict[OpenBlock, on_route] = {}
 
     async def __aenter__(self) -> None:
-        place = self._place or _place_of(sys._getframe(1), self._name)  # noqa: SLF001 # the caller
-        block = self._make(place)
+        block = self._make(self._place or _place_of(sys._getframe(1), self._name))  # noqa: SLF001 # the caller
         await block.begin()
         inside = self._entered[block] = on_route(block)
         inside.__enter__()
 
-    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc: Any) -> None:
         route = routes.current_route.get()
         block = next((each for each in self._entered if each is route), [*self._entered][-1])
         moved = block is not route
@@ -104,7 +103,11 @@ class BlockManager:
         block.is_freed = exc_type is GeneratorExit and not flags & inspect.CO_ASYNC_GENERATOR
         block.close()
         self._entered.pop(block).__exit__()
-        await block.end(RuntimeError if moved else exc_type)
+        try:
+            await block.end(RuntimeError if moved else exc_type)
+        finally:
+            if exc_type is not None:  # asgiref has raised it again, on the thread, in a cycle
+                exc[0].__traceback__ = exc[1]
         if moved:
             block.undone = (
                 "it was left in another context than it was entered in; close an async generator "
