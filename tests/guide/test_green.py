@@ -65,6 +65,15 @@ if CHOICE == "postgresql":
             """Keep it."""
             kept.user = "ada"
 
+    def keeps_user(get_response):
+        """Keep it, in a middleware that has no other form than this one."""
+
+        def middleware(request):
+            kept.user = "ada"
+            return get_response(request)
+
+        return middleware
+
     # What runs green.
 
     @pytest.fixture
@@ -129,8 +138,12 @@ if CHOICE == "postgresql":
         await get(serve(view, f"{__name__}.count_first"))
         assert statements == [False]
 
-    async def test_thread_local_of_a_middleware(serve, green):
-        """What a middleware keeps on its thread, code below a green a-method does not find."""
+    @pytest.mark.parametrize(("keeps", "found"), [("KeepsUser", None), ("keeps_user", "ada")])
+    async def test_thread_local_of_a_middleware(serve, green, keeps, found):
+        """What a middleware keeps on its thread, code below a green a-method does not find.
+
+        Below one that is only synchronous, nothing runs green, and it does.
+        """
         seen = []
 
         async def view(request):
@@ -143,10 +156,10 @@ if CHOICE == "postgresql":
 
         pre_save.connect(see, sender=User)
         try:
-            await get(serve(view, f"{__name__}.KeepsUser"))
+            await get(serve(view, f"{__name__}.{keeps}"))
         finally:
             pre_save.disconnect(see, sender=User)
-        assert seen == [None, "ada"]
+        assert seen == [found, "ada"]
 
     async def test_sync_consumer_runs_on_a_thread(green, statements):
         """A handler of a ``SyncConsumer`` does."""
