@@ -339,6 +339,8 @@ class Machine(OnWorkers, RuleBasedStateMachine):
                 again = again or self.epoch > min(epoch, actor.root.epoch)
                 again = again or self.refusals > refusals
                 self._check(again, f"a stream timed out at once: {error}")
+                if "no thread could be started" in str(error):
+                    actor.root.refused = True
             case transaction.TransactionManagementError():
                 lost = any(each[1] == using for each in self.broken)
                 self._check(lost, f"a stream was in no transaction that is lost: {error}")

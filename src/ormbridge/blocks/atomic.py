@@ -224,5 +224,6 @@ def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> 
     <https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic>`_.
     """
     if callable(using):
-        return atomic(None, savepoint, durable)(using)
+        function: Any = using
+        return atomic(None, savepoint, durable)(function)
     return BlockManager("atomic", functools.partial(AtomicBlock, using, savepoint, durable))
