@@ -62,8 +62,7 @@ class StoppedConnections(ThreadConnections):
         self.catch_up()
         # As long as its transaction is open, again before each call of the lease: the rollback of a
         # savepoint clears the flag.
-        for connection in [*self.stopped]:
-            reason = self.stopped[connection]
+        for connection, reason in list(self.stopped.items()):
             try:
                 if transaction_open(connection):
                     _doom(connection, broken=reason is not None)

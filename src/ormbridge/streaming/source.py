@@ -160,9 +160,10 @@ class Source(Iteration):
 
         :raises LeaseClosed: if the cursor was closed before.
         """
-        if self.thread not in (None, current()):
+        thread = current()
+        if self.thread not in (None, thread):
             raise LeaseClosed(self._lost())
-        self.thread = current()
+        self.thread = thread
         if self.unused:
             self.close()
         try:
