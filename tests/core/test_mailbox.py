@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from contextlib import suppress
+from contextvars import ContextVar
 from unittest import mock
 
 import pytest
@@ -206,6 +207,31 @@ async def test_who_waits_no_longer_is_forgotten():
     await until(lambda: rung)
     assert rung == [[]]
     assert mailbox._waiting == {}
+
+
+async def test_no_timer_keeps_the_context_of_who_waited(gate, pool_settings):
+    """What a request has in its context goes with it, also where others wait on for hours."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e9)
+    variable = ContextVar("variable")
+
+    async def wait(value):
+        variable.set(value)
+        await database_sync_to_async(len)("")
+
+    running = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    value = Item([], 1)
+    first, second = asyncio.create_task(wait(value)), asyncio.create_task(wait(None))
+    gone = weakref.ref(value)
+    del value
+    await until(lambda: stats().waiting == 2)
+    first.cancel()
+    await asyncio.wait([first])
+    del first
+    gc.collect()
+    assert gone() is None
+    gate.open.set()
+    await asyncio.wait([running, second])
 
 
 async def test_those_who_waited_on_a_closed_loop_are_not_watched():

@@ -161,8 +161,9 @@ async def test_chunks_leave_nothing_to_the_collector(iterate):
     assert (len(seen) > 3, max(seen)) == (True, 1)
 
 
-async def test_iteration_that_never_begins_leaves_nothing_to_the_collector(gate):
-    """Nor does a step that was given up while it waited for its turn."""
+async def test_iteration_that_never_begins_leaves_nothing_to_the_collector(gate, pool_settings):
+    """Nor does a step that was given up while it waited for its turn; nor does a timer keep it."""
+    pool_settings(TIMEOUT=1e9)
     before = alive()
     gc.collect()
     gc.disable()

@@ -30,7 +30,6 @@ from .process import default_pool
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-Tasks = list[asyncio.Task[Any]]
 
 
 class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
@@ -139,7 +138,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         run: Callable[..., Any] = variables.run
         if has_locals(variables):
             run = functools.partial(run, move_locals, variables)
-        awaits: Tasks = []
+        awaits: list[asyncio.Task[Any]] = []
         info = sys.exc_info()
         job = functools.partial(self.thread_handler, mailbox.loop, info, awaits, run, child)
         call = Call(job, name, mailbox)
@@ -183,7 +182,7 @@ else:
     database_sync_to_async = DatabaseSyncToAsync
 
 
-async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
+async def go_on(call: Call, error: BaseException, awaited: list[asyncio.Task[Any]] | None) -> Any:
     """Do as asgiref does where the task that awaits *call* was cancelled, by *error*.
 
     What the function awaits through async_to_sync is cancelled, too. If that goes on in spite of
@@ -204,7 +203,7 @@ async def go_on(call: Call, error: BaseException, awaited: Tasks | None) -> Any:
         call = error = future = None  # type: ignore[assignment]
 
 
-async def _goes_on(awaited: Tasks | None) -> bool:
+async def _goes_on(awaited: list[asyncio.Task[Any]] | None) -> bool:
     """Cancel what the function awaits, if it does. Returns whether that went on in spite of it."""
     if awaited:
         awaited[0].cancel()

@@ -15,7 +15,8 @@ Guarantees:
   item never stops the rest of its batch, which Ctrl-C puts off to the next turn. What comes after
   the loop closed is dropped: nobody is left to have it;
 * however many are delivered or overdue at one time, the loop turns after BATCH of them;
-* nothing is known of a call that has its outcome.
+* nothing is known of a call that has its outcome, nor of the context in which one was made: a
+  timer keeps the context that it was set in, and sets the next one there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from itertools import islice
 from typing import Any
 
@@ -85,7 +87,7 @@ class Mailbox:
         """Have *look* called from time to time, until it returns False; see :meth:`.Pool.look`."""
         if look not in self._looks and not self.loop.is_closed():
             self._looks.add(look)
-            self.loop.call_later(LOOK, self._look, look)
+            Context().run(self.loop.call_later, LOOK, self._look, look)
 
     def _look(self, look: Callable[[], bool]) -> None:
         again = self.loop.call_later(LOOK, self._look, look)  # before it can fail
@@ -105,7 +107,7 @@ class Mailbox:
             waiting = {}
             if not self.loop.is_closed():
                 self._waiting[seconds, expire] = waiting
-                self.loop.call_later(seconds, self._ring, seconds, expire)
+                Context().run(self.loop.call_later, seconds, self._ring, seconds, expire)
         waiting.pop(item, None)  # who begins to wait again is the last one
         waiting[item] = time.monotonic() + seconds
         return waiting
