@@ -37,8 +37,10 @@ DJANGO_NEEDS = {
 CHANNELS = ["channels>=4.2", "channels~=4.2.0"]
 # Where Channels has a part: what runs with the oldest, too.
 OF_CHANNELS = [
-    f"tests/{each}"
-    for each in ("asgi", "blocks", "core/test_bridge.py", "guide", "leases", "testing")
+    str(path.relative_to(ROOT))
+    for folder in ("asgi", "blocks", "core", "guide", "leases", "testing")
+    for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))
+    if "channels" in path.read_text(encoding="utf-8")
 ]
 # About turns more than about the database: on SQLite only. A run of `tests` tries a tenth of this.
 STATEFUL = ["tests/test_stateful.py"]
@@ -106,10 +108,13 @@ MATRIX = [
     for django, (first, last) in DJANGO_NEEDS.items()
     if first <= minor(python) <= last
 ]
-# The Python that runs nox, with the newest Django that runs on it.
-DJANGO_HERE = [django for python, django in MATRIX if python == RUNNING][-1]
+# The Python that runs nox, with the newest Django that runs on it: what `tests` runs on.
+HERE = (RUNNING, [django for python, django in MATRIX if python == RUNNING][-1])
 # The oldest and the newest pair, or the one pair there is: for what is too slow for all.
 ENDS = sorted({MATRIX[0], MATRIX[-1]}, key=MATRIX.index)
+# What takes longest comes first: side by side, none is left to run alone then.
+NEWEST_FIRST = ENDS[::-1]
+LONGEST_FIRST = [*NEWEST_FIRST, *(pair for pair in MATRIX if pair not in ENDS)]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "channels", django: str = "") -> None:
@@ -201,34 +206,38 @@ def inventories(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test on SQLite, with this Python and the newest Django: two minutes."""
-    install(session, "tests", django=DJANGO_HERE)
+    install(session, "tests", django=HERE[1])
     run_tests(session, *SPREAD, *([] if session.posargs else without(PROJECTS)))
     if not session.posargs:
         session.log(f"tests-matrix, or `nox -s tests -- PATH`, runs {' and '.join(PROJECTS)}, too")
 
 
 @nox.session(name="tests-matrix", allow_parallel=True)
-@nox.parametrize("python,django", MATRIX)
+@nox.parametrize("python,django", LONGEST_FIRST)
 def tests_matrix(session: nox.Session, django: str) -> None:
-    """Test on SQLite: each Python found here, with each Django; once an old Channels.
+    """Test on SQLite what `tests` does not: each Python found here, with each Django.
 
-    The oldest and the newest pair run all, those between what a release could change.
+    The oldest and the newest pair run all, the oldest with an old Channels, too, and those between
+    what a release could change. The pair of `tests` runs what that leaves out.
     """
     for version in MISSING:
         session.warn(f"Python {version} is not on this machine: its part of the matrix is left out")
     install(session, "tests", django=django)
-    at_an_end = (session.python, django) in ENDS
-    for channels in CHANNELS if (session.python, django) == ENDS[0] else CHANNELS[:1]:
+    pair = (session.python, django)
+    if pair == HERE:
+        which = [] if session.posargs else SLOW
+    else:
+        which = [] if pair in ENDS else without(BETWEEN)
+    for channels in CHANNELS if pair == ENDS[0] else CHANNELS[:1]:
         session.install("--upgrade", channels)
         if channels != CHANNELS[0]:
             run_tests(session, *OF_CHANNELS, *without(SLOW))
             continue
-        left_out = [] if at_an_end else BETWEEN
-        run_tests(session, *without(left_out), ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
+        run_tests(session, *which, ORMBRIDGE_TEST_EXAMPLES=str(EXAMPLES))
 
 
 @nox.session(name="tests-postgresql", allow_parallel=True)
-@nox.parametrize("python,django", ENDS)
+@nox.parametrize("python,django", NEWEST_FIRST)
 def tests_postgresql(session: nox.Session, django: str) -> None:
     """Test on PostgreSQL; fails where there is none."""
     test_on(session, "postgresql", django)
@@ -243,7 +252,7 @@ def tests_green(session: nox.Session) -> None:
 
 
 @nox.session(name="tests-mariadb", allow_parallel=True)
-@nox.parametrize("python,django", ENDS)
+@nox.parametrize("python,django", NEWEST_FIRST)
 def tests_mariadb(session: nox.Session, django: str) -> None:
     """Test on MariaDB; fails where there is none."""
     test_on(session, "mariadb", django)
@@ -313,9 +322,7 @@ ASIDE = {
     "tests/instrumentation": (("instrumentation",), "postgresql"),
     "tests/howto": (("howto",), "postgresql"),
 }
-# One file is recorded with this Python and the newest Django; these with the newest Python, as
-# their sessions run them.
-HERE = (RUNNING, DJANGO_HERE)
+# One file is recorded as `tests` runs; these with the newest Python, as their sessions run them.
 NEWEST = ("tests/docs", "tests/howto")
 
 
