@@ -57,15 +57,30 @@ def make_users(count=3, email="{}@Example.org"):
 
 
 async def test_export(serve, recorded):
-    """A view sends a table as CSV, row by row, and gives its worker back."""
+    """A view sends a table as CSV, and gives its worker back."""
     await database_sync_to_async(make_users)()
     recorded("streaming/export", await get(serve("streaming/export"), "/export/"))
     await until(lambda: stats().idle == stats().threads == 1)
 
 
+@pytest.mark.parametrize(("rows", "count"), [(3, 1), (5000, 2)])
+async def test_pieces_of_the_export(serve, rows, count):
+    """The server gets a message for each piece of 64 kB that is yielded, and not one for a row."""
+    await database_sync_to_async(make_users)(rows)
+    client = request(serve("streaming/export"), "/export/")
+    await client.send_input({"type": "http.request"})
+    await client.receive_output(GUARD)
+    pieces = []
+    while piece := (await client.receive_output(GUARD)).get("body"):
+        pieces.append(piece)
+    await client.wait(GUARD)
+    assert b"".join(pieces).count(b"\r\n") == rows
+    assert len(pieces) == count
+
+
 async def test_client_that_leaves_the_export(serve):
     """When the client leaves in the middle of the export, the worker is free again."""
-    await database_sync_to_async(make_users)(5000)
+    await database_sync_to_async(make_users)(20_000)
     client = request(serve("streaming/export"), "/export/")
     await client.send_input({"type": "http.request"})
     await client.receive_output(GUARD)
