@@ -68,3 +68,12 @@ def test_open_page_is_in_sight(browser: Browser, address: str, page: str):
     expect(window.locator(".sidebar-tree .current-page")).to_be_in_viewport(ratio=1)
     assert window.evaluate("() => scrollY") == 0
     window.close()
+
+
+def test_link_leads_to_its_place_at_once(browser: Browser, address: str):
+    """The page does not run past fifty screens to get there, as the theme has it."""
+    window = browser.new_page(viewport={"width": 1280, "height": 800})
+    window.goto(f"{address}/reference/messages.html#pool-full")
+    how = window.evaluate("() => getComputedStyle(document.documentElement).scrollBehavior")
+    assert how == "auto"
+    window.close()
