@@ -97,7 +97,11 @@ class Example(SphinxDirective):
                 block += self.output(root, each, sign)
         if before and old:
             folded = nodes.container("", literal_block=True)
-            summary = f"<summary>All of {MINUS} <code>examples/{escape(before)}.py</code></summary>"
+            now = places.place(name, shown.text).needs
+            more = [each for each in places.place(before, old.text).needs if each not in now]
+            which = f", which needs {', '.join(more)}:" if more else ""
+            path = f"<code>examples/{escape(before)}.py</code>"
+            summary = f"<summary>All of {MINUS}{which} {path}</summary>"
             folded += nodes.raw("", f"<details>{summary}", format="html")
             folded += literal(old.text, "python")
             folded += nodes.raw("", "</details>", format="html")

@@ -3,6 +3,8 @@
 import re
 from html import unescape
 
+import pytest
+
 from docs._ext.record import recordings
 from tests.docs.conftest import Site
 
@@ -104,9 +106,9 @@ print(greet("ada"))
 """
 
 
-def shown_with_before(site: Site) -> str:
-    """Show the example and what it was before in one block; return the HTML of the page."""
-    site.write("examples/index/plain.py", BEFORE)
+def shown_with_before(site: Site, before: str = BEFORE) -> str:
+    """Show the example and what it was *before* in one block; return the HTML of the page."""
+    site.write("examples/index/plain.py", before)
     recordings.save(site.root, "index/plain", ["ada", "ada"])
     page = "\n```{example} index/greeting\n:before: index/plain\n:output: prints\n```\n"
     site.add("docs/guide.md", page)
@@ -132,6 +134,14 @@ def test_before_and_after_in_one_block(site: Site):
         "Hello, ada\n",
         BEFORE.replace("# [call]\n", "").replace("# [/call]\n", ""),
     ]
+
+
+@pytest.mark.parametrize("more", ["", "channels"])
+def test_one_that_comes_before_says_what_else_it_needs(site: Site, more: str):
+    """Where it is folded away stands what the head of the block does not name."""
+    html = shown_with_before(site, f"import {more}\n\n{BEFORE}" if more else BEFORE)
+    (summary,) = re.findall(r"<summary>All of \N{MINUS SIGN}(.*?) <code>", html)
+    assert summary == (f", which needs {more}:" if more else "")
 
 
 def test_one_that_comes_before_is_shown_whole(site: Site):
