@@ -76,7 +76,7 @@ def _found(alias: str, database: dict[str, Any], own: Settings) -> Iterator[tupl
 
     if age != 0 and (application := _bare_application()):
         what = f"CONN_MAX_AGE is {age}, and {application} is not in BridgeMiddleware"
-        hint = "write application = BridgeMiddleware(application) in that module"
+        hint = "write application = ormbridge.BridgeMiddleware(application) in that module"
         yield "W002", f"{what}: each request leaves its connection behind", hint
 
     memory = isinstance(name, str) and (name == ":memory:" or "mode=memory" in name)

@@ -37,7 +37,7 @@ def test_application_without_the_middleware(check, asgi, settings, age):
         f"settings.DATABASES['default']: (ormbridge.W002) CONN_MAX_AGE is {age}, and "
         "project.asgi.application is not in BridgeMiddleware: each request leaves its connection "
         "behind\n"
-        "\tHINT: write application = BridgeMiddleware(application) in that module"
+        "\tHINT: write application = ormbridge.BridgeMiddleware(application) in that module"
     ]
 
 
