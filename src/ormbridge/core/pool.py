@@ -45,7 +45,7 @@ class Pool:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        #: Called on the worker with each open connection (Django's wrapper) as a lease ends.
+        #: What RESET names, for :meth:`.ThreadConnections.lease_ends`; or None.
         self.reset = import_reset(settings.reset)
         self._lock = threading.RLock()
         # All of the following is guarded by _lock.
