@@ -6,6 +6,7 @@ import fastapi
 import httpx
 import pytest
 from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
 from fastapi import Depends
 
 from ormbridge import BridgeMiddleware, atomic
@@ -52,6 +53,22 @@ async def ask(application, seen):
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
     await application({**scope, "server": ("localhost", 80)}, receive, send)
+
+
+@pytest.mark.parametrize("above", [True, False])
+async def test_router_below_django_is_not_found(load_example, settings, above):
+    """Django, mounted at ``/``, has what comes after it; so a router is included before."""
+    settings.ROOT_URLCONF = ()
+    module = load_example("fastapi_dependencies/transaction")
+    api = fastapi.FastAPI()
+    if above:
+        api.include_router(module.router)
+    api.mount("/", get_asgi_application())
+    if not above:
+        api.include_router(module.router)
+    async with client(BridgeMiddleware(api)) as browser:
+        answer = await browser.post("/api/users/ada")
+    assert answer.status_code == (201 if above else 404)
 
 
 async def test_dependency(load_example, recorded):
