@@ -25,6 +25,15 @@ def test_line_taken_from_an_example_makes_it_stale(site: Site):
     assert site.build() == expected, "the next build must not forget the warning"
 
 
+def test_test_that_records_a_stale_example_is_named(site: Site):
+    """What to run is the one test that hands over what the example printed, not all of them."""
+    test = 'async def test_greeting(recorded):\n    recorded("index/greeting", "")\n'
+    site.write("tests/guide/test_index.py", test)
+    site.replace("examples/index/greeting.py", 'print(greet("ada"))\n', "")
+    (warning,) = site.build()
+    assert "run: nox -s record -- tests/guide/test_index.py::test_greeting [example]" in warning
+
+
 def test_deleted_recording_is_missed(site: Site):
     """An example without a recording is reported where it is shown, in every build."""
     site.build()

@@ -156,10 +156,7 @@ def read(root: Path, name: str) -> tuple[str, ...]:
         pytest.fail(str(error), pytrace=False)
     source = recordings.example_path(root, name).read_text(encoding="utf-8")
     if recording.sha256 != recordings.digest(source):
-        pytest.fail(
-            f"example {name!r} changed after its output was recorded; {recordings.REMEDY}",
-            pytrace=False,
-        )
+        pytest.fail(recordings.stale(root, name), pytrace=False)
     return recording.output
 
 

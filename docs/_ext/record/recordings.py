@@ -166,6 +166,19 @@ def save(root: Path, name: str, output: Sequence[str]) -> bool:
     return True
 
 
+def stale(root: Path, name: str) -> str:
+    """Return what to tell of the example *name*, which changed: the test that records it, too."""
+    which = ""
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        before, found, _ = path.read_text(encoding="utf-8").partition(f'recorded("{name}"')
+        if found:
+            which = f" -- {path.relative_to(root).as_posix()}"
+            around = re.findall(r"^(?:async )?(?:def|class) (\w+)", before, re.MULTILINE)[-1:]
+            which += "".join(f"::{each}" for each in around if each.startswith("test_"))
+            break
+    return f"example '{name}' changed after its output was recorded; {REMEDY}{which}"
+
+
 def problems(root: Path) -> Iterator[Problem]:
     """Yield every missing, damaged or stale recording, and each recording without an example."""
     known = examples(root)
@@ -180,9 +193,7 @@ def problems(root: Path) -> Iterator[Problem]:
             yield Problem(name, shown, f"{error}{more}")
             continue
         if recording.sha256 != digest(path.read_text(encoding="utf-8")):
-            yield Problem(
-                name, shown, f"example '{name}' changed after its output was recorded; {REMEDY}"
-            )
+            yield Problem(name, shown, stale(root, name))
     folder = root / "examples" / "recorded"
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).with_suffix("").as_posix()
