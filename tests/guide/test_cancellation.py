@@ -1,18 +1,20 @@
 """The page ``guide/cancellation``: its examples, and the claims it makes."""
 
 import asyncio
+import threading
 
 import pytest
 from django.conf import LazySettings
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError, connection
+from django.http import HttpResponse
 
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from tests.core.gate import GUARD
 from tests.settings import CHOICE, DATABASES
 from tests.support.examples import example_source
-from tests.support.http import get
+from tests.support.http import get, request
 from tests.support.timeline import Timeline
 
 
@@ -24,6 +26,48 @@ def test_fix_is_the_import():
     )
     assert before - after == {"from channels.db import database_sync_to_async"}
     assert after - before == {"from ormbridge import database_sync_to_async"}
+
+
+class Slow:
+    """Synchronous middleware that takes its time."""
+
+    async_capable = False
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        Slow.entered.set()
+        assert Slow.open.wait(GUARD)
+        return self.get_response(request)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_view_below_synchronous_middleware(serve, begun):
+    """A client that leaves cancels the view that has begun; one that begins later goes on."""
+    Slow.entered, Slow.open = threading.Event(), threading.Event()
+    entered, done = asyncio.Event(), asyncio.Queue()
+
+    async def view(request):
+        entered.set()
+        try:
+            await asyncio.sleep(GUARD if begun else 0)
+            done.put_nowait("ended")
+        except asyncio.CancelledError:
+            done.put_nowait("cancelled")
+            raise
+        return HttpResponse()
+
+    client = request(serve(view, f"{__name__}.Slow"))
+    await client.send_input({"type": "http.request"})
+    await asyncio.to_thread(Slow.entered.wait, GUARD)
+    if begun:
+        Slow.open.set()
+        await asyncio.wait_for(entered.wait(), GUARD)
+    await client.send_input({"type": "http.disconnect"})
+    await client.wait(GUARD)
+    Slow.open.set()
+    assert await asyncio.wait_for(done.get(), GUARD) == ("cancelled" if begun else "ended")
 
 
 if CHOICE == "postgresql":  # nothing is cancelled elsewhere

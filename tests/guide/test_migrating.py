@@ -135,12 +135,13 @@ async def test_calls_made_at_once(package, at_once, gate):
 def test_connection_of_a_transaction_around(transactional_db, package, closed):
     """Below ``async_to_sync``, a call of ``channels.db`` closes the connection of a transaction.
 
-    The bridge leaves it alone.
+    What was written is lost, without an error. The bridge leaves it alone.
     """
     with transaction.atomic():
         User.objects.create(username="ada")
         async_to_sync(package.database_sync_to_async(int))()
         assert connection.closed_in_transaction is closed
+    assert User.objects.exists() is not closed
 
 
 @pytest.mark.parametrize(("package", "on_a_worker"), [(channels_db, False), (ormbridge, True)])
