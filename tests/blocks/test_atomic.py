@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import inspect
@@ -540,6 +541,38 @@ async def test_error_comes_out_as_it_was_raised():
 
 class Kept:
     """What a variable of a function that fails has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused(Exception):  # noqa: N818 # it is what the block raises
+    """An error that lets nobody set an attribute, its traceback not either."""
+
+    reason: str
+
+
+@pytest.mark.parametrize("open_block", [atomic, pinned])
+async def test_error_that_cannot_be_changed(open_block):
+    """An error of a frozen dataclass comes out as well, from the body and from on_commit()."""
+
+    async def work():
+        raise Refused("full")
+
+    with pytest.raises(Refused, match="full"):
+        async with open_block():
+            await work()
+    with pytest.raises(Refused, match="full"):
+        async with atomic():
+            await on_commit(work)
+
+
+@pytest.mark.parametrize("open_block", [atomic, pinned])
+async def test_block_that_is_left_by_hand(open_block):
+    """It may be told of the kind of an error alone, as contextlib's managers may."""
+    block = open_block()
+    await block.__aenter__()
+    await create(username="ann")
+    assert await block.__aexit__(ZeroDivisionError, None, None) is None
+    assert await usernames() == ([] if open_block is atomic else ["ann"])
 
 
 @pytest.mark.parametrize("open_around", [contextlib.nullcontext, pinned, atomic])

@@ -102,16 +102,15 @@ class AtomicBlock(OpenBlock):
             failure = None
         try:
             try:
-                await await_callbacks(self, self._callbacks, cancelled is not None)
-            except BaseException as error:
-                # As in Django, where this one came first: the plain one behind it did not hide it.
-                if error is not failure:
-                    error.__context__ = error.__context__ or failure
-                    failure = error
-            if cancelled is not None:
-                raise cancelled from failure
-            if failure is not None:
-                raise failure
+                if failure is not None:
+                    raise failure
+            finally:
+                # As in Django, where these came first: the plain one behind them did not hide it.
+                try:
+                    await await_callbacks(self, self._callbacks, cancelled is not None)
+                finally:
+                    if cancelled is not None:
+                        raise cancelled
         finally:
             cancelled = failure = None  # their tracebacks hold this frame
 

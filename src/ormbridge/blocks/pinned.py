@@ -106,8 +106,8 @@ class BlockManager:
         try:
             await block.end(RuntimeError if moved else exc_type)
         finally:
-            if exc_type is not None:  # asgiref has raised it again, on the thread, in a cycle
-                exc[0].__traceback__ = exc[1]
+            if exc[1] is not None:  # asgiref has raised it again, on the thread, in a cycle
+                exc[0].with_traceback(exc[1])  # its class may refuse to set attributes
         if moved:
             block.undone = (
                 "it was left in another context than it was entered in; close an async generator "
