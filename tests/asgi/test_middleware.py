@@ -636,6 +636,23 @@ async def test_request_that_begins_inside_a_block_is_not_in_it():
     assert in_transaction == [True, False]
 
 
+async def test_headers_that_are_an_iterator():
+    """The server finds all of them, as Sanic sends them: the middleware has not used them up."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"4")]
+    sent = []
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": iter(headers)})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def send(message):
+        sent.extend(message.get("headers", ()))
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), send)
+    assert sent == headers
+
+
 async def test_own_aclose_old_connections_takes_no_worker():
     """In a request there is nothing to do for aclose_old_connections()."""
 

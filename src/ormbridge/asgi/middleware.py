@@ -81,10 +81,12 @@ class BridgeMiddleware:
             nonlocal started, full
             if message["type"] == "http.response.start":
                 started = True
-                full = b"content-length" in (key.lower() for key, _ in message.get("headers", ()))
+                # They may be an iterator, which the server is to find as it was.
+                message = {**message, "headers": [*message.get("headers", ())]}
+                full = b"content-length" in (key.lower() for key, _ in message["headers"])
                 # Django has made an error page of the PoolTimeout.
                 if message["status"] == 500 and context.timed_out:
-                    message = {**message, "status": 503}
+                    message["status"] = 503
             elif message["type"] == "http.response.body" and (full or not message.get("more_body")):
                 # Who slowly reads what is there already, a page or a file, holds nothing. And the
                 # client's next request, which servers start from here, finds the worker free.
