@@ -5,6 +5,7 @@ import contextvars
 import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -160,6 +161,24 @@ async def test_asyncio_run_without_a_worker(green):
     with pytest.raises(Exception, match="loop-on-worker"):
         await database_sync_to_async(function, green=True)()
     assert await green_where() == threading.get_ident()
+
+
+@pytest.mark.parametrize("has_called", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("block", [None, atomic, pinned])
+async def test_asyncio_run_where_a_worker_is_held(green, block, has_called):
+    """In a block a call from there is refused at once; a request goes on with its one worker."""
+    green(MAX_THREADS=2, TIMEOUT=GUARD)
+
+    def function():
+        return asyncio.run(green_where())
+
+    async with in_context(holds=True) if block is None else block():
+        if has_called:
+            await green_where()
+        with pytest.raises(PoolTimeout, match="loop-on-worker") if block else nullcontext():
+            await database_sync_to_async(function, green=True)()
+        await green_where()
+        assert len(stats().holders) == 1
 
 
 @pytest.mark.parametrize("ends", ["lets_go", "terminates"])

@@ -127,10 +127,10 @@ class LeaseContext(LeaseRoute):
             lease.loop = None  # on a thread, it does not pass the line, and so those reads
         lease.put(call, hold)
         in_vain = self._is_request and not self.ended and self.timed_out
+        if hold:  # before it begins, which may be here: what it runs may start a loop and call
+            self._leases.append(lease)
         if call.place(pool, lease, patient=not in_vain) and not call.stays_out:
             self._waiting[lease] = None
-        if hold:
-            self._leases.append(lease)
 
     def _has_read(self, call: Call, outcome: Any) -> None:
         self._reads.discard(call)
