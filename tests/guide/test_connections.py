@@ -7,6 +7,7 @@ import subprocess
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from anyio import to_thread
@@ -24,10 +25,11 @@ from django.db.backends.signals import connection_created
 from django.http import HttpResponse
 from django.urls import path
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, stats
 from tests.core.support import run, until
 from tests.guide.conftest import INITDB, own_server, run_python
 from tests.settings import CHOICE, DATABASES
+from tests.support.canceller import in_context
 from tests.support.examples import example_source
 from tests.support.http import get
 from tests.support.timeline import Timeline
@@ -193,6 +195,21 @@ if CHOICE in KILL:  # SQLite has no server that could close a connection
         connection_settings(CONN_HEALTH_CHECKS=True)
         before = await kill_connection_of_worker()
         assert await database_sync_to_async(ask)(WHO_AM_I) != before
+
+    @pytest.mark.parametrize("hold", [pinned, partial(in_context, holds=True)])
+    async def test_health_check_comes_once_for_what_holds_a_worker(
+        pool_settings, connection_settings, hold
+    ):
+        """A request or pinned() tries its connection at the first call, and at no later one."""
+        pool_settings(MAX_THREADS=1)
+        connection_settings(CONN_HEALTH_CHECKS=True)
+        before = await kill_connection_of_worker()
+        async with hold():
+            assert await database_sync_to_async(ask)(WHO_AM_I) != before
+            await kill_connection_of_worker()
+            with pytest.raises(OperationalError, match=WHAT_IS_SAID):
+                await database_sync_to_async(ask)(WHO_AM_I)
+            await database_sync_to_async(ask)(WHO_AM_I)
 
     async def test_thread_of_anyio_keeps_a_dead_connection():
         """On a thread of anyio all calls fail, until one of them closes old connections."""

@@ -5,6 +5,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -245,21 +246,29 @@ async def test_handler_of_a_sync_consumer_runs_to_its_end(outside):
 
 
 @postgresql
-async def test_other_functions_sent_by_asgiref_run_to_their_end(outside):
-    """What code of your own sends through sync_to_async is not stopped: only `a`-methods are."""
+@pytest.mark.parametrize("how", ["sync_to_async", "thread_sensitive", "executor"])
+async def test_other_functions_sent_by_asgiref_run_to_their_end(outside, how):
+    """What asgiref places of your own functions is not stopped: only `a`-methods are."""
     done = threading.Event()
 
     def work():
         User.objects.create(username="first")
         done.set()
 
-    async with in_context():
-        call = asyncio.create_task(sync_to_async(work)())
-        await outside.sees(1)
-        await cancelled(call)
-    assert cancellers() == []
-    outside.let_go()
-    assert await asyncio.to_thread(done.wait, GUARD)
+    with ThreadPoolExecutor(1) as threads:
+        send = {
+            "sync_to_async": sync_to_async(work),
+            "thread_sensitive": database_sync_to_async(work, thread_sensitive=True),
+            "executor": database_sync_to_async(work, thread_sensitive=False, executor=threads),
+        }[how]
+        async with in_context():
+            call = asyncio.create_task(send())
+            await outside.sees(1)
+            await cancelled(call)
+        assert cancellers() == []
+        outside.let_go()
+        assert await asyncio.to_thread(done.wait, GUARD)
+        threads.submit(connections.close_all)
 
 
 @postgresql

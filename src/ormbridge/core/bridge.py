@@ -54,11 +54,11 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
 
     :param func: a synchronous callable.
     :param thread_sensitive: leave it out for a worker of the pool. ``True`` means what it means in
-        asgiref: the one thread of the surrounding context or process. ``False`` means any free
-        worker, even under a synchronous frame; where none is free, as if it was left out, but never
-        in a transaction.
-    :param executor: as in asgiref, with ``thread_sensitive=False``: run there, outside the pool and
-        its bound.
+        asgiref: the one thread of the surrounding context or process, where it runs to its end.
+        ``False`` means any free worker, even under a synchronous frame; where none is free, as if
+        it was left out, but never in a transaction.
+    :param executor: as in asgiref, with ``thread_sensitive=False``: run there to its end, outside
+        the pool and its bound.
     :param context: as in asgiref: the ``contextvars.Context`` to run in.
     :param green: with ``ORMBRIDGE["GREEN"]``: whether it runs on the event loop's own thread.
     :raises TypeError: if *func* is not callable or is a coroutine function, or *executor* comes
