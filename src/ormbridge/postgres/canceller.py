@@ -173,13 +173,11 @@ def _cancel_statements(call: Call, own: Any, timeout: float) -> None:
         if call.calls or call.awaits:
             return
         for connection in opened:
-            raw: Any = connection.connection
-            if connection.vendor != "postgresql" or raw is None or own.stopped.get(connection):
-                continue  # not one, closed, or a request has failed before
             try:
-                if status_of(connection) == 1:
+                # Not where a request has failed before.
+                if status_of(connection) == 1 and not own.stopped.get(connection):
                     own.stopped[connection] = None
-                    _cancel_statement(raw, timeout)
+                    _cancel_statement(connection.connection, timeout)
             except Exception as error:
                 own.stopped[connection] = f"its statement could not be cancelled ({error!r})"
 
