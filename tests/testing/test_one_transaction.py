@@ -426,16 +426,19 @@ class OnCommitInDjangosTestCase(TestCase):
             await database_sync_to_async(transaction.on_commit)(callback)
 
     async def test_is_captured_and_run(self):
-        """The helper collects and runs functions and coroutine functions."""
+        """The helper collects and runs functions and coroutine functions, as they were given."""
         ran = []
+
+        def plain():
+            ran.append(User.objects.count())
 
         async def on_loop():
             ran.append(await User.objects.acount())
 
         async with capture_on_commit_callbacks(execute=True) as callbacks:
-            await self.register(lambda: ran.append(User.objects.count()))
+            await self.register(plain)
             await self.register(on_loop)
-        assert (len(callbacks), ran) == (2, [0, 0])
+        assert (callbacks, ran) == ([plain, on_loop], [0, 0])
 
     async def test_djangos_own_finds_nothing(self):
         """Django's own looks at a connection of the loop's thread, and finds none there."""

@@ -27,17 +27,21 @@ def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
 
     On the block's thread, before its end.
     """
-    outer = outwards(block.parent)
     if len(connection.atomic_blocks) == 1:
         take: Callable[[Callback], object] = callbacks.append
-    elif block.frame and not any(each.alias == connection.alias for each in outer):
+    elif block.frame and not any(each.alias == block.alias for each in outwards(block.parent)):
         take = async_to_sync(_await_here)  # a synchronous atomic() around this one will commit
     else:
         return
     connection.run_on_commit = [
-        (savepoints, update_wrapper(partial(_call, take, func, robust), func), robust)
+        (savepoints, update_wrapper(partial(_call, take, given(func), robust), func), robust)
         for savepoints, func, robust in connection.run_on_commit
     ]
+
+
+def given(func: Any) -> Any:
+    """Return what was given to ``on_commit()``, where *func* may have been put in its place."""
+    return func.args[1] if getattr(func, "func", None) is _call else func
 
 
 async def await_callbacks(whose: object, callbacks: list[Callback], cancelled: bool) -> None:

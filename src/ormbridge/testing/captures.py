@@ -18,7 +18,7 @@ from unittest import mock
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..blocks.on_commit import await_callbacks
+from ..blocks.on_commit import await_callbacks, given
 from ..core.bridge import database_sync_to_async
 from ..core.connections import connections_of_thread
 
@@ -112,8 +112,8 @@ async def capture_on_commit_callbacks(
     yield callbacks
     while new := (await registered())[seen:]:
         seen += len(new)
-        for _, callback, robust in new:
-            callbacks.append(callback)
+        for _, func, robust in new:
+            callbacks.append(callback := given(func))
             if execute:
                 await await_callbacks(callback, [(_call(callback), robust)], cancelled=False)
 
