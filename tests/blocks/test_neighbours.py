@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import re
 
@@ -94,6 +95,30 @@ async def test_neighbour_has_a_worker_of_its_own(visit, scope, lease):
         assert await task not in names
 
     await visit(scope, lease, work)
+
+
+@pytest.mark.parametrize("call", [database_sync_to_async, sync_to_async])
+@pytest.mark.parametrize(("scope", "lease"), PER_CALL)
+async def test_neighbour_in_the_same_context(visit, gate, scope, lease, call):
+    """Two tasks have one context: the end of a call of one leaves the other in its block."""
+
+    async def block(task):
+        with pytest.raises(ZeroDivisionError):
+            async with atomic():
+                gate.open.set()
+                await task
+                await create(username="ann")
+                await User.objects.acreate(username="bob")
+                raise ZeroDivisionError
+
+    async def work():
+        context = contextvars.copy_context()
+        task = asyncio.create_task(call(gate)(), context=context)
+        await gate.entered()
+        await asyncio.create_task(block(task), context=context)
+
+    await visit(scope, lease, work)
+    assert await usernames() == []
 
 
 @pytest.mark.parametrize(("scope", "lease"), HELD)

@@ -248,6 +248,25 @@ async def test_context_variables_go_in_and_come_back():
     assert variable.get() == "from the thread"
 
 
+async def test_context_variable_that_another_task_sets_meanwhile(gate):
+    """Where two tasks have one context, a call brings back what its function set, and no more."""
+    other = contextvars.ContextVar("other")
+
+    def swap():
+        gate()
+        variable.set("from the thread")
+
+    variable.set("from the loop")
+    other.set("before")
+    context = contextvars.copy_context()
+    task = asyncio.create_task(database_sync_to_async(swap)(), context=context)
+    await gate.entered()
+    context.run(other.set, "meanwhile")
+    gate.open.set()
+    await task
+    assert [context[variable], context[other]] == ["from the thread", "meanwhile"]
+
+
 async def test_context_variables_come_back_from_a_failed_call():
     """What a function sets before it raises reaches the caller too."""
 

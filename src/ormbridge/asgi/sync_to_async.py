@@ -48,7 +48,8 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
         finally:
             if route is not None and getattr(self.func, "__qualname__", None) == CHUNKS:
                 _look_after(self.func, route, loop, *args)
-    variables = contextvars.copy_context() if self.context is None else self.context
+    before = contextvars.copy_context()
+    variables = before.copy() if self.context is None else self.context
     child = partial(self.func, *args, **kwargs)
     make: Any = partial(_make_call, self, self.func, mailbox_of(loop), variables, child)
     try:
@@ -70,7 +71,7 @@ async def call_on_route(self: Any, *args: Any, **kwargs: Any) -> Any:
             return await go_on(call, error, awaited)
     finally:
         if self.context is None:
-            take_over(variables, loop)
+            take_over(variables, before, loop)
         # An exception's traceback holds this frame, which must not hold the exception.
         call = future = child = make = None  # type: ignore[assignment]
 

@@ -17,12 +17,12 @@ asgiref has no public way to ask, so this module alone reads ``AsyncToSync.execu
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, ContextVar
 from operator import is_
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ own_handler = inspect.unwrap(SyncToAsync.thread_handler)
 def live_frame(loop: asyncio.AbstractEventLoop) -> CurrentThreadExecutor | None:
     """Return the executor of the innermost live frame above the caller on *loop*, or None."""
     executor: CurrentThreadExecutor | None = None
-    if not isinstance(_variable, contextvars.ContextVar) or _variable.get(None) is not None:
+    if not isinstance(_variable, ContextVar) or _variable.get(None) is not None:
         executor = _innermost_live(getattr(AsyncToSync.executors, "current", None))
         if executor is None:
             # ThreadSensitiveContext(executor=…) hides the frame around it. If a worker waits there,
@@ -104,8 +104,7 @@ def _innermost_live(executor: CurrentThreadExecutor | None) -> CurrentThreadExec
 
 def has_own_executor() -> bool:
     """Say whether the running code is in a ``ThreadSensitiveContext(executor=…)``."""
-    context = SyncToAsync.thread_sensitive_context.get(None)
-    return context is not None and context._executor is not None
+    return getattr(SyncToAsync.thread_sensitive_context.get(None), "_executor", None) is not None
 
 
 def child_of(job: object) -> functools.partial[Any] | None:
@@ -114,24 +113,27 @@ def child_of(job: object) -> functools.partial[Any] | None:
     return child if isinstance(child, functools.partial) else None
 
 
-def take_over(variables: contextvars.Context, loop: object = None) -> None:
+def take_over(variables: Context, before: Context, loop: object = None) -> None:
     """Take over, in the running code, what *variables*, a copy of its context, was changed to.
 
+    And no more: another task may have the same context, and be in a block by now.
+
+    :param before: what they were.
     :param loop: what it runs on. Elsewhere it is a coroutine that is freed, in anybody's context.
     """
-    now = contextvars.copy_context()
     # Not by what the values say of being equal.
-    same = len(now) == len(variables) and all(map(is_, now.values(), variables.values()))
+    same = len(before) == len(variables) and all(map(is_, before.values(), variables.values()))
     if not same and asyncio._get_running_loop() is loop:
-        _restore_context(variables)
+        changed = {key: new for key, new in variables.items() if before.get(key, key) is not new}
+        _restore_context(changed)  # type: ignore[arg-type] # all that it needs of a context
 
 
-def has_locals(variables: contextvars.Context) -> bool:
+def has_locals(variables: Context) -> bool:
     """Say whether asgiref's Locals are in *variables*."""
     return _Storage in map(type, variables.values())
 
 
-def move_locals(variables: contextvars.Context, child: Callable[[], _R]) -> _R:
+def move_locals(variables: Context, child: Callable[[], _R]) -> _R:
     """Run *child* on the thread with asgiref's Locals, which are in *variables*."""
     _restore_context(variables)
     return child()

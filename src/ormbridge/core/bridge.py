@@ -104,7 +104,8 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
         if self._placed_by_asgiref:
             return await super().__call__(*args, **kwargs)
 
-        variables = contextvars.copy_context() if self.context is None else self.context
+        before = contextvars.copy_context()
+        variables = before.copy() if self.context is None else self.context
         child = functools.partial(self.func, *args, **kwargs) if args or kwargs else self.func
         mailbox = mailbox_of(asyncio.get_running_loop())
         # Of the class: update_wrapper() has put the attributes of a wrapped class among our own.
@@ -117,7 +118,7 @@ class DatabaseSyncToAsync(SyncToAsync[_P, _R], Generic[_P, _R]):
             return await go_on(call, error, awaited)  # type: ignore[no-any-return]
         finally:
             if self.context is None:
-                take_over(variables, mailbox.loop)
+                take_over(variables, before, mailbox.loop)
             # An exception's traceback holds this frame, which must not hold the exception.
             del call, future
 

@@ -54,7 +54,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return outcome.result()  # waits, if the loop was closed
     finally:
-        take_over(variables)
+        take_over(variables, contextvars.copy_context())
         del outcome
 
 
