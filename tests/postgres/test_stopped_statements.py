@@ -98,6 +98,23 @@ async def test_swallowed_cancellation_ends_in_a_rollback(outside, one_worker):
 
 
 @postgresql
+async def test_rollback_that_is_asked_for_after_a_cancellation(outside, one_worker):
+    """Who gives a block up with set_rollback(True) is told of no loss; the one around it is."""
+    async with atomic():
+        await database_sync_to_async(write)()
+        await count_in_vain(outside)
+        await database_sync_to_async(transaction.set_rollback)(True)
+    with pytest.raises(TransactionAborted, match="was cancelled together with the task"):
+        async with atomic():
+            async with atomic():
+                await count_in_vain(outside)
+                await database_sync_to_async(transaction.set_rollback)(True)
+    outside.let_go()
+    assert not await database_sync_to_async(async_to_sync(written))()
+    assert stats().discarded == 0
+
+
+@postgresql
 async def test_rollback_to_a_savepoint_does_not_save_the_transaction(outside, one_worker):
     """Where an inner block swallows the cancellation, the outer one cannot go on either."""
     with pytest.raises(TransactionAborted, match="was cancelled together with the task"):

@@ -119,7 +119,9 @@ def _doom(connection: BaseDatabaseWrapper, broken: bool) -> None:
     raw: Any = connection.connection
     if broken and raw is not None:
         raw.close()  # the wrapper goes on believing in its transaction, and runs nothing outside it
-    if connection.in_atomic_block:
+    # With an error of the bridge it was doomed before, or asked for, with set_rollback(True).
+    known = isinstance(getattr(connection, "rollback_exc", None), BridgeError)
+    if connection.in_atomic_block and not (connection.needs_rollback and known):
         connection.needs_rollback = True
         connection.rollback_exc = BridgeError(  # type: ignore[attr-defined] # not in the stubs
             f"a statement on connection {connection.alias!r} was cancelled together with the task "
