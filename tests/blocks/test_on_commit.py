@@ -4,6 +4,7 @@
 # ruff: noqa: PT012
 
 import asyncio
+import contextlib
 import functools
 import logging
 
@@ -415,18 +416,19 @@ async def test_callback_that_runs_async_code_on_the_worker():
     assert ran == [("ormbridge-worker-1", 1)]
 
 
-async def test_async_callback_of_a_function():
-    """In Django's own block nobody awaits an async one; async_to_sync() around it does."""
+@pytest.mark.parametrize("block", [transaction.atomic, contextlib.nullcontext])
+async def test_async_callback_of_a_function(block):
+    """Outside of atomic() nobody awaits an async one; async_to_sync() around it does."""
     ran = []
 
     async def asynchronous(name):
         ran.append((name, thread_name()))
 
     def register_both():
-        with transaction.atomic():
+        with block():
             transaction.on_commit(lambda: asynchronous("dropped"))
-            transaction.on_commit(lambda: async_to_sync(asynchronous)("awaited"))
             assert ran == []
+            transaction.on_commit(lambda: async_to_sync(asynchronous)("awaited"))
 
     with pytest.warns(RuntimeWarning, match="asynchronous' was never awaited"):
         await database_sync_to_async(register_both)()
