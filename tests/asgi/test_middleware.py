@@ -653,6 +653,38 @@ async def test_headers_that_are_an_iterator():
     assert sent == headers
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators")
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_body_of_known_length_that_queries_keeps_its_worker(serve, connection_settings, kind):
+    """What its view has set on the connection is there for each query of the body."""
+    connection_settings(CONN_MAX_AGE=0)  # at its end it is gone
+
+    def set_tenant():
+        User.objects.count()
+        connection.tenant = "a"
+
+    def get_tenant():
+        User.objects.count()
+        return getattr(connection, "tenant", "-")
+
+    async def asynchronous():
+        for _ in range(3):
+            yield await database_sync_to_async(get_tenant)()
+
+    def synchronous():
+        for _ in range(3):
+            yield get_tenant()
+
+    async def view(request):
+        await database_sync_to_async(set_tenant)()
+        content = asynchronous() if kind == "async" else synchronous()
+        return StreamingHttpResponse(content, headers={"Content-Length": "3"})
+
+    assert await get(serve(view)) == "200 aaa"
+    await no_worker_is_leased()
+
+
 async def test_own_aclose_old_connections_takes_no_worker():
     """In a request there is nothing to do for aclose_old_connections()."""
 

@@ -58,6 +58,9 @@ class LeaseContext(LeaseRoute):
         self.name, self.ended = name, False
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
+        #: Whether the body of the response is there already: it has a length, and nothing was
+        #: called since it started. None before that.
+        self.ready: bool | None = None
         self._holds, self._is_request = holds, is_request
         self._lock = threading.RLock()
         # Guarded by _lock: leases that go on between calls, and others that had to get in the
@@ -87,6 +90,7 @@ class LeaseContext(LeaseRoute):
             vain before.
         """
         pool, owner, own = default_pool(), owner_of(call), current()
+        self.ready = self.ready and call.name is list  # so Django reads a file before it sends it
         with self._lock:
             self._leases = [lease for lease in self._leases if not lease.over]
             # The newest first. A fork, or new settings, may have left leases of another pool.

@@ -35,10 +35,10 @@ class BridgeMiddleware:
     parallel, on at most ``MAX_THREADS`` workers, whose connections persist.
 
     An HTTP request has one worker from its first call that may leave something behind to its end,
-    and its calls run there one at a time. A body whose length is known is sent without one. In a
-    WebSocket connection each call takes a worker, and keeps it while it leaves a transaction or a
-    suspended generator open. ``HTTP_LEASE`` and ``WEBSOCKET_LEASE`` change that. A task that
-    outlives its request or connection goes on, on the pool.
+    and its calls run there one at a time. A body whose length is known, and that calls nothing, is
+    sent without one. In a WebSocket connection each call takes a worker, and keeps it while it
+    leaves a transaction or a suspended generator open. ``HTTP_LEASE`` and ``WEBSOCKET_LEASE``
+    change that. A task that outlives its request or connection goes on, on the pool.
 
     Where no worker becomes free within ``TIMEOUT`` seconds, the call raises :exc:`PoolTimeout`. If
     that ends an HTTP request before its response has started, the answer is a 503.
@@ -75,23 +75,21 @@ class BridgeMiddleware:
         # In the same coroutine: each socket that is open has one.
         name = " ".join(str(scope[key]) for key in ("method", "path") if key in scope)
         context = LeaseContext(name or scope["type"], held, is_request=scope["type"] == "http")
-        started = full = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal started, full
             if message["type"] == "http.response.start":
-                started = True
                 # They may be an iterator, which the server is to find as it was.
                 message = {**message, "headers": [*message.get("headers", ())]}
-                full = b"content-length" in (key.lower() for key, _ in message["headers"])
+                context.ready = b"content-length" in (key.lower() for key, _ in message["headers"])
                 # Django has made an error page of the PoolTimeout.
                 if message["status"] == 500 and context.timed_out:
                     message["status"] = 503
-            elif message["type"] == "http.response.body" and (full or not message.get("more_body")):
+            elif message["type"] == "http.response.body":
                 # Who slowly reads what is there already, a page or a file, holds nothing. And the
                 # client's next request, which servers start from here, finds the worker free.
                 context.answered = not message.get("more_body")
-                context.release()
+                if context.answered or context.ready:
+                    context.release()
             await send(message)
 
         try:
@@ -99,7 +97,7 @@ class BridgeMiddleware:
             with on_route(context):
                 await self.application(scope, receive, watched_send)
         except PoolTimeout as error:
-            if started or scope["type"] != "http":
+            if context.ready is not None or scope["type"] != "http":
                 raise
             logger.error("%s: %s", context.name, error)
             headers = [(b"content-type", b"text/plain")]

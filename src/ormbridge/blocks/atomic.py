@@ -160,8 +160,8 @@ class AtomicBlock(OpenBlock):
         return blocks[blocks.index(self._atomic) + 1 :] if self._atomic in blocks else []
 
     def _lost(self) -> TransactionAborted | None:
-        marked = connections[self.alias].needs_rollback
-        lost = self._witness.loss(marked)  # type: ignore[union-attr] # there is one, until undone
+        # There is a witness, until undone.
+        lost = self._witness.loss(connections[self.alias].needs_rollback)  # type: ignore[union-attr]
         if lost is None and not self._left_open():
             return None
         why, error = lost or ("a transaction.atomic() of a function in it was not left", None)
