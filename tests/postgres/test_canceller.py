@@ -119,6 +119,32 @@ async def test_following_statements_of_the_function_are_stopped(outside, one_wor
 
 
 @postgresql
+async def test_statement_that_is_over_sooner_is_done(outside, one_worker, monkeypatch):
+    """A statement that ends before the next request is not stopped."""
+    stopped, lock = [], threading.Lock()
+    look = canceller_module._cancel_statements
+
+    def look_until_stopped(*args):
+        with lock:
+            if not stopped:
+                look(*args)
+
+    def stubborn():
+        with pytest.raises(OperationalError):
+            User.objects.count()
+        with lock:
+            stopped.append(True)
+        outside.let_go()
+        User.objects.create(username="ann")
+
+    monkeypatch.setattr(canceller_module, "_cancel_statements", look_until_stopped)
+    call = asyncio.create_task(database_sync_to_async(stubborn)())
+    await outside.sees(1)
+    await cancelled(call)
+    assert (await database_sync_to_async(User.objects.get)()).username == "ann"
+
+
+@postgresql
 async def test_error_of_a_stopped_statement_is_for_debugging_only(outside, one_worker, caplog):
     """Nobody hears of the error that the stopped statement raised, but the log for debugging."""
     caplog.set_level(logging.DEBUG, "ormbridge")
