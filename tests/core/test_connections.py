@@ -54,6 +54,18 @@ async def test_conn_max_age_zero_closes_after_each_call(connection_settings):
     assert await database_sync_to_async(raw)() is not None
 
 
+@pytest.mark.parametrize("sensitive", [True, False])
+async def test_connections_of_asgirefs_threads_are_cleaned(
+    connection_settings, close_connections_of_asgiref, sensitive
+):
+    """What goes through asgiref, to its one thread or an executor, is cleaned as in channels.db."""
+    connection_settings(CONN_MAX_AGE=0)
+    with ThreadPoolExecutor(1) as executor:
+        where = {"thread_sensitive": sensitive, "executor": None if sensitive else executor}
+        held = await database_sync_to_async(wrapper, **where)()
+        assert held.connection is None
+
+
 async def test_old_connection_is_closed_before_the_next_call(connection_settings):
     """A connection that outlived CONN_MAX_AGE while its worker was idle is not used again."""
     connection_settings(CONN_MAX_AGE=0.05)
