@@ -32,8 +32,8 @@ from .record.words import enumerated
 
 #: What an environment is made of, in the order of its fields.
 HEADS = ("Database", "Python", "Django", "Channels", "asgiref")
-# What Pygments marks most, and a reader does not miss.
-_PLAIN = re.compile(r'<span class="(?:n|nn|nb|p|w|o|ow|mi|mf|bp|sa|si)">([^<]*)</span>')
+# What Pygments marks most, and a reader does not miss; and the nothing that it begins with.
+_PLAIN = re.compile(r'<span(?: class="(?:n|nn|nb|p|w|o|ow|mi|mf|bp|sa|si)")?>([^<]*)</span>')
 
 
 _LEXER, _FORMATTER = PythonLexer(stripnl=False), HtmlFormatter()
