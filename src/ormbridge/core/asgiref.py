@@ -23,7 +23,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar
-from operator import is_
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -121,9 +120,8 @@ def take_over(variables: Context, before: Context, loop: object = None) -> None:
     :param before: what they were.
     :param loop: what it runs on. Elsewhere it is a coroutine that is freed, in anybody's context.
     """
-    # Not by what the values say of being equal.
-    same = len(before) == len(variables) and all(map(is_, before.values(), variables.values()))
-    if not same and asyncio._get_running_loop() is loop:
+    if asyncio._get_running_loop() is loop:
+        # Not by what the values say of being equal.
         changed = {key: new for key, new in variables.items() if before.get(key, key) is not new}
         _restore_context(changed)  # type: ignore[arg-type] # all that it needs of a context
 
