@@ -266,7 +266,7 @@ async def test_cancelled_during_a_commit_that_fails(gate):
             async with atomic():
                 await create(username="ann")
         except asyncio.CancelledError as error:
-            causes.append(str(error.__context__))
+            causes.append(str(error.__cause__))
             raise
 
     with first(BaseDatabaseWrapper, "_commit", fail):

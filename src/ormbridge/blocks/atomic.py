@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -110,7 +111,7 @@ class AtomicBlock(OpenBlock):
                     await await_callbacks(self, self._callbacks, cancelled is not None)
                 finally:
                     if cancelled is not None:
-                        raise cancelled
+                        raise cancelled from sys.exception()
         finally:
             cancelled = failure = None  # their tracebacks hold this frame
 

@@ -89,8 +89,7 @@ class BlockManager:
         self._entered: dict[OpenBlock, on_route] = {}
 
     async def __aenter__(self) -> None:
-        caller = sys._getframe(1)  # noqa: SLF001 # it is documented
-        block = self._make(self._place or _place_of(caller, self._name))
+        block = self._make(self._place or _place_of(sys._getframe(1), self._name))  # noqa: SLF001 # the caller
         await block.begin()
         inside = self._entered[block] = on_route(block)
         inside.__enter__()
