@@ -284,13 +284,27 @@ async def test_reset_after_a_call(network, stalled_reset):
 @postgresql
 async def test_reset_that_nobody_awaits(network, stalled_reset, pool_settings):
     """A worker that waits in RESET, with nobody to cancel it, is freed by who needs it."""
-    pool_settings(MAX_THREADS=1, TIMEOUT=0.1, RESET=f"{__name__}.reset")
+    pool_settings(MAX_THREADS=1, TIMEOUT=2 * ThreadConnections.BOUND, RESET=f"{__name__}.reset")
     async with in_context(holds=True):
         await database_sync_to_async(pid)()
     assert await asyncio.to_thread(stalled_reset.wait, GUARD)
     with pytest.raises(PoolTimeout):
         await database_sync_to_async(len)("abc")
     await worker_is_back()
+
+
+@postgresql
+async def test_reset_that_has_just_begun(network, stalled_reset, pool_settings, monkeypatch):
+    """Who waits in vain, for as short as may be, breaks no connection in a RESET that goes on."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=0.1, RESET=f"{__name__}.reset")
+    monkeypatch.setattr(ThreadConnections, "BOUND", GUARD)
+    async with in_context(holds=True):
+        await database_sync_to_async(pid)()
+    assert await asyncio.to_thread(stalled_reset.wait, GUARD)
+    with pytest.raises(PoolTimeout):
+        await database_sync_to_async(len)("abc")
+    network.go_on()
+    await worker_is_back(discarded=0)
 
 
 @postgresql

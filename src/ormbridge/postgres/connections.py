@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -56,9 +57,12 @@ class StoppedConnections(ThreadConnections):
         #: if that is yet to be found out: :meth:`settle` does, and keeps one whose server has
         #: carried the request out. Guarded by :attr:`finishing` while a call runs.
         self.stopped: dict[BaseDatabaseWrapper, str | None] = {}
+        #: When a call last began or ended that had a connection open: a clean-up begins then.
+        self.settled = 0.0
 
     def settle(self) -> None:
         """Wait until no request is on its way to what has ended, and see to what was stopped."""
+        self.settled = time.monotonic()
         self.catch_up()
         # As long as its transaction is open, again before each call of the lease: the rollback of a
         # savepoint clears the flag.
@@ -88,7 +92,11 @@ class StoppedConnections(ThreadConnections):
             return
         try:
             opened = list(self.opened)
-            done = self.leased or self.running is not None if call is None else call.ended
+            if call is None:  # a clean-up has BOUND seconds, too
+                may_end = time.monotonic() - self.settled < self.BOUND
+                done = may_end or self.leased or self.running is not None
+            else:
+                done = call.ended
             for connection in () if done else opened:
                 raw: Any = connection.connection
                 with suppress(Exception):  # closed, or another database
