@@ -549,6 +549,10 @@ class Refused(Exception):  # noqa: N818 # it is what the block raises
 
     reason: str
 
+    def with_traceback(self, traceback):
+        """Refuse that, too."""
+        raise TypeError("with_traceback")
+
 
 @pytest.mark.parametrize("open_block", [atomic, pinned])
 async def test_error_that_cannot_be_changed(open_block):

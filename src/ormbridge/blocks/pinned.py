@@ -107,7 +107,7 @@ class BlockManager:
             await block.end(RuntimeError if moved else exc_type)
         finally:
             if exc[1] is not None:  # asgiref has raised it again, on the thread, in a cycle
-                exc[0].with_traceback(exc[1])  # its class may refuse to set attributes
+                BaseException.with_traceback(exc[0], exc[1])  # its class may refuse to set it
         if moved:
             block.undone = (
                 "it was left in another context than it was entered in; close an async generator "
