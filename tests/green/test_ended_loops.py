@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import importlib
+import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from django.contrib.auth.models import User
@@ -13,7 +16,8 @@ from django.contrib.auth.models import User
 from ormbridge import BridgeMiddleware, database_sync_to_async, stats
 from ormbridge.core import process
 from ormbridge.core.call import Call
-from ormbridge.core.connections import ThreadConnections
+from ormbridge.core.connections import ThreadConnections, here
+from ormbridge.green import runner
 from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, Gate, block_until
 from tests.core.support import run_python, until
@@ -109,6 +113,54 @@ def test_interrupted_between_two_functions(green, monkeypatch, step, holds):
         asyncio.run(call())
     comes_before = step.__name__ == "run" or (owner is Lease and not holds)
     assert (interrupts, ran) == ([], [] if comes_before else [1])
+    assert_whole()
+
+
+def test_interrupted_on_the_way_out_of_a_greenlet(green, monkeypatch):
+    """Ctrl-C leaves nothing of a worker on the loop's thread: the next call has one."""
+    green(MAX_THREADS=1)
+    original = runner._set_running_loop
+
+    def interrupted(loop):
+        original(loop)
+        if loop is not None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    async def begin():
+        monkeypatch.setattr(runner, "_set_running_loop", interrupted)
+        await database_sync_to_async(int, green=True)()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(begin())
+    assert here.worker is None
+    assert_whole()
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_interrupted_on_the_way_into_a_greenlet(green, monkeypatch, turn):
+    """What Ctrl-C keeps from going on, as it begins or has an answer, does so in the next turn."""
+    green(MAX_THREADS=1)
+    turns, clock = [], time.monotonic
+
+    def interrupted():
+        turns.append(sys._getframe(1).f_code.co_name)
+        if turns.count("resume") == turn:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return clock()
+
+    async def begin():
+        await green_where()  # it connects
+        monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=interrupted))
+        return await green_where()
+
+    with asyncio.Runner() as of_loop:
+        loop = of_loop.get_loop()
+        task = loop.create_task(begin())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        block_until(lambda: loop.run_until_complete(asyncio.sleep(0)) or stats().idle == 1)
     assert_whole()
 
 

@@ -102,16 +102,19 @@ class Runner:
         outside, worker, loop = green.given, here.worker, _get_running_loop()
         task = _swap_task and loop and _swap_task(loop, None)
         try:
-            green.given, self.hub, here.worker = self, getcurrent(), self.worker
-            self.since = time.monotonic()
             _set_running_loop(None)
+            self.hub, now, here.worker = getcurrent(), time.monotonic(), self.worker
+            green.given, self.since = self, now
             self._greenlet.switch(*value)
         finally:
-            self.since = 0.0
+            # Python looks at signals as a function begins, and as one of C returns: here it may
+            # raise Ctrl-C where the switch above has not begun, but not between these.
+            begun, self.since, green.given, here.worker = self.since, 0.0, outside, worker
             _set_running_loop(loop)
             if _swap_task and loop is not None:
                 _swap_task(loop, task)
-            green.given, here.worker = outside, worker
+            if not begun:
+                self.wake(*value)
 
     def end(self) -> None:
         """End it, because its loop does not go on: what it does then waits in the thread."""
@@ -163,11 +166,11 @@ class Runner:
         """Say whether its loop does not go on."""
         return self._ended or self.loop.is_closed()
 
-    def wake(self) -> None:
-        """Have it resumed soon."""
+    def wake(self, *value: Any) -> None:
+        """Have it resumed soon, with *value*; see :meth:`resume`."""
         own = threading.get_ident() == self.thread
         try:
-            (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume)
+            (self.loop.call_soon if own else self.loop.call_soon_threadsafe)(self.resume, *value)
         except RuntimeError:  # the loop is closed
             if own and green.runner is not self:
                 self.end()
@@ -181,9 +184,8 @@ def _serve() -> None:
 
     A new greenlet would be dear: the system has to give a stack for it, and takes it back.
     """
-    own: Any = getcurrent()
     while True:
-        runner, lease = own.parent.switch()
+        runner, lease = getcurrent().parent.switch()  # type: ignore[union-attr] # it has one
         runner.run(lease)
         runner = lease = None  # nothing of the last one is left
 
