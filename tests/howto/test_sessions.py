@@ -2,8 +2,10 @@
 
 import httpx
 import pytest
+from django.contrib.auth import aauthenticate, authenticate
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
 from django.template import engines
@@ -122,6 +124,55 @@ async def test_auser_does_not_fill_request_user(browse):
 
     client = await browse(answers(read))
     assert (await client.get("/")).text.startswith(REFUSAL)
+
+
+def name_ada(get_response):
+    """Put ada on the request, as middleware for tokens does, and ask no session."""
+
+    def middleware(request):
+        request.user = User.objects.get(username="ada")
+        return get_response(request)
+
+    return middleware
+
+
+async def test_user_of_a_middleware(browse):
+    """``auser()`` does not hear of the user that a middleware has put on the request."""
+
+    async def read(request):
+        return f"{request.user.username}, {type(await request.auser()).__name__}"
+
+    client = await browse(answers(read), f"{__name__}.name_ada", log_in=False)
+    assert (await client.get("/")).text == f"ada, {AnonymousUser.__name__}"
+
+
+class ByEmail(ModelBackend):
+    """Lets users log in by their address, as the backends of packages do."""
+
+    def authenticate(self, request, email=None, password=None):
+        """Return the user with *email*, whatever the password."""
+        return User.objects.get(email=email)
+
+
+class PermitsAll:
+    """A backend without a-methods, as those of packages are."""
+
+    def authenticate(self, request):
+        """Say that nobody logs in without anything."""
+
+    def has_perm(self, user, perm, obj=None):
+        """Say yes."""
+        return True
+
+
+async def test_backend_of_a_package(browse, settings):
+    """What a backend has no a-method for, Django's a-methods do without, and raise nothing."""
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.{each}" for each in ("ByEmail", "PermitsAll")]
+    ada, login = await User.objects.aget(), {"email": "", "password": "secret"}
+    assert await database_sync_to_async(authenticate)(None, **login) == ada
+    assert await aauthenticate(None, **login) is None
+    assert await database_sync_to_async(ada.has_perm)("auth.add_user")
+    assert not await ada.ahas_perm("auth.add_user")
 
 
 async def test_session_is_refused(browse):
