@@ -309,6 +309,8 @@ async def test_release_in_the_block_of_a_request(visit):
             await turns()
             assert len(stats().holders) == 1
             assert await sync_to_async(in_atomic_block)()
+            await release()  # that call holds it again
+        assert not stats().holders
         await database_sync_to_async(len, thread_sensitive=False)("")
         return True
 

@@ -372,6 +372,7 @@ async def test_frame_that_ends_with_a_block_open(call):
     over.set()
     await ended(task)
     assert isinstance(task.exception(), LeaseClosed)
+    assert "rolled back: its synchronous frame ended before it" in str(task.exception())
     assert await usernames() == []
 
 
