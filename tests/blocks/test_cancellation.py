@@ -447,15 +447,20 @@ async def test_anyio_cancel_scope():
 
 
 async def test_anyio_cancel_scope_during_commit(gate):
-    """A cancel scope of anyio that is cancelled during COMMIT lets it stand."""
+    """A cancel scope of anyio that is cancelled during COMMIT lets it stand, callbacks included."""
     anyio = pytest.importorskip("anyio")
-    scopes = []
+    scopes, ran = [], []
+
+    async def callback():
+        await turns()
+        ran.append("async")
 
     async def work():
         with anyio.CancelScope() as scope:
             scopes.append(scope)
             async with atomic():
                 await create(username="ann")
+                await on_commit(callback)
         return scope.cancelled_caught
 
     with first(BaseDatabaseWrapper, "_commit", gate):
@@ -467,4 +472,5 @@ async def test_anyio_cancel_scope_during_commit(gate):
         gate.open.set()
         await ended(task)
     assert task.result() is True
+    assert ran == ["async"]
     assert await usernames() == ["ann"]
