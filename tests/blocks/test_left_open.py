@@ -14,6 +14,7 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ormbridge import atomic, stats
+from ormbridge.blocks.witness import attend
 from ormbridge.core import process
 from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, Gate
@@ -266,6 +267,27 @@ def test_loop_that_ends_during_enter_undoes_it():
         asyncio.run(main())
     assert tasks[0].cancelled()
     assert stats().holders == ()
+
+
+async def test_coroutine_that_is_closed_as_its_block_begins(gate, monkeypatch):
+    """It waits for nothing, and what has begun by then is undone on the worker."""
+
+    def attend_slowly(connection):
+        gate()
+        return attend(connection)
+
+    async def work():
+        async with atomic():
+            raise AssertionError("must not be entered")
+
+    monkeypatch.setattr("ormbridge.blocks.atomic.attend", attend_slowly)
+    coroutine = work()
+    coroutine.send(None)
+    await gate.entered()
+    coroutine.close()
+    gate.open.set()
+    await until(lambda: stats().holders == ())
+    assert stats().discarded == 0
 
 
 # Python reports that the coroutine, which it frees, did not simply end.
