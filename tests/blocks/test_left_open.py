@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormbridge import atomic, stats
+from ormbridge import atomic, database_sync_to_async, stats
 from ormbridge.blocks.witness import attend
 from ormbridge.core import process
 from ormbridge.leases.lease import Lease
@@ -267,6 +267,28 @@ def test_loop_that_ends_during_enter_undoes_it():
         asyncio.run(main())
     assert tasks[0].cancelled()
     assert stats().holders == ()
+
+
+async def test_coroutine_that_is_closed_before_its_block_begins(gate, pool_settings):
+    """It leaves the line for a worker at once, and its block never begins."""
+    pool_settings(MAX_THREADS=1)
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+
+    async def work():
+        async with atomic():
+            raise AssertionError("must not be entered")
+
+    with mock.patch.object(transaction.Atomic, "__enter__") as enter:
+        coroutine = work()
+        coroutine.send(None)
+        assert stats().waiting == 1
+        coroutine.close()
+        assert stats().waiting == 0
+        gate.open.set()
+        await holder
+        await until(lambda: stats().idle == 1)
+        assert enter.call_count == 0
 
 
 async def test_coroutine_that_is_closed_as_its_block_begins(gate, monkeypatch):

@@ -604,29 +604,33 @@ def test_calls_of_a_block_that_outlives_its_frame():
     assert User.objects.count() == 0
 
 
+async def stay_inside(inside):
+    """Stay in a block, and say in *inside* that it is open."""
+    async with atomic():
+        await create(username="ann")
+        inside.append(True)
+        await asyncio.Event().wait()
+
+
+@types.coroutine
+def until_inside(coroutine, inside):
+    """Run *coroutine*, in no task of its own, until it is in its block."""
+    for step in coroutine.__await__():
+        if inside:
+            return
+        yield step
+
+
 def test_block_whose_coroutine_is_freed_under_a_frame():
     """Its end goes to the frame a moment later: the thread that frees it may have the frame's lock.
 
     What comes after it finds the block rolled back.
     """
-    inside = []
-
-    async def work():
-        async with atomic():
-            await create(username="ann")
-            inside.append(True)
-            await asyncio.Event().wait()
-
-    @types.coroutine
-    def until_inside(coroutine):
-        for step in coroutine.__await__():
-            if inside:
-                return
-            yield step
 
     async def main():
-        coroutines = [work()]
-        await until_inside(coroutines[0])
+        inside = []
+        coroutines = [stay_inside(inside)]
+        await until_inside(coroutines[0], inside)
         with mock.patch.object(FrameLease, "_rouse") as rouse:
             coroutines.clear()
         assert not rouse.called
@@ -634,6 +638,23 @@ def test_block_whose_coroutine_is_freed_under_a_frame():
 
     assert async_to_sync(main)() == (0, False)
     assert not connection.in_atomic_block
+
+
+def test_block_whose_coroutine_is_closed_after_its_frame():
+    """Its loop is closed, and it was rolled back as its frame ended: nothing is left to do."""
+    inside = []
+    coroutine = stay_inside(inside)
+
+    async def enter():
+        await until_inside(coroutine, inside)
+
+    async def main():
+        await asyncio.create_task(enter())  # what it entered does not go on behind the frame
+
+    async_to_sync(main)()
+    assert not connection.in_atomic_block
+    coroutine.close()
+    assert User.objects.count() == 0
 
 
 def test_frame_is_told_of_its_guest_before_that_comes(monkeypatch):
