@@ -15,12 +15,14 @@ from django.db import (
 )
 
 from ormbridge import (
+    LeaseClosed,
     atomic,
     database_sync_to_async,
     pinned,
     release,
     stats,
 )
+from ormbridge.core.process import end_pools
 from tests.core.gate import GUARD
 from tests.core.support import (
     leave_everything,
@@ -155,6 +157,16 @@ async def test_release_inside_pinned_does_nothing():
         await turns()
         assert len(stats().holders) == 1
         assert await elsewhere(database_sync_to_async(thread_name)()) == "ormbridge-worker-2"
+
+
+async def test_call_in_pinned_after_the_pool_has_ended():
+    """A call in a pinned() whose worker has ended is refused: another one has another session."""
+    async with pinned():
+        await database_sync_to_async(thread_name)()
+        await asyncio.to_thread(end_pools, GUARD)
+        with pytest.raises(LeaseClosed, match=r"in pinned\(\) at .*, whose worker is gone"):
+            await database_sync_to_async(thread_name)()
+    assert await database_sync_to_async(thread_name)() == "ormbridge-worker-1"
 
 
 async def test_pinned_cancelled_during_a_call(gate):
