@@ -76,8 +76,28 @@ async def test_cancellation_goes_on_where_the_rollback_fails(monkeypatch, caplog
     assert await usernames() == []
 
 
-async def test_cancelled_between_calls_rolls_back():
-    """A task that is cancelled while it waits for something else in a block is rolled back."""
+async def test_error_of_a_rollback_that_fails(monkeypatch):
+    """It is raised, as by Django's, where the block failed by itself, which is its context."""
+
+    def refuse(self):
+        raise OperationalError("the server restarts")
+
+    with pytest.raises(OperationalError, match="restarts") as caught:
+        async with atomic():
+            await create(username="ann")
+            monkeypatch.setattr(BaseDatabaseWrapper, "_rollback", refuse)
+            monkeypatch.setattr(BaseDatabaseWrapper, "connect", refuse)
+            raise ZeroDivisionError
+    monkeypatch.undo()
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert await usernames() == []
+
+
+async def test_cancelled_between_calls_rolls_back(caplog):
+    """A task that is cancelled while it waits for something else in a block is rolled back.
+
+    Nothing is wrong with that, and nothing is logged.
+    """
 
     async def work(hold):
         async with atomic():
@@ -87,6 +107,7 @@ async def test_cancelled_between_calls_rolls_back():
     async with beside(work) as task:
         task.cancel()
     assert task.cancelled()
+    assert caplog.messages == []
     assert await usernames() == []
 
 
