@@ -102,6 +102,24 @@ def test_on_commit_in_a_synchronous_transaction_around_the_frame():
     assert ran == [(0, False), 1, (2, False)]
 
 
+async def test_on_commit_in_a_transaction_begun_by_hand(visit):
+    """An async callback of a block waits for the transaction around it, whoever began that."""
+    ran = []
+
+    async def asynchronous():
+        ran.append(await sync_to_async(in_atomic_block)())
+
+    async def work():
+        await sync_to_async(around.__enter__)()
+        await register(asynchronous)
+        assert ran == []
+        await sync_to_async(around.__exit__)(None, None, None)
+
+    around = transaction.atomic()
+    await visit("websocket", {"MAX_THREADS": 1}, work)
+    assert ran == [False]
+
+
 def test_on_commit_is_dropped_with_the_transaction_around_the_frame():
     """If the synchronous atomic() around the frame fails, no callback runs."""
     ran = []

@@ -144,7 +144,7 @@ class AtomicBlock(OpenBlock):
         try:
             self.lease.close(self)
             if exc_type is None and failure is None and (failure := self._lost()) is None:
-                prepare(self, self._callbacks, connections[self.alias])
+                prepare(self._callbacks, connections[self.alias])
             self._exit(exc_type or (type(failure) if failure is not None else None))
         finally:
             self.give_back(end=False)  # the worker is free before the caller goes on

@@ -15,24 +15,19 @@ from typing import Any
 from asgiref.sync import async_to_sync
 
 from ..core.errors import logger
-from ..leases.turns import Block, outwards
 from ..postgres.canceller import outlast
 
 #: What such a function returned, and whether it is robust.
 Callback = tuple[Awaitable[Any], bool]
 
 
-def prepare(block: Block, callbacks: list[Callback], connection: Any) -> None:
+def prepare(callbacks: list[Callback], connection: Any) -> None:
     """Have what was given to ``on_commit()`` added to *callbacks* as it is called.
 
     On the block's thread, before its end.
     """
-    if len(connection.atomic_blocks) == 1:
-        take: Callable[[Callback], object] = callbacks.append
-    elif block.frame and not any(each.alias == block.alias for each in outwards(block.parent)):
-        take = async_to_sync(_await_here)  # a synchronous atomic() around this one will commit
-    else:
-        return
+    # Else what is around commits: a synchronous atomic(), or a block, which takes them over.
+    take: Any = callbacks.append if len(connection.atomic_blocks) == 1 else _await_here
     connection.run_on_commit = [
         (savepoints, update_wrapper(partial(_call, take, given(func), robust), func), robust)
         for savepoints, func, robust in connection.run_on_commit
@@ -81,5 +76,6 @@ def _call(take: Callable[[Callback], object], func: Callable[[], Any], robust: b
         take((outcome, robust))
 
 
+@async_to_sync
 async def _await_here(callback: Callback) -> None:
     await callback[0]

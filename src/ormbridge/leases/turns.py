@@ -127,7 +127,7 @@ class Line(Leaseholder):
         """Let *call* wait for its turn. Returns whether it is that. The lock is held."""
         # With its first call, a pinned() block keeps the lease.
         for block in outwards(None if call.stays_out else call.route):
-            if block.lease is None and block.alias is None and not block.closing:
+            if block.lease is None and not block.closing:  # that of atomic() has one
                 block.lease = self
                 self.pins.add(block)
         self.waiting[call] = None
