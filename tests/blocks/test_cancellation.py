@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -278,6 +279,34 @@ async def test_cancelled_during_commit(gate, times):
     assert task.cancelled()
     assert ran == ["plain", "async"]
     assert await usernames() == ["ann"]
+
+
+async def test_cancelled_during_commit_is_in_no_cycle(gate):
+    """What a function had is freed with its task, which was cancelled during the COMMIT."""
+    refs = []
+
+    async def work():
+        def kept():
+            pass
+
+        refs.append(weakref.ref(kept))
+        async with atomic():
+            await create(username="ann")
+
+    gc.disable()
+    try:
+        with first(BaseDatabaseWrapper, "_commit", gate):
+            task = asyncio.create_task(work())
+            await gate.entered()
+            await cancel(task)
+            gate.open.set()
+            await ended(task)
+        assert task.cancelled()
+        del task
+        await turns()
+        assert refs[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_cancelled_during_a_commit_that_fails(gate):

@@ -116,16 +116,19 @@ async def outlast(
         PostgreSQL has BOUND seconds to answer; a beginning that has not started is given up.
     """
     cancelled = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            if call is not None and not call.closes and call.cancel():
-                break
-            if call is not None and not future.done():
-                bound(call)
-    return cancelled
+    try:
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if call is not None and not call.closes and call.cancel():
+                    break
+                if call is not None and not future.done():
+                    bound(call)
+        return cancelled
+    finally:
+        cancelled = None  # its traceback holds this frame
 
 
 @contextmanager
