@@ -150,10 +150,9 @@ class LeaseContext(LeaseRoute):
 
         :raises PoolTimeout: on an event loop that was started on the worker of a block around it.
         """
-        own = current()
         with self._lock:
             leases = [lease for lease in self._leases if not lease.over]
-            below = own in [lease.thread for lease in leases]
+            below = current() in [lease.thread for lease in leases]
             if self._holds and not (self.ended or below):
                 return self
             context = LeaseContext(name, holds=True)

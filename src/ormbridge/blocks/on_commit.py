@@ -27,7 +27,8 @@ def prepare(callbacks: list[Callback], connection: Any) -> None:
     On the block's thread, before its end.
     """
     # Else what is around commits: a synchronous atomic(), or a block, which takes them over.
-    take: Any = callbacks.append if len(connection.atomic_blocks) == 1 else _await_here
+    is_outermost = len(connection.atomic_blocks) == 1
+    take: Any = callbacks.append if is_outermost else async_to_sync(_await_here)
     connection.run_on_commit = [
         (savepoints, update_wrapper(partial(_call, take, given(func), robust), func), robust)
         for savepoints, func, robust in connection.run_on_commit
@@ -76,6 +77,5 @@ def _call(take: Callable[[Callback], object], func: Callable[[], Any], robust: b
         take((outcome, robust))
 
 
-@async_to_sync
 async def _await_here(callback: Callback) -> None:
     await callback[0]

@@ -40,8 +40,7 @@ class Block(Route):
         :param alias: of the database that it has a transaction of: then nothing else runs on its
             thread while it is the innermost one. None for ``pinned()``.
         """
-        self.name, self.parent = name, parent
-        self.alias = alias
+        self.name, self.parent, self.alias = name, parent, alias
         #: Where its calls go.
         self.base: Route
         #: The lease where they wait for their turn, from the first one on.

@@ -92,12 +92,9 @@ class StoppedConnections(ThreadConnections):
             return
         try:
             opened = list(self.opened)
-            if call is None:  # a clean-up has BOUND seconds, too
-                may_end = time.monotonic() - self.settled < self.BOUND
-                done = may_end or self.leased or self.running is not None
-            else:
-                done = call.ended
-            for connection in () if done else opened:
+            # A clean-up, too, has BOUND seconds.
+            busy = self.leased or self.running or time.monotonic() - self.settled < self.BOUND
+            for connection in () if (busy if call is None else call.ended) else opened:
                 raw: Any = connection.connection
                 with suppress(Exception):  # closed, or another database
                     if status_of(connection) == 1:
