@@ -4,11 +4,12 @@ from contextvars import ContextVar
 from ormbridge import atomic
 
 has_written = ContextVar("has_written", default=False)
+keeps_to_primary = ContextVar("keeps_to_primary", default=False)
 
 
 class ReplicaRouter:
     def db_for_read(self, model, **hints):
-        return "default" if has_written.get() else "replica"
+        return "default" if has_written.get() or keeps_to_primary.get() else "replica"
 
     def db_for_write(self, model, **hints):
         has_written.set(True)  # what this request wrote, it reads back  # <--
@@ -23,9 +24,9 @@ class ReplicaRouter:
 
 @asynccontextmanager
 async def on_primary():
-    token = has_written.set(True)
+    token = keeps_to_primary.set(True)
     try:
         async with atomic():
             yield
     finally:
-        has_written.reset(token)
+        keeps_to_primary.reset(token)

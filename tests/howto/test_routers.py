@@ -144,6 +144,33 @@ def test_write_on_a_worker_is_known_to_the_task(run):
     assert run(script) == "default\n"
 
 
+def test_write_in_on_primary_is_known_after_it(run):
+    """A task that wrote in on_primary() reads from the primary after it, too."""
+    script = """
+    from replica import on_primary
+
+    async def main():
+        async with on_primary():
+            await User.objects.acreate(username="ada")
+        print(await ask())
+
+    asyncio.run(main())
+    """
+    assert run(script) == "default\n"
+
+
+def test_write_in_another_task_is_not_known(run):
+    """What a task of its own wrote, the task that waits for it does not know of."""
+    script = """
+    async def main():
+        await asyncio.create_task(User.objects.acreate(username="ada"))
+        print(await ask())
+
+    asyncio.run(main())
+    """
+    assert run(script) == "replica\n"
+
+
 def test_router_with_a_thread_local(run):
     """What a write leaves on its thread changes where the next one on that thread reads."""
     script = """
