@@ -20,7 +20,10 @@ def repeated(function, attempts=5):
                 async with atomic(durable=True):  # a new transaction each time  # <--
                     return await function(*args, **kwargs)
             except OperationalError as error:
-                code = getattr(error.__cause__, "sqlstate", None)
+                cause = error.__cause__
+                code = getattr(cause, "sqlstate", None) or getattr(
+                    cause, "pgcode", None
+                )  # psycopg2
                 if not left or code not in MAY_BE_REPEATED:
                     raise
             await asyncio.sleep(random.uniform(0, 0.1))

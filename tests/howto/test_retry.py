@@ -116,6 +116,21 @@ async def test_other_errors_are_not_repeated(load_example, ada):
     assert len(attempts) == 1
 
 
+async def test_codes_of_either_driver(load_example):
+    """psycopg has the code in sqlstate, psycopg2 in pgcode; both are repeated."""
+    module = load_example("retry/serializable")
+    left = ["sqlstate", "pgcode"]
+
+    async def sign_up():
+        if left:
+            cause = Exception("could not serialize access")
+            setattr(cause, left.pop(), "40001")
+            raise OperationalError from cause
+
+    await module.repeated(sign_up)()
+    assert not left
+
+
 async def test_inside_another_block(load_example):
     """Inside another transaction there is nothing to begin again, and it says so."""
     module = load_example("retry/serializable")
