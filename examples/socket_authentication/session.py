@@ -9,6 +9,7 @@ from channels.auth import AuthMiddlewareStack
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
+from django.contrib.auth.models import User
 from django.urls import path
 
 from ormbridge import BridgeMiddleware
@@ -23,9 +24,9 @@ class ChatConsumer(AsyncWebsocketConsumer):
         await self.send(f"Hello, {self.scope['user'].username}")
 
     async def receive(self, text_data):
-        await self.scope["user"].arefresh_from_db()  # who was locked out meanwhile?  # <--
-        if self.scope["user"].is_active:
-            await self.send(f"{self.scope['user'].username}: {text_data}")
+        there = User.objects.filter(pk=self.scope["user"].pk, is_active=True)
+        if user := await there.afirst():  # not locked out meanwhile, nor deleted  # <--
+            await self.send(f"{user.username}: {text_data}")
         else:
             await self.close(code=4403)
 
