@@ -3,6 +3,7 @@
 import httpx
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.core.signing import TimestampSigner
 from django.urls import path
@@ -75,3 +76,20 @@ async def test_ticket_of_who_was_locked_out(ada, tickets):
     socket = call(application, query=f"ticket={given}")
     assert await connect(socket) == "accept, Hello, stranger"
     await disconnect(socket)
+
+
+async def test_validator_of_origins(ada, tickets):
+    """The validator refuses apps and other domains, ticket or not; without it both are let in."""
+    module, application = tickets
+    query = f"ticket={module.signer.sign_object(ada.pk)}"
+    seen = {}
+    for name, each in {
+        "with": AllowedHostsOriginValidator(application),
+        "without": application,
+    }.items():
+        app, page = call(each, query=query), call(each, query=query, origin="https://shop.test")
+        app.scope["headers"] = []
+        for socket in (app, page):
+            seen.setdefault(name, []).append(await connect(socket))
+            await disconnect(socket)
+    assert seen == {"with": ["close"] * 2, "without": ["accept, Hello, ada"] * 2}
