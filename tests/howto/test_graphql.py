@@ -12,6 +12,7 @@ import strawberry_django
 from django.contrib.auth.models import Group, User
 from django.core.asgi import get_asgi_application
 from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
 from strawberry.django.views import AsyncGraphQLView
 
 from ormbridge import BridgeMiddleware, database_sync_to_async
@@ -113,3 +114,15 @@ async def test_fields_of_a_query(ask, gate, pool_settings, lease):
     gate.open.set()
     data = (await asked)["data"]
     assert (data["a"] == data["b"]) is (lease == "request")
+
+
+async def test_client_without_a_token(urls, settings):
+    """Django's middleware refuses a client without a token, unless the view is exempt."""
+    settings.ROOT_URLCONF = (*urls, path("exempt/", csrf_exempt(urls[0].callback)))
+    settings.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
+    settings.ALLOWED_HOSTS = ["localhost"]
+    transport = httpx.ASGITransport(BridgeMiddleware(get_asgi_application()))
+    query = {"query": "{ numberOfUsers }"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answers = [await client.post(where, json=query) for where in ("/graphql/", "/exempt/")]
+    assert [each.status_code for each in answers] == [403, 200]
