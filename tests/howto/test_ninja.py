@@ -4,6 +4,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.urls import path
 from ninja import ModelSchema, NinjaAPI
+from ninja.pagination import paginate
 
 from tests.howto.conftest import said
 
@@ -41,3 +42,22 @@ async def test_queryset_of_an_async_operation(browse, caplog):
     client = browse([path("api/", api.urls)])
     assert (await client.get("/api/users")).status_code == 500
     assert "You cannot call this from an async context" in caplog.text
+
+
+async def test_paginated_queryset(browse):
+    """A queryset is no error where the operation is paginated."""
+    await User.objects.acreate(username="ada")
+    api = NinjaAPI(urls_namespace="paginated")
+
+    class UserOut(ModelSchema):
+        class Meta:
+            model = User
+            fields = ("username",)
+
+    @api.get("/users", response=list[UserOut])
+    @paginate
+    async def users(request):
+        return User.objects.order_by("pk")
+
+    answer = await browse([path("api/", api.urls)]).get("/api/users")
+    assert answer.json() == {"items": [{"username": "ada"}], "count": 1}
