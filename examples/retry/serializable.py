@@ -21,9 +21,8 @@ def repeated(function, attempts=5):
                     return await function(*args, **kwargs)
             except OperationalError as error:
                 cause = error.__cause__
-                code = getattr(cause, "sqlstate", None) or getattr(
-                    cause, "pgcode", None
-                )  # psycopg2
+                code = getattr(cause, "sqlstate", None)
+                code = code or getattr(cause, "pgcode", None)  # of psycopg2
                 if not left or code not in MAY_BE_REPEATED:
                     raise
             await asyncio.sleep(random.uniform(0, 0.1))
