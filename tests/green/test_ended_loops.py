@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from django.contrib.auth.models import User
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, stats
+from ormbridge import BridgeMiddleware, atomic, database_sync_to_async, stats
 from ormbridge.core import process
 from ormbridge.core.call import Call
 from ormbridge.core.connections import ThreadConnections, here
@@ -270,6 +270,42 @@ def test_call_in_line_of_a_loop_that_stopped(green, closes):
         loop.run_until_complete(asyncio.wait_for(task, GUARD))
         loop.close()
     assert ran == [1]
+    assert_whole()
+
+
+@pytest.mark.parametrize("in_request", [False, True], ids=["script", "request"])
+def test_loop_closed_with_a_block_on_a_thread_that_lives_on(green, in_request):
+    """A block on a loop that stops and is closed is rolled back as its coroutine is freed."""
+    green(MAX_THREADS=1)
+
+    def work():
+        loop = asyncio.new_event_loop()
+
+        async def write():
+            async with atomic():
+                await User.objects.acreate(username="ann")
+                loop.stop()
+                await asyncio.Event().wait()
+
+        task = loop.create_task(write())
+        loop.run_forever()
+        loop.close()
+        task._log_destroy_pending = False
+        del task
+        gc.collect()
+
+    async def app(scope, receive, send):
+        await asyncio.to_thread(work)
+
+    async def main():
+        if in_request:
+            await BridgeMiddleware(app)({"type": "http", "method": "GET", "path": "/"}, None, None)
+        else:
+            await asyncio.to_thread(work)
+        await until(lambda: stats().idle == 1)  # the thread of to_thread() lives on
+        return await User.objects.acount()
+
+    assert asyncio.run(main()) == 0
     assert_whole()
 
 

@@ -84,7 +84,8 @@ class AtomicBlock(OpenBlock):
                 with suppress(RuntimeError):  # the loop is closed, and so the frame has ended
                     self.loop.call_soon_threadsafe(self.lease.put, call)
                 return
-            accepted = self.lease.put(call)
+            # Where its loop was closed, what waits there for the next call ends now.
+            accepted = self.lease.put(call) or self.lease.look()
             if self.is_freed:
                 return
             # Where it was rolled back already, its end must not touch the connection.
