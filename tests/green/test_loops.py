@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import errno
+import os
 import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -315,3 +317,18 @@ def test_loop_that_watches_no_sockets():
 
     with asyncio.Runner(loop_factory=LoopWithoutWatch) as runner:
         assert threading.get_ident() not in runner.run(run())
+
+
+async def test_no_file_descriptor_left(green, monkeypatch):
+    """Where the system has no handle to watch a connection by, what is sent has its answer."""
+    green(MAX_THREADS=1)
+
+    def refuse(fd):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(os, "dup", refuse)
+        await database_sync_to_async(User.objects.create, green=True)(username="anna")
+    assert await green_where() == threading.get_ident()
+    assert await User.objects.acount() == 1
+    assert stats().discarded == 0

@@ -55,13 +55,8 @@ class Answers:
         if (told := sys.get_asyncgen_hooks().firstiter) is not None:
             told(self)  # type: ignore[arg-type]
 
-    def wait(self, runner: Any, raw: Any) -> int:
-        """Wait in the greenlet of *runner* until *raw*, psycopg's connection, has an answer."""
-        fd = vars(raw).get("ormbridge_handle")
-        if fd is None:
-            # Whoever closes the connection, on whatever thread: the loop only sees that it ended.
-            fd = vars(raw)["ormbridge_handle"] = os.dup(raw.fileno())
-            weakref.finalize(raw, os.close, fd)
+    def wait(self, runner: Any, fd: int) -> int:
+        """Wait in the greenlet of *runner* until *fd*, :func:`handle_of` one, has an answer."""
         self._waiting[fd] = runner
         if self._epoll is None:
             self._watch(runner.loop, fd)
@@ -101,6 +96,16 @@ class Answers:
                 if getattr(runner.lease, "resting", False) or time.monotonic() > deadline:
                     runner.end()
             await sleep(0.001)
+
+
+def handle_of(raw: Any) -> int | None:
+    """Return the handle to watch *raw* by, psycopg's connection; None if the system has no more."""
+    if "ormbridge_handle" not in vars(raw):
+        # Whoever closes the connection, on whatever thread: the loop only sees that it ended.
+        with suppress(OSError):
+            fd = vars(raw)["ormbridge_handle"] = os.dup(raw.fileno())
+            weakref.finalize(raw, os.close, fd)
+    return vars(raw).get("ormbridge_handle")  # type: ignore[no-any-return]
 
 
 def answers_of(loop: Any) -> Answers:

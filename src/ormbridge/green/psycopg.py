@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from .loops import SLICE, answers_of
+from .loops import SLICE, answers_of, handle_of
 from .runner import Runner, green
 from .worker import apart
 
@@ -58,7 +58,9 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
     runner = green.runner
     if runner is None or runner.is_over() or self.closed:  # a broken one raises there
         return _wait_on_thread(self, gen, *args, **kwargs)
-    if args or kwargs:  # notifies() looks at the clock meanwhile
+    # notifies() looks at the clock meanwhile. With no file descriptor left the thread waits, too:
+    # once a statement is sent, its answer must be had.
+    if args or kwargs or (fd := handle_of(self)) is None:
         return apart(partial(_wait_on_thread, self, gen, *args, **kwargs))
     try:
         state = next(gen)
@@ -68,7 +70,7 @@ def wait(self: Any, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) ->
                 in_time = time.monotonic() < runner.since + SLICE
                 ready = (in_time and _ready(self, 0)) or apart(_ready, self, None)
             else:
-                ready = answers_of(runner.loop).wait(runner, self)
+                ready = answers_of(runner.loop).wait(runner, fd)
             state = gen.send(ready)
     except StopIteration as end:
         return end.value

@@ -27,16 +27,15 @@ from .watchdog import watchdog
 from .worker import GreenLease, GreenWorker, apart
 
 _await_on_thread, _store = AsyncToSync.__call__, FileField.attr_class.save
-# The databases that are PostgreSQL, and whether there are others.
-_ours, _others = frozenset[str](), True
+# The databases that are PostgreSQL.
+_ours = frozenset[str]()
 
 
 def switch(settings: Settings) -> None:
     """Switch it on or off, as *settings* say, for calls that are made from now on."""
-    global _ours, _others
+    global _ours
     watchdog.slow = settings.green_slow
     _ours = frozenset(on_postgresql())
-    _others = len(_ours) < len(connections.settings)
     hooks.green = True if settings.green == "all" else None
     hooks.mark = _mark if settings.green else None
     LeaseContext.lease_type = GreenLease if settings.green else Lease  # type: ignore[assignment]
@@ -49,11 +48,10 @@ def _mark(call: Call, said: Any, error: Any, variables: Context, child: Any) -> 
     :param error: the exception that is being handled, or None.
     """
     loop = call.mailbox.loop
-    may_run = may_begin(loop)
     if watchdog.sleeps:
         watchdog.wake()
     said = said in _ours if isinstance(said, str) else said
-    if may_run and (_is_green(call.name, child) if said is None else said):
+    if may_begin(loop) and (_is_green(call.name, child) if said is None else said):
         call.loop, call.function = loop, partial(_run, call.function, error, variables, child)
 
 
@@ -79,7 +77,7 @@ def _is_green(func: Any, child: Any) -> bool:
         called.append(getattr(getattr(owner, "model", None), "save", Model.save))
     if not (may_be_stopped(func) and all(f.__module__.startswith("django.") for f in called)):
         return False
-    if not _others:
+    if len(_ours) == len(connections.settings):
         return True
     alias = getattr(owner, "db", None)
     if isinstance(owner, Model):
