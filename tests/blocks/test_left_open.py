@@ -85,6 +85,37 @@ def test_interpreter_exit_rolls_an_open_block_back():
     assert User.objects.count() == 0
 
 
+def test_interpreter_exit_with_a_log_that_fails():
+    """A handler that fails as an open block is told of keeps no other call from its end."""
+    result = run(
+        EXIT.replace("BLOCK", "atomic")
+        + """
+import logging
+
+class Fails(logging.Handler):
+    def emit(self, record):
+        raise RuntimeError("no thread is started any more")
+
+logging.getLogger("ormbridge").addHandler(Fails())
+runs, exiting = threading.Event(), threading.Event()
+threading._register_atexit(exiting.set)
+
+def slow():
+    runs.set()
+    exiting.wait()
+    time.sleep(0.05)  # a pool that does not wait would be gone by then
+    print("finished", flush=True)
+
+asyncio.run_coroutine_threadsafe(database_sync_to_async(slow)(), loop)
+runs.wait()
+"""
+    )
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == ["finished", "LeaseClosed"]
+    assert result.returncode == 0
+    assert User.objects.count() == 0
+
+
 def test_interpreter_exit_with_pinned():
     """A pinned() that is open as the interpreter exits loses its worker, and the process ends."""
     result = run(EXIT.replace("BLOCK", "pinned"))

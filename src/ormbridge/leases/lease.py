@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from ..core.call import Call
 from ..core.cleaning import close_if_dead, may_be_dead
@@ -102,9 +103,8 @@ class Lease(Line):
                 return False
             self._held = self._held or hold
             call.line, call.asked = self, time.monotonic()
-            roused = self.append(call) and self._rouse()
             # Whether the first call has to wait, the pool says.
-            if not roused and (self.thread or len(self.waiting) > 1):
+            if not (self.append(call) and self._rouse()) and (self.thread or len(self.waiting) > 1):
                 self.watch(call)
         return True
 
@@ -184,7 +184,8 @@ class Lease(Line):
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
         for block in self.open_blocks():
-            logger.warning("%s was not left: its worker is given back", str(block))
+            with suppress(Exception):  # a handler fails; this lease and the others are to end
+                logger.warning("%s was not left: its worker is given back", str(block))
         self._refuse(self._abandon(), error)
 
     def _abandon(self) -> list[Call]:
@@ -207,8 +208,7 @@ class Lease(Line):
 
     def run(self, connections: ThreadConnections) -> bool:
         """Serve the calls until nothing keeps the lease. Returns whether all of them succeeded."""
-        self.thread, self.connections = current(), connections
-        connections.leased = True
+        self.thread, self.connections, connections.leased = current(), connections, True
         succeeded = self._serve()
         connections.leased = False
         connections.settle()  # it may have closed and rolled back something since its last call
