@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import warnings
 import weakref
 from contextlib import suppress
@@ -12,7 +13,7 @@ from unittest import mock
 import pytest
 
 from ormbridge.core.bridge import database_sync_to_async
-from ormbridge.core.mailbox import BATCH, Mailbox, mailbox_of
+from ormbridge.core.mailbox import BATCH, LOOK, Mailbox, mailbox_of
 from ormbridge.core.process import stats
 from tests.core.gate import GUARD, Gate
 from tests.core.support import until
@@ -351,3 +352,25 @@ def test_loop_closed_while_a_call_runs(debug):
     gate.open.set()
     asyncio.run(until(lambda: stats().holders == ()))
     assert asyncio.run(many_calls()) == 300
+
+
+async def test_those_whose_time_is_up_soon_are_taken_together(monkeypatch):
+    """Where many wait, each with a time of its own, the loop does not turn for each of them."""
+    loop, expired, delays = asyncio.get_running_loop(), asyncio.Queue(), []
+    mailbox, original = Mailbox(loop), loop.call_later
+
+    def call_later(delay, *args, **how):
+        delays.append(delay)
+        return original(delay, *args, **how)
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    now = time.monotonic()
+    waiting = mailbox.watch("first", 0.001, expired.put_nowait)
+    mailbox.watch("second", 0.001, expired.put_nowait)
+    waiting.update(first=now, second=now + 0.0011)
+    clock = mock.Mock(monotonic=lambda: now + 0.001)
+    monkeypatch.setattr("ormbridge.core.mailbox.time", clock)
+    assert await expired.get() == ["first"]
+    monkeypatch.undo()
+    assert await expired.get() == ["second"]
+    assert delays == [0.001, 5 * LOOK]

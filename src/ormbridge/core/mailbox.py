@@ -121,7 +121,8 @@ class Mailbox:
             waiting.pop(item, None)
         if waiting:
             left = [deadline - now for _, deadline in first[len(overdue) :]]
-            self.loop.call_later(left[0] if left else 0.0, self._ring, seconds, expire)
+            # Several at a time, each of which has its own: to copy 50,000 that wait takes 2 ms.
+            self.loop.call_later(max(left[0], 5 * LOOK) if left else 0, self._ring, seconds, expire)
         else:
             del self._waiting[seconds, expire]
         expire(overdue)
