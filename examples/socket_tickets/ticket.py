@@ -11,7 +11,7 @@ signer = TimestampSigner(salt="ticket of a socket")
 @login_required
 async def ticket(request):
     user = await request.auser()
-    return JsonResponse({"ticket": signer.sign_object(user.pk)})
+    return JsonResponse({"ticket": signer.sign_object(str(user.pk))})
 
 
 class TicketMiddleware:
