@@ -11,6 +11,16 @@ from tests.howto.conftest import said
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+class UserOut(ModelSchema):
+    """What an operation says of a user."""
+
+    class Meta:
+        """Of the model, the name."""
+
+        model = User
+        fields = ("username",)
+
+
 async def test_ninja(browse, load_example, recorded):
     """Async operations of django-ninja, with a transaction."""
     client = browse(load_example("ninja/api").urlpatterns)
@@ -30,11 +40,6 @@ async def test_queryset_of_an_async_operation(browse, caplog):
     """A queryset that an async operation returns is refused."""
     api = NinjaAPI(urls_namespace="queryset")
 
-    class UserOut(ModelSchema):
-        class Meta:
-            model = User
-            fields = ("username",)
-
     @api.get("/users", response=list[UserOut])
     async def users(request):
         return User.objects.all()
@@ -48,11 +53,6 @@ async def test_paginated_queryset(browse):
     """A queryset is no error where the operation is paginated."""
     await User.objects.acreate(username="ada")
     api = NinjaAPI(urls_namespace="paginated")
-
-    class UserOut(ModelSchema):
-        class Meta:
-            model = User
-            fields = ("username",)
 
     @api.get("/users", response=list[UserOut])
     @paginate

@@ -56,7 +56,7 @@ class Answers:
             told(self)  # type: ignore[arg-type]
 
     def wait(self, runner: Any, fd: int) -> int:
-        """Wait in the greenlet of *runner* until *fd*, :func:`handle_of` one, has an answer."""
+        """Wait in the greenlet of *runner* until *fd*, from :func:`handle_of`, has an answer."""
         self._waiting[fd] = runner
         if self._epoll is None:
             self._watch(runner.loop, fd)
@@ -100,12 +100,12 @@ class Answers:
 
 def handle_of(raw: Any) -> int | None:
     """Return the handle to watch *raw* by, psycopg's connection; None if the system has no more."""
-    if "ormbridge_handle" not in vars(raw):
+    if (fd := vars(raw).get("ormbridge_handle")) is None:
         # Whoever closes the connection, on whatever thread: the loop only sees that it ended.
         with suppress(OSError):
             fd = vars(raw)["ormbridge_handle"] = os.dup(raw.fileno())
             weakref.finalize(raw, os.close, fd)
-    return vars(raw).get("ormbridge_handle")  # type: ignore[no-any-return]
+    return fd  # type: ignore[no-any-return]
 
 
 def answers_of(loop: Any) -> Answers:
