@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 
 import pytest
@@ -14,6 +15,7 @@ from django.db import (
 )
 
 from ormbridge import (
+    LeaseClosed,
     atomic,
     database_sync_to_async,
     pinned,
@@ -25,6 +27,7 @@ from tests.support.blocks import (
     elsewhere,
     ended,
     in_atomic_block,
+    turns,
     usernames,
 )
 
@@ -46,6 +49,20 @@ async def test_async_generator_is_refused():
             async for _ in generator():
                 raise AssertionError("must not be entered")
         assert f"{block.__name__}() at test_generators.py:" in str(caught.value)
+    assert stats().threads == 0
+
+
+async def test_async_exit_stack_in_an_async_generator_is_refused():
+    """So is a block that an AsyncExitStack in an async generator enters."""
+
+    async def generator():
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(atomic())
+            yield 1
+
+    with pytest.raises(RuntimeError, match=r"test_generators.py:\d+ in .*generator is in an async"):
+        async for _ in generator():
+            raise AssertionError("must not be entered")
     assert stats().threads == 0
 
 
@@ -93,14 +110,29 @@ async def test_fixture_of_a_plugin(block):
 
 async def test_left_in_another_context():
     """A block left in another task than it was entered in is rolled back, and says so."""
+
+    async def enter():
+        await block.__aenter__()
+        await create(username="bob")
+
     block = atomic()
-    await asyncio.create_task(block.__aenter__())
+    await asyncio.create_task(enter())
     assert len(stats().holders) == 1
     with pytest.raises(RuntimeError, match="was left in another context"):
         await block.__aexit__(None, None, None)
     assert stats().holders == ()
     await create(username="ann")
     assert await usernames() == ["ann"]
+
+
+async def test_call_in_a_block_that_was_left_in_another_context_says_why():
+    """A call that comes to such a block later is told of that, and not of tasks that outlive it."""
+    block, context = pinned(), contextvars.copy_context()
+    await asyncio.create_task(block.__aenter__(), context=context)
+    with pytest.raises(RuntimeError, match="was left in another context"):
+        await block.__aexit__(None, None, None)
+    with pytest.raises(LeaseClosed, match="rolled back: it was left in another context"):
+        await asyncio.create_task(usernames(), context=context)
 
 
 async def test_pinned_left_in_another_context():
@@ -115,6 +147,33 @@ async def test_pinned_left_in_another_context():
     assert len(stats().holders) == 1
     with pytest.raises(RuntimeError, match="was left in another context"):
         await block.__aexit__(None, None, None)
+
+
+async def test_generator_that_is_closed_has_rolled_back(gate):
+    """To close a generator waits for the rollback of a block in it, as leaving the block does."""
+
+    @contextlib.asynccontextmanager
+    async def unit_of_work():
+        async with atomic():
+            yield
+
+    async def generator():
+        async with unit_of_work():
+            await create(username="ann")
+            yield
+
+    rows = generator()
+    await anext(rows)
+    call = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    closing = asyncio.create_task(rows.aclose())
+    await turns()
+    assert not closing.done()
+    gate.open.set()
+    await closing
+    assert stats().holders == ()
+    await call
+    assert await elsewhere(usernames()) == []
 
 
 async def test_generator_closed_by_the_loop_rolls_back():

@@ -12,6 +12,7 @@ from django.db import (
     DatabaseError,
     close_old_connections,
     connection,
+    transaction,
 )
 
 from ormbridge import (
@@ -22,6 +23,7 @@ from ormbridge import (
     release,
     stats,
 )
+from ormbridge.core import route as routes
 from ormbridge.core.process import end_pools
 from tests.core.gate import GUARD
 from tests.core.support import (
@@ -39,6 +41,7 @@ from tests.support.blocks import (
     turns,
     usernames,
 )
+from tests.support.canceller import in_context
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -130,6 +133,18 @@ async def test_inner_pinned_leaves_the_worker_to_the_outer_one():
             await database_sync_to_async(thread_name)()
         assert len(stats().holders) == 1
     await no_worker_is_leased()
+
+
+async def test_pinned_that_outlives_a_transaction_gives_its_worker_back():
+    """Where a transaction began the lease, and ends in the block, the lease ends with the block."""
+    set_autocommit = database_sync_to_async(transaction.set_autocommit)
+    async with in_context():
+        await set_autocommit(False)
+        async with pinned():
+            await set_autocommit(True)
+            lease = routes.current_route.get().lease
+            await until(lambda: lease.resting)
+        await no_worker_is_leased()
 
 
 async def test_pinned_decorator():

@@ -54,7 +54,7 @@ class OpenBlock(Block):
             around = FrameRoute(frame)
         base = self.base = around.for_block(name) if around else LeaseContext(name, holds=True)
         self.is_alone, self.frame = base.is_alone, base.frame
-        self._own = base if isinstance(base, LeaseContext) and base is not around else None
+        self._own = None if base is around else base
 
     async def begin(self) -> None:
         """Open the block."""
