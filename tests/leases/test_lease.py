@@ -8,7 +8,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import WebsocketConsumer
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
 from ormbridge import (
     BridgeMiddleware,
@@ -27,7 +27,7 @@ from ormbridge.core.process import default_pool, end_pools
 from ormbridge.core.worker import Worker, current
 from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, apart, block_until
-from tests.core.support import thread_name, until
+from tests.core.support import raw, thread_name, until
 from tests.support.http import connect, disconnect, get, say
 
 
@@ -236,6 +236,25 @@ async def test_connections_are_cleaned_again_after_a_held_lease(pool_settings, c
     assert await get(answering(work)) == "200 False"
     await until(lambda: stats().idle == 1)
     assert await database_sync_to_async(ask)() is True
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_connection_that_failed_half_way_in_a_held_lease_is_closed(connection_settings):
+    """What a call has left of a connection is cleaned up after the lease, whatever came between."""
+    connection_settings(CONN_MAX_AGE=0)
+    connected = sync_to_async(lambda: connection.connection is not None)
+
+    async def work():
+        wrapper = type(connections["default"])
+        with mock.patch.object(wrapper, "init_connection_state", side_effect=LookupError("half")):
+            with pytest.raises(LookupError, match="half"):
+                await sync_to_async(raw)()
+        return await connected()
+
+    assert await get(answering(work)) == "200 True"
+    await until(lambda: stats().idle == 1)
+    assert await get(answering(connected)) == "200 False"
+    assert stats().threads == 1
 
 
 async def test_request_without_a_thread_is_a_503(refuse, caplog):
