@@ -62,7 +62,6 @@ class Iteration:
         with lease.lock:
             if generator is not None and not generator.gi_suspended:
                 lease.generators.pop(id(generator), None)
-                _owners.pop(generator, None)
             elif generator is not None:
                 lease.generators[id(generator)] = self
                 self._lease, _owners[generator] = weakref.ref(lease), lease
