@@ -208,6 +208,24 @@ async def test_iteration_that_outlives_its_synchronous_frame(serve):
     assert answer == " ".join(["200", *(f"{(n, 'ormbridge-worker-1')}" for n in range(5))])
 
 
+async def test_iteration_goes_on_after_a_frame_that_took_some_of_it():
+    """A block below a frame in the body of an iteration may ask for rows, and ends with them."""
+
+    class Rows(BaseIterable):
+        def __iter__(self):
+            yield from range(3)
+
+    async def inside():
+        async with pinned():
+            return await anext(rows)
+
+    async with in_context(holds=True):
+        rows = aiter(Rows(None, chunk_size=1))
+        assert await anext(rows) == 0
+        assert await sync_to_async(async_to_sync(inside))() == 1
+        assert [row async for row in rows] == [2]
+
+
 async def test_generator_outlives_its_socket():
     """A task that goes on with a suspended generator after the socket closed keeps its worker."""
     go_on = asyncio.Event()
@@ -294,6 +312,21 @@ async def test_iteration_of_a_client_that_left_keeps_no_worker():
         rows = aiter(Rows(None, chunk_size=2))
         cycle.append(rows)
         await anext(rows)
+
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
+    await no_worker_is_leased()
+
+
+async def test_iteration_of_a_task_that_has_ended_keeps_no_worker():
+    """So it is where another task of the request has iterated, which something keeps as well."""
+    kept = []
+
+    async def application(scope, receive, send):
+        rows = aiter(five_rows([]))
+        task = asyncio.ensure_future(anext(rows))
+        kept.extend([rows, task])
+        await task
 
     scope = {"type": "http", "method": "GET", "path": "/"}
     await BridgeMiddleware(application)(scope, mock.AsyncMock(), mock.AsyncMock())
