@@ -53,6 +53,16 @@ async def save_and_fail(row):
     raise LookupError
 
 
+def begin(rows):
+    """Leave a transaction open."""
+    transaction.set_autocommit(False)
+
+
+def suspend(rows):
+    """Leave a generator suspended."""
+    next(rows)
+
+
 async def test_stream_goes_on_as_the_one_around_it_ends(watch, pool_settings):
     """A stream that was opened in the body of another goes on without that one."""
     pool_settings(MAX_THREADS=1)
@@ -98,6 +108,26 @@ async def test_after_the_loop_calls_go_anywhere(watch, gate, pool_settings):
     await gate.entered(2)
     gate.open.set()
     assert len(set(await asyncio.gather(*calls))) == 2
+
+
+@pytest.mark.parametrize("leave", [begin, suspend])
+async def test_after_the_loop_calls_keep_nothing(watch, leave):
+    """What a call leaves open after a stream keeps no worker, as it would not without one."""
+    async for _ in stream(watch.rows(), 3):
+        pass
+    await database_sync_to_async(leave)(iter_rows := (row for row in range(3)))
+    await no_worker_is_leased()
+    del iter_rows
+
+
+async def test_django_own_calls_in_the_body_of_a_second_stream(watch):
+    """They go where they go without a stream, as in the body of the first."""
+    names = [await sync_to_async(thread_name)()]
+    for _ in range(2):
+        async for _ in stream(watch.rows(), 3):
+            names.append(await sync_to_async(thread_name)())
+    assert len(names) == 1 + 2 * ROWS
+    assert len(set(names)) == 1
 
 
 async def test_worker_is_free_while_the_last_chunk_is_worked_on(watch):
