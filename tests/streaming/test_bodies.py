@@ -214,6 +214,23 @@ async def test_rows_of_an_outer_stream_in_a_block(watch, pool_settings):
     assert names == NAMES
 
 
+async def test_straggler_is_refused_the_rows_of_an_outer_stream(watch):
+    """A task that outlives its block gets no more rows, also of a stream from around the block."""
+    iterator = aiter(stream(watch.rows(), 2))
+    await anext(iterator)
+    ended = asyncio.Event()
+
+    async def straggle():
+        await ended.wait()
+        return [row.username async for row in iterator]
+
+    async with atomic():
+        task = asyncio.create_task(straggle())
+    ended.set()
+    with pytest.raises(LeaseClosed, match=r"was called in atomic\(\) .* outlived the block"):
+        await task
+
+
 async def test_read_ahead_in_line_behind_a_block(watch, pool_settings):
     """A fetch that waits for the block in which its rows are asked for runs in the block."""
     pool_settings(MAX_THREADS=1, TIMEOUT=GUARD)

@@ -5,6 +5,7 @@ import contextvars
 import gc
 import time
 import weakref
+from datetime import datetime, timedelta, timezone
 from unittest import mock
 
 import pytest
@@ -142,6 +143,18 @@ async def test_error_follows_the_rows_before_it(watch, pool_settings):
             await anext(iterator)
         del caught
     await no_worker_is_leased()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "parameters"), [("%s", lambda it: [it]), ("%(at)s", lambda it: {"at": it})]
+)
+async def test_parameters_of_raw_are_what_the_database_knows(watch, parameter, parameters):
+    """A datetime of another time zone compares as it does in Django's own raw()."""
+    at = datetime(2024, 1, 1, 2, tzinfo=timezone(timedelta(hours=3)))
+    await database_sync_to_async(User.objects.filter(username=NAMES[0]).update)(date_joined=at)
+    sql = f"SELECT * FROM auth_user WHERE date_joined = {parameter}"
+    rows = stream(User.objects.raw(sql, parameters(at)))
+    assert [row.username async for row in rows] == NAMES[:1]
 
 
 async def test_query_that_fails(watch):
