@@ -124,8 +124,7 @@ async def test_django_own_calls_in_the_body_of_a_second_stream(watch):
     """They go where they go without a stream, as in the body of the first."""
     names = [await sync_to_async(thread_name)()]
     for _ in range(2):
-        async for _ in stream(watch.rows(), 3):
-            names.append(await sync_to_async(thread_name)())
+        names += [await sync_to_async(thread_name)() async for _ in stream(watch.rows(), 3)]
     assert len(names) == 1 + 2 * ROWS
     assert len(set(names)) == 1
 
