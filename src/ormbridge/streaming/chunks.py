@@ -38,8 +38,7 @@ def read_chunks(
             for frame, _ in walk_tb(error.__traceback__):
                 if frame.f_globals.get("__name__", "").startswith("django.db.models."):
                     frame.clear()
-            if chunk:
-                yield chunk
+            yield chunk
             raise
         if len(chunk) < chunk_size:
             return chunk
