@@ -6,8 +6,8 @@ import logging
 from contextlib import suppress
 
 import pytest
-from django.contrib.auth.models import Group
-from django.db import DatabaseError, connection, transaction
+from django.contrib.auth.models import Group, User
+from django.db import DatabaseError, IntegrityError, connection, transaction
 
 from ormbridge import database_sync_to_async, stats
 from tests.core.support import raw, what_is_there
@@ -59,6 +59,55 @@ async def test_function_whose_transaction_postgresql_aborted_is_logged(caplog):
     (message,) = losses(caplog)
     assert "is lost: the database rolled it back when 'SELECT 1 / 0' failed" in message
     await assert_lost()
+
+
+@postgresql
+async def test_transactions_of_one_function_are_logged_each_for_itself(caplog):
+    """What failed in the first is neither logged again nor taken for what failed in the second."""
+
+    def work():
+        marked_function(functools.partial(execute, "SELECT 1 / 0"))
+        marked_function(functools.partial(execute, "SELECT nonsense"))
+
+    await database_sync_to_async(work)()
+    first, second = losses(caplog)
+    assert "when 'SELECT 1 / 0' failed" in first
+    assert "when 'SELECT nonsense' failed" in second
+
+
+async def test_execute_returns_what_the_driver_returns():
+    """A cursor of a worker gives back from execute() what it does on any other thread."""
+
+    def work():
+        with connection.cursor() as cursor:
+            return type(cursor.execute("SELECT 1"))
+
+    assert await database_sync_to_async(work)() is await asyncio.to_thread(_alone, work)
+
+
+async def test_transaction_whose_commit_fails_is_not_logged(caplog):
+    """Where the commit raises, as with a constraint that is looked at then, the caller is told."""
+
+    def work():
+        with transaction.atomic():
+            User.groups.through.objects.create(user_id=1, group_id=1)
+
+    with pytest.raises(IntegrityError):
+        await database_sync_to_async(work)()
+    assert losses(caplog) == []
+
+
+async def test_transaction_lost_as_an_error_is_handled_is_logged(caplog):
+    """An error that is being handled around the block is none of the block's."""
+
+    def work():
+        try:
+            raise LookupError
+        except LookupError:
+            marked_function()
+
+    await database_sync_to_async(work)()
+    assert len(losses(caplog)) == 1
 
 
 async def test_function_below_a_package_with_its_own_atomic(caplog, monkeypatch):
@@ -121,7 +170,7 @@ async def test_what_django_does_by_itself():
 def _alone(function, *args):
     """Do it on a thread that the bridge knows nothing of, and close the connection there."""
     try:
-        function(*args)
+        return function(*args)
     finally:
         connection.close()
 
