@@ -153,6 +153,23 @@ async def test_savepoint_that_is_lost_in_vain_is_not_logged(caplog, in_vain):
     assert len(losses(caplog)) == 1
 
 
+async def test_savepoint_that_is_lost_with_its_connection_is_not_logged_later(caplog):
+    """Nor where the connection was closed in that transaction, and another one is saved."""
+
+    def work():
+        with pytest.raises(LookupError), transaction.atomic():
+            with transaction.atomic(), suppress(ValueError):
+                create_with_a_bad_value()
+            connection.close()
+            raise LookupError
+        with transaction.atomic():
+            Group.objects.create(name="after")
+
+    await database_sync_to_async(work)()
+    assert losses(caplog) == []
+    assert await groups() == ["after"]
+
+
 async def test_what_django_does_by_itself():
     """Without the bridge, a block that lost its transaction ends as if all were well."""
     silently = [create_with_a_bad_value]
