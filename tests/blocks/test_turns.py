@@ -17,6 +17,7 @@ from ormbridge import (
     pinned,
     stats,
 )
+from ormbridge.leases.turns import Block, Line
 from tests.core.gate import GUARD
 from tests.core.support import thread_name
 from tests.support.blocks import (
@@ -63,6 +64,32 @@ async def test_calls_of_a_block_run_in_the_order_in_which_they_came():
             )
         )
     assert ran == list(range(10))
+
+
+def test_call_in_a_block_is_found_without_a_look_at_those_outside():
+    """What a call in a block costs does not grow with the blocks that wait to begin."""
+
+    class Seen:
+        stays_out = closes = False
+
+        def __init__(self, route):
+            self.belongs_to, self.looks = route, 0
+
+        @property
+        def route(self):
+            self.looks += 1
+            return self.belongs_to
+
+    line, block = Line(), Block("atomic()", None, "default")
+    outside, inside = [Seen(None) for _ in range(5)], [Seen(block) for _ in range(5)]
+    line.open(block)
+    assert not any(line.append(call) for call in outside)
+    assert all(line.append(call) for call in inside)
+    looks = sum(call.looks for call in outside)
+    assert [line.take() for _ in range(6)] == [*inside, None]
+    assert sum(call.looks for call in outside) == looks
+    line.close(block)
+    assert [line.take() for _ in range(6)] == [*outside, None]
 
 
 async def test_task_group_in_a_block_is_inside():

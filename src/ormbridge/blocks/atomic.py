@@ -128,15 +128,16 @@ class AtomicBlock(OpenBlock):
 
     def _begin(self, call: Call) -> None:
         self._atomic.__enter__()
-        self.lease = call.line  # once it is decided, the end finds it
+        self.lease = call.line
+        self.lease.open(self)  # once it is decided, the end may come, and has its turn in it
         try:
             if self._decided.acquire(blocking=False) and not self.loop.is_closed():
                 self._witness = attend(connections[self.alias])
-                self.lease.open(self)
             else:
                 self.give_back(end=False)
         finally:
             if self._witness is None:  # it was given up, or that failed
+                self.lease.close(self)
                 self._atomic.__exit__(RuntimeError, None, None)
 
     def _end(self, exc_type: type[BaseException] | None) -> None:

@@ -138,7 +138,8 @@ class Lease(Line):
     def forget(self, call: Call) -> None:
         """Take *call*, which gave up, out of the line, and the lease out of the pool's."""
         with self.lock:
-            self.waiting.pop(call, None)
+            for line in self.lines():
+                line.pop(call, None)
         self.withdraw(only_empty=True)
 
     def withdraw(self, only_empty: bool = False) -> list[Call]:

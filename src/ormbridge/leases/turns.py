@@ -53,6 +53,8 @@ class Block(Route):
         self.streams: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Why it was rolled back while it was open.
         self.undone = ""
+        #: Those of its calls that wait on its line, in the order in which they came.
+        self.waiting: OrderedDict[Call, None] = OrderedDict()
 
     def __str__(self) -> str:
         return self.name
@@ -113,8 +115,10 @@ class Line(Leaseholder):
         super().__init__()
         #: Guards the rest. Re-entrant: freeing a generator may come in between.
         self.lock = threading.RLock()
-        #: Those that wait, in the order in which they came.
+        #: Those that wait outside of the blocks of ``atomic()``, in the order in which they came.
         self.waiting: OrderedDict[Call, None] = OrderedDict()
+        #: Those that close such a block, and have waited for too long. They go first.
+        self.hurried: OrderedDict[Call, None] = OrderedDict()
         #: Open blocks of ``atomic()``; the innermost is at the end.
         self.blocks: list[Block] = []
         #: Open blocks of ``pinned()`` that had a call here.
@@ -129,8 +133,13 @@ class Line(Leaseholder):
             if block.lease is None and not block.closing:  # that of atomic() has one
                 block.lease = self
                 self.pins.add(block)
-        self.waiting[call] = None
-        return self.is_turn_of(call)
+        inside = next((each for each in outwards(call.route) if each in self.blocks), self)
+        inside.waiting[call] = None
+        return inside is self.innermost()
+
+    def innermost(self) -> Block | Line:
+        """Return that whose turn it is. Of many that wait, no other is looked at. Any thread."""
+        return self.blocks[-1] if self.blocks else self
 
     def _close_line(self) -> list[Call]:
         """Take no more calls. Returns all that wait, which do so no longer."""
@@ -138,8 +147,15 @@ class Line(Leaseholder):
             self.over = True
             for block in self.pins if self.thread is None else ():
                 block.lease = None  # it gets another one with its next call
-            calls, self.waiting = list(self.waiting), OrderedDict()
+            calls: list[Call] = []
+            for line in self.lines():
+                calls += line
+                line.clear()
             return calls
+
+    def lines(self) -> list[OrderedDict[Call, None]]:
+        """Return all that wait. The lock is held."""
+        return [self.hurried, self.waiting, *(block.waiting for block in self.blocks)]
 
     def open_blocks(self) -> list[Block]:
         """Return all of them. Any thread."""
@@ -164,19 +180,8 @@ class Line(Leaseholder):
 
     def take(self) -> Call | None:
         """Return the first call whose turn it is. The lock is held."""
-        for call in self.waiting:
-            if not self.blocks or self.is_turn_of(call):
-                del self.waiting[call]
-                return call
-        return None
-
-    def is_turn_of(self, call: Call) -> bool:
-        """Say whether *call* belongs to the innermost block. The lock is held."""
-        if not self.blocks:
-            return True
-        block = next((each for each in outwards(call.route) if each in self.blocks), None)
-        overdue = call.closes and block is not None and block.overdue is not None
-        return overdue or block is self.blocks[-1]
+        line = self.hurried or self.innermost().waiting
+        return line.popitem(last=False)[0] if line else None
 
     def open(self, block: Block) -> None:
         """Make *block* the innermost one."""
@@ -189,12 +194,11 @@ class Line(Leaseholder):
             self.pins.discard(block)
             at = self.blocks.index(block) if block in self.blocks else len(self.blocks)
             self.blocks, inside = self.blocks[:at], self.blocks[at + 1 :]
-            stragglers = [call for call in self.waiting if call.route in inside]
-            for call in stragglers:
-                del self.waiting[call]
+            self.innermost().waiting.update(block.waiting)  # they are told, in their turn
         undo(inside, f"{block} could not wait any longer for it")
-        for call in stragglers:
-            call.refuse(next(outwards(call.route)).lost())
+        for each in inside:
+            for call in each.waiting:
+                call.refuse(each.lost())
 
 
 def hurry(calls: list[Call]) -> None:
@@ -203,15 +207,16 @@ def hurry(calls: list[Call]) -> None:
         lease: Any = call.line
         block = next(outwards(call.route))
         with lease.lock:
-            waits = call in lease.waiting and block.overdue is None
-            innermost = lease.blocks[-1] if lease.blocks else block
-            if waits and innermost is block:  # one may still open inside it
+            innermost = lease.innermost()
+            if call in block.waiting and innermost is block:  # one may still open inside it
                 lease.watch(call)
-            elif waits:
+            elif call in block.waiting:
                 block.overdue = PoolTimeout(
                     f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
                     "inside it; both were rolled back. Await what you start in a block [no-turn]"
                 )
+                del block.waiting[call]
+                lease.hurried[call] = None
                 lease.look()
 
 
