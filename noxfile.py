@@ -415,7 +415,7 @@ def typing(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def bench(session: nox.Session) -> None:
     """Compare the speed side by side with others on PostgreSQL; prints the table."""
-    install(session, "bench", extras="channels,postgres")
+    install(session, "bench", extras="channels,postgres,green")
     session.run("python", "-m", "tests.bench", *session.posargs)
 
 
@@ -424,6 +424,13 @@ def instructions(session: nox.Session) -> None:
     """Count what a call takes (valgrind); fails where that is 3 % more than was recorded."""
     install(session, "bench")
     session.run("python", "-m", "tests.bench.instructions", *session.posargs)
+
+
+@nox.session(name="bench-bad-days", python=PYTHONS[-1])
+def bench_bad_days(session: nox.Session) -> None:
+    """Measure overload and a database that goes away; writes docs/_recorded/bad_days.json."""
+    install(session, "bench", extras="channels,postgres,green")
+    session.run("python", "-m", "tests.bench.bad_days", *session.posargs)
 
 
 @nox.session(name="bench-deployment", python=PYTHONS[-1])

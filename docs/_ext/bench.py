@@ -4,6 +4,9 @@
 them the tables, the charts and the sentences with figures that the page is made of. The build shows
 them: the directive a table or a chart, the role a sentence. What is not there fails the build.
 
+The directive ``bad-day`` and the role of that name do the same with what
+``nox -s bench-bad-days`` wrote to ``docs/_recorded/bad_days.json``.
+
 The role ``figure`` puts a figure of ``nox -s bench-deployment`` into a sentence: what it has under
 the keys ``servers.gunicorn.4.requests``; of a spread, the median.
 """
@@ -22,9 +25,14 @@ from .proven import table
 from .record.seals import BROKEN, seal
 
 RESULTS = "docs/_recorded/bench.json"
+BAD_DAYS = "docs/_recorded/bad_days.json"
 STACK = "docs/_recorded/stack.json"
+# What each directive and role shows: a file, and where in it to look.
+SHOWN = {"benchmark": (RESULTS, "shown"), "bad-day": (BAD_DAYS, "shown")}
+SAID = {"bench": (RESULTS, "sentences"), "bad-day": (BAD_DAYS, "sentences"), "figure": (STACK,)}
 REMEDIES = {
     RESULTS: f"run 'nox -s bench -- --json {RESULTS}'",
+    BAD_DAYS: "run 'nox -s bench-bad-days'",
     STACK: "run 'nox -s bench-deployment'",
 }
 
@@ -56,9 +64,10 @@ class Benchmark(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the nodes."""
         root = self.env.srcdir.parent
-        self.env.note_dependency(root / RESULTS)
+        name, *under = SHOWN[self.name]
+        self.env.note_dependency(root / name)
         try:
-            shown = look_up(root, RESULTS, "shown", self.arguments[0])
+            shown = look_up(root, name, *under, self.arguments[0])
         except ValueError as error:
             raise self.error(str(error)) from error
         found = [table(shown["head"], shown["rows"], "benchmark")]
@@ -79,7 +88,7 @@ class Recorded(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return the text, or an error."""
         root = self.env.srcdir.parent
-        name, under = (RESULTS, ("sentences",)) if self.name == "bench" else (STACK, ())
+        name, *under = SAID[self.name]
         self.env.note_dependency(root / name)
         try:
             value = look_up(root, name, *under, *self.text.split("."))
@@ -90,8 +99,9 @@ class Recorded(SphinxRole):
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive and the roles."""
-    app.add_directive("benchmark", Benchmark)
+    for name in SHOWN:
+        app.add_directive(name, Benchmark)
+    for name in SAID:
+        app.add_role(name, Recorded())
     app.add_css_file("bench.css")
-    app.add_role("figure", Recorded())
-    app.add_role("bench", Recorded())
     return SAFE

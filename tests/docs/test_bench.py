@@ -56,6 +56,16 @@ def test_sentence_is_the_recorded_one(site: Site):
     assert "<p>A call takes 13 µs. It is so.</p>" in site.html("guide")
 
 
+def test_bad_day_has_a_file_of_its_own(site: Site):
+    """Directive and role show what is recorded of a bad day."""
+    results = {"sentences": {"away": "It is away."}, "shown": {"away": TABLE}}
+    site.write_sealed(bench.BAD_DAYS, results)
+    site.add("docs/guide.md", "\n{bad-day}`away` So:\n\n```{bad-day} away\n```\n")
+    assert site.build() == []
+    assert "<p>It is away. So:</p>" in site.html("guide")
+    assert "<td><p>71,234</p></td>" in site.html("guide")
+
+
 USES = ["```{benchmark} orm\n```", "{bench}`orm`"]
 
 
