@@ -215,8 +215,7 @@ def hurry(calls: list[Call]) -> None:
                     f"{block} waited {time.monotonic() - call.asked:.1f} s for {innermost} to end "
                     "inside it; both were rolled back. Await what you start in a block [no-turn]"
                 )
-                del block.waiting[call]
-                lease.hurried[call] = None
+                lease.hurried[call] = block.waiting.pop(call)
                 lease.look()
 
 
