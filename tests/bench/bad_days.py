@@ -137,7 +137,7 @@ def in_the_middle(turns):
 def table(day, found):
     """Return the table of one day: a row for each contestant."""
     columns = [key for key in COLUMNS if key != "mended" or day["breaks"]]
-    head = ["", *(COLUMNS[key][0] for key in columns)]
+    head = ["application", *(COLUMNS[key][0] for key in columns)]
     rows = [
         [name, *(COLUMNS[key][1].format(figures[key]) for key in columns)]
         for name, figures in found.items()
