@@ -27,6 +27,7 @@ GET = {
     "client": ("127.0.0.1", 50000),
     "server": ("127.0.0.1", 8000),
 }
+GONE = {"type": "http.disconnect"}
 
 
 async def view(request):
@@ -37,7 +38,17 @@ async def view(request):
     return HttpResponse(user.username)
 
 
-urlpatterns = [path("", view)]
+async def slow(request):
+    """Make a query that takes a second."""
+    from django.contrib.auth.models import User
+    from django.db.models import CharField, Func, Value
+
+    sleep = Func(Value(1.0), function="pg_sleep", output_field=CharField())
+    user = await User.objects.annotate(slept=sleep).afirst()
+    return HttpResponse(user.username)
+
+
+urlpatterns = [path("", view), path("slow", slow)]
 
 
 class Echo(AsyncWebsocketConsumer):
@@ -57,11 +68,15 @@ def bridged(name, application):
     return application
 
 
-def get(name):
-    """Return what makes one request to Django, in a task of its own as in a server."""
+def get(name, path="/", patience=None):
+    """Return what makes one request to Django, in a task of its own as in a server.
+
+    :param patience: seconds after which the client leaves, if it has no answer. Then it raises
+        :exc:`Failed`, with nothing; the application may take longer to end.
+    """
     from django.core.asgi import get_asgi_application
 
-    application = bridged(name, get_asgi_application())
+    application, left = bridged(name, get_asgi_application()), set()
 
     async def call():
         sent = []
@@ -72,10 +87,19 @@ def get(name):
         requests = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
         async def receive():
-            # The client stays until it has its answer.
-            return next(requests, None) or await asyncio.get_running_loop().create_future()
+            # The client stays until it has its answer, or has no more patience.
+            if request := next(requests, None):
+                return request
+            gone = asyncio.get_running_loop().create_future()
+            return await (gone if patience is None else asyncio.sleep(patience, GONE))
 
-        await asyncio.create_task(application({**GET}, receive, answer))
+        serving = asyncio.create_task(application({**GET, "path": path}, receive, answer))
+        await asyncio.wait([serving], timeout=patience)
+        if not serving.done():
+            left.add(serving)
+            serving.add_done_callback(left.discard)
+            raise Failed
+        serving.result()
         if (sent[0]["status"], sent[1]["body"]) != (200, b"alice"):
             raise Failed(sent)
 

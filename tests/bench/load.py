@@ -3,7 +3,8 @@
 `python -m tests.bench.load NAME` prints a line when it is warm. For each line "SECONDS CLIENTS" it
 then reads, that many clients send one request after the other for that long. One whose request
 failed waits a moment before the next. It prints as a line of JSON when each request began and ended
-and with which status, and how late the loop was at the worst.
+and with which status, and how late the loop was at the worst. With a third number, the requests
+take a second, and each client leaves after so many seconds, which has the status 499.
 
 `bad_days.py` starts it, and breaks what is below it meanwhile.
 """
@@ -39,7 +40,7 @@ async def clients(call, seconds, count):
             try:
                 await call()
             except Failed as error:
-                status = error.args[0][0]["status"]
+                status = error.args[0][0]["status"] if error.args else 499
             made.append((began, time.monotonic(), status))
             if status != 200:
                 await asyncio.sleep(PAUSE)
@@ -62,7 +63,9 @@ async def run(name):
     await clients(call, 2 * COMING, WARM)
     print("warm", flush=True)
     for line in sys.stdin:
-        seconds, count = line.split()
+        seconds, count, *patience = line.split()
+        if patience:
+            call = asgi.get(name, "/slow", float(patience[0]))
         late = [0.0]
         ticking = asyncio.create_task(tick(late))
         requests = await clients(call, float(seconds), int(count))
