@@ -168,8 +168,8 @@ class Line(Leaseholder):
         Any thread, and without the lock: who asks may have that of a frame, which is taken inside
         this one elsewhere.
         """
-        blocks = self.blocks  # it only grows: without those that have ended it is a new one
-        within = f", inside {blocks[-1]}" if blocks else ""
+        # The list only grows: without those that have ended it is a new one.
+        within = f", inside {blocks[-1]}" if (blocks := self.blocks) else ""
         return PoolTimeout(
             f"{call} waited {time.monotonic() - asked:.1f} s for its turn on "
             f"{self.thread.name}, which has {self}{within}. "  # type: ignore[union-attr] # it waits
