@@ -119,6 +119,43 @@ def test_run_is_the_pool(ask):
     assert ask("side_by_side") == "[['ormbridge-worker-1', False], ['ormbridge-worker-2', False]]"
 
 
+IN_TESTS = """
+from django.contrib.auth.models import User
+from django.test import TestCase, TransactionTestCase
+from ormbridge import database_sync_to_async
+from tasks import app, greet_all
+
+app.conf.task_always_eager = True
+
+class InTransactionTestCase(TransactionTestCase):
+    def setUp(self):
+        User.objects.create(username="ada")
+
+    async def greet(self):
+        return (await database_sync_to_async(greet_all.delay)(["ada"])).get()
+
+    async def test_greet(self):
+        self.assertEqual(await self.greet(), ["Hello, ada"])
+
+class InTestCase(TestCase):
+    setUp, greet = InTransactionTestCase.setUp, InTransactionTestCase.greet
+
+    async def test_greet(self):
+        with self.assertRaises(User.DoesNotExist):
+            await self.greet()
+"""
+
+
+def test_eager_task_that_runs_a_loop(tmp_path):
+    """Run through the bridge, it sees the rows of a TransactionTestCase, and none of a TestCase."""
+    project = Project(tmp_path / "eager")
+    project.configure('TEST_RUNNER = "ormbridge.testing.BridgeRunner"')
+    project.write(tasks=example_source("celery/tasks"), tests=IN_TESTS)
+    done = project.manage("test", "--noinput")
+    assert "Ran 2 tests" in done.stderr, done.stderr
+    assert "\nOK\n" in done.stderr, done.stderr
+
+
 @pytest.fixture
 def queue(load_example):
     """Return the example's task *greet*, and a function that counts what waits for a worker."""

@@ -12,6 +12,7 @@ from tests.guide.conftest import run_python
 from tests.servers.harness import address
 from tests.settings import CHOICE, CHOICES
 from tests.support.examples import example_source
+from tests.support.project import Project
 
 # Outside of blocks, Django's a-methods use asgiref's thread, and nobody closes its connection.
 STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
@@ -206,3 +207,150 @@ def test_select_for_update_goes_to_the_primary(run):
     asyncio.run(main())
     """
     assert run(script) == "default\n"
+
+
+# Requests on one thread, one after the other, as under WSGI.
+SERVE = """
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.urls import path
+
+def read(request):
+    return HttpResponse(Group.objects.get().name)
+
+async def write(request):
+    await User.objects.acreate(username="ada")
+    return HttpResponse()
+
+settings.ROOT_URLCONF = __name__
+urlpatterns = [path("read/", read), path("write/", write)]
+serve = WSGIHandler()
+
+def get(address):
+    response = serve(RequestFactory().get(address).environ, lambda *args: None)
+    return b"".join(response).decode()
+"""
+READS_BACK = 'print(get("/read/"), get("/write/") + get("/read/"))\n'
+FORGETS = """
+from replica import has_written
+def forget(**kwargs):
+    has_written.set(False)
+"""
+
+
+def test_thread_that_serves_one_after_the_other(run):
+    """The requests after one that wrote read from the primary, if they run on its thread."""
+    assert run(SERVE + READS_BACK) == "replica default\n"
+
+
+def test_signal_as_a_request_begins(run):
+    """Not so where a receiver of ``request_started`` says that nothing was written."""
+    connect = "request_started.connect(forget)\n"
+    assert run(SERVE + FORGETS + connect + READS_BACK) == "replica replica\n"
+
+
+TASKS = """
+from celery import Celery
+from celery.signals import task_prerun
+app = Celery()
+
+@app.task
+def read():
+    return Group.objects.get().name
+
+@app.task
+def write():
+    User.objects.create(username="ada")
+    return ""
+
+def do(task):
+    return task.apply().get()
+"""
+TASKS_READ_BACK = "print(do(read), do(write) + do(read))\n"
+
+
+def test_tasks_of_celery_on_one_thread(run):
+    """So do the tasks of Celery after one that wrote."""
+    assert run(TASKS + TASKS_READ_BACK) == "replica default\n"
+
+
+def test_signal_as_a_task_begins(run):
+    """Not so where a receiver of ``task_prerun`` says that nothing was written."""
+    connect = "task_prerun.connect(forget)\n"
+    assert run(TASKS + FORGETS + connect + TASKS_READ_BACK) == "replica replica\n"
+
+
+def test_socket_that_has_written(run):
+    """All messages of a socket after its first write read from the primary."""
+    script = """
+    from asgiref.testing import ApplicationCommunicator
+    from channels.consumer import AsyncConsumer, SyncConsumer
+    from ormbridge import BridgeMiddleware
+
+    class Consumer(AsyncConsumer):
+        async def websocket_receive(self, event):
+            if event["text"] == "write":
+                await User.objects.acreate(username="ada")
+            await self.send({"type": "websocket.send", "text": await ask()})
+
+    class Synchronous(SyncConsumer):
+        def websocket_receive(self, event):
+            if event["text"] == "write":
+                User.objects.create(username="bob")
+            self.send({"type": "websocket.send", "text": Group.objects.get().name})
+
+    async def main():
+        for consumer in Consumer, Synchronous:
+            application = BridgeMiddleware(consumer.as_asgi())
+            socket = ApplicationCommunicator(application, {"type": "websocket", "path": "/"})
+            for text in "read", "write", "read":
+                await socket.send_input({"type": "websocket.receive", "text": text})
+                print((await socket.receive_output(30))["text"])
+            socket.stop(exceptions=False)
+
+    asyncio.run(main())
+    """
+    assert run(script).split() == ["replica", "default", "default"] * 2
+
+
+MIRROR = """
+DATABASES["replica"] = {**DATABASES["default"], "TEST": {"MIRROR": "default"}}
+DATABASE_ROUTERS = ["replica.ReplicaRouter"]
+"""
+IN_TESTS = """
+import asyncio, contextvars
+import pytest
+from django.contrib.auth.models import Group
+from django.test import TestCase
+
+async def count():
+    await Group.objects.acreate(name="ada")
+    other_request = Group.objects.acount()
+    return await asyncio.create_task(other_request, context=contextvars.Context())
+
+pytestmark = pytest.mark.django_db(databases=["default", "replica"])
+
+async def test_async_db(async_db):
+    assert await count() == 0
+
+@pytest.mark.django_db(transaction=True, databases=["default", "replica"])
+async def test_that_commits(async_transactional_db):
+    assert await count() == 1
+
+class InTestCase(TestCase):
+    databases = {"default", "replica"}
+
+    async def test_count(self):
+        assert await count() == 0
+"""
+
+
+def test_replica_in_tests(tmp_path):
+    """A mirror of the primary finds what a test has written if that was committed."""
+    project = Project(tmp_path / "mirror")
+    project.configure(MIRROR)
+    project.write(replica=example_source("routers/replica"), test_mirror=IN_TESTS)
+    done = project.pytest("test_mirror.py")
+    assert "3 passed" in done.stdout, done.stdout
