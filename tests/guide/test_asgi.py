@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextlib
 import contextvars
 import os
 import re
@@ -27,7 +28,7 @@ from django.urls import path
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
-from ormbridge import BridgeMiddleware, database_sync_to_async, release, stats, stream
+from ormbridge import BridgeMiddleware, database_sync_to_async, pinned, release, stats, stream
 from tests.core.gate import GUARD, PROCESS_GUARD
 from tests.core.support import leased, until
 from tests.support.examples import example_source
@@ -693,3 +694,61 @@ async def test_generator_at_its_yield_is_not_closed(settings):
     assert closed == []
     await made.pop().aclose()
     assert len(closed) == 1
+
+
+def make_pinned_consumer(block):
+    """Return an application whose sockets enter *block*, and can send nothing once accepted."""
+
+    class Consumer(AsyncWebsocketConsumer):
+        async def connect(self):
+            await block.__aenter__()
+            await User.objects.acreate(username="ada")
+            await self.accept()
+
+        async def receive(self, text_data=None, bytes_data=None):
+            await self.send(text_data)
+
+        async def disconnect(self, code):
+            await User.objects.all().adelete()
+            await block.__aexit__(None, None, None)
+
+    consumer = Consumer.as_asgi()
+
+    async def application(scope, receive, send):
+        async def send_to_nobody(message):
+            if message["type"] == "websocket.send":
+                raise BrokenPipeError  # an OSError, as ASGI has it, for a client that has gone
+            await send(message)
+
+        await consumer(scope, receive, send_to_nobody)
+
+    return BridgeMiddleware(application)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_socket_whose_send_fails():
+    """Channels does not call ``disconnect``: what that would have deleted and left, stays."""
+    block = pinned()
+    socket = await connect(make_pinned_consumer(block))
+    await socket.send_input({"type": "websocket.receive", "text": ""})
+    await socket.send_input({"type": "websocket.disconnect", "code": 1006})
+    with pytest.raises(BrokenPipeError):
+        await socket.wait(GUARD)
+    assert await User.objects.acount() == 1
+    ((_, name, _),) = stats().holders
+    assert "pinned()" in name
+    with pytest.raises(RuntimeError, match="other-context"):
+        await block.__aexit__(None, None, None)
+    await until(lambda: not stats().holders)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_lease_of_a_socket_whose_send_fails(pool_settings):
+    """With WEBSOCKET_LEASE = "connection" the worker is given back all the same."""
+    pool_settings(WEBSOCKET_LEASE="connection")
+    socket = await connect(make_pinned_consumer(contextlib.nullcontext()))
+    assert len(stats().holders) == 1
+    await socket.send_input({"type": "websocket.receive", "text": ""})
+    with pytest.raises(BrokenPipeError):
+        await socket.wait(GUARD)
+    await until(lambda: not stats().holders)
