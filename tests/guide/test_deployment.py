@@ -14,12 +14,14 @@ from pathlib import Path
 import django
 import pytest
 import yaml
+from django.core.checks import run_checks
 from django.core.handlers.asgi import ASGIHandler
+from django.db import ConnectionHandler
 from django.http import HttpResponse
 from django.urls import path
 
 from examples.deployment.stack import parts, ports
-from ormbridge import BridgeMiddleware, stats
+from ormbridge import BridgeMiddleware, checks, stats
 from tests.core.support import until
 from tests.support.http import get
 
@@ -145,6 +147,17 @@ def test_settings_of_the_project(load_example, monkeypatch, recorded):
 
 # The files of examples/deployment: they say what `nox -s deployment` runs, which is tested in
 # tests/servers.
+
+
+@pytest.mark.parametrize(("port", "names"), [("16432", []), ("6432", ["W005", "W010"])])
+def test_port_that_checks_know(load_example, monkeypatch, port, names):
+    """Of what W005 and W010 look for, they see nothing behind the port of the page."""
+    monkeypatch.setenv("DATABASE_PORT", port)
+    (database,) = load_example("deployment/settings").DATABASES.values()
+    database |= {"DISABLE_SERVER_SIDE_CURSORS": False, "OPTIONS": {"assume_role": "app"}}
+    monkeypatch.setattr(checks, "connections", ConnectionHandler({"default": database}))
+    found = [message.id for message in run_checks(tags=["ormbridge"])]
+    assert found == [f"ormbridge.{name}" for name in names]
 
 
 def words(command):

@@ -7,14 +7,12 @@ import sys
 import pytest
 
 from tests.core.gate import PROCESS_GUARD
+from tests.settings import CHOICE, CHOICES, SERVER_NAME
 
+SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": "real.sqlite3"}
 SETTINGS = """
 import os
-DATABASES = {{
-    "default": {{
-        "ENGINE": "django.db.backends.sqlite3", "NAME": "real.sqlite3", "TEST": {{"NAME": {name!r}}}
-    }}
-}}
+DATABASES = {{"default": {database!r}}}
 INSTALLED_APPS = [
     "daphne", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.staticfiles"
 ]
@@ -62,9 +60,9 @@ class LiveTest(ChannelsLiveServerTestCase):
 def run(tmp_path):
     """Return a function that runs the test in a project, and returns what that printed."""
 
-    def run(name, how):
+    def run(name, how, database=SQLITE):
         for file, text in {
-            "live_settings": SETTINGS.format(name=name),
+            "live_settings": SETTINGS.format(database={**database, "TEST": {"NAME": name}}),
             "served": SERVED,
             "test_live": TEST,
         }.items():
@@ -94,3 +92,13 @@ def test_live_server_in_memory(run):
     """A database in memory, which SQLite's test database is, cannot be shared with a process."""
     said = run(None, "fork")
     assert "ChannelLiveServerTestCase can not be used with in memory databases" in said
+
+
+if CHOICE == "postgresql":  # SQLite's test database needs a name in any case
+
+    @pytest.mark.parametrize(("named", "result"), [(False, "test_test_"), (True, "\nOK\n")])
+    def test_live_server_that_is_forked(run, named, result):
+        """A forked process looks for ``test_test_…`` unless the settings name the database."""
+        database = {**CHOICES["postgresql"](), "NAME": f"{SERVER_NAME}_live"}
+        said = run(f"test_{SERVER_NAME}_live" if named else None, "fork", database)
+        assert result in said, said
