@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.core.gate import PROCESS_GUARD
-from tests.settings import CHOICE, CHOICES, SERVER_NAME
+from tests.settings import CHOICES, SERVER_NAME
 
 SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": "real.sqlite3"}
 SETTINGS = """
@@ -94,11 +94,9 @@ def test_live_server_in_memory(run):
     assert "ChannelLiveServerTestCase can not be used with in memory databases" in said
 
 
-if CHOICE == "postgresql":  # SQLite's test database needs a name in any case
-
-    @pytest.mark.parametrize(("named", "result"), [(False, "test_test_"), (True, "\nOK\n")])
-    def test_live_server_that_is_forked(run, named, result):
-        """A forked process looks for ``test_test_…`` unless the settings name the database."""
-        database = {**CHOICES["postgresql"](), "NAME": f"{SERVER_NAME}_live"}
-        said = run(f"test_{SERVER_NAME}_live" if named else None, "fork", database)
-        assert result in said, said
+@pytest.mark.parametrize(("named", "result"), [(False, "test_test_"), (True, "\nOK\n")])
+def test_live_server_that_is_forked(run, named, result):
+    """A forked process looks for ``test_test_…`` unless the settings name the database."""
+    database = {**CHOICES["postgresql"](), "NAME": f"{SERVER_NAME}_live"}
+    said = run(f"test_{SERVER_NAME}_live" if named else None, "fork", database)
+    assert result in said, said
