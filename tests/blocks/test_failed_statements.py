@@ -6,7 +6,7 @@
 import asyncio
 import importlib
 import inspect
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 from django.contrib.auth.models import Group, User
@@ -300,6 +300,25 @@ async def test_deadlock_in_an_inner_block():
         with pytest.raises(DatabaseError, match="1213"):
             async with atomic():
                 await lock(2)
+
+
+@mariadb
+@pytest.mark.parametrize("inner", [False, True])
+async def test_connection_that_was_killed(inner):
+    """What broke the connection (2013) is named, not the statement that met the broken one."""
+    with pytest.raises(TransactionAborted, match=r"it back when .* failed .*2013.*run all of it"):
+        async with atomic():
+            await write()
+            raw = await database_sync_to_async(lambda: connection.connection)()
+            other = Other()
+            other.cursor.execute(f"KILL {raw.thread_id()}")
+            other.close()
+            with pytest.raises(DatabaseError, match="2013"):
+                async with atomic() if inner else nullcontext():
+                    await database_sync_to_async(execute)("SELECT 1")
+            with pytest.raises(TransactionManagementError):
+                await Group.objects.acreate(name="after")
+    await assert_lost()
 
 
 @mariadb

@@ -39,9 +39,10 @@ from .outlived import Cursors, Open
 # Stands where Django keeps the error that marked a block.
 _ASKED = BridgeError("a rollback was asked for, with set_rollback(True)")
 # MariaDB and MySQL roll back the whole transaction: at a deadlock, where a row changed since it was
-# read (innodb_snapshot_isolation), and where there is no room for another lock. A lock wait does so
-# where innodb_rollback_on_timeout is on.
-_ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206), 1205
+# read (innodb_snapshot_isolation), and where there is no room for another lock; and where the
+# connection broke: it had gone, was lost meanwhile, was killed (MariaDB), or was idle for too long
+# (MySQL). A lock wait does so where innodb_rollback_on_timeout is on.
+_ROLLED_BACK, _LOCK_WAIT = (1213, 1020, 1206, 2006, 2013, 1927, 4031), 1205
 _DRIVERS = ("psycopg", "psycopg2", "psycopg_binary", "MySQLdb", "pymysql", "mysql")
 #: What ``channels.db`` and signals call. Where it is Django's own, as on the threads of frames, it
 #: closes a connection in a transaction, because that has autocommit switched off.
