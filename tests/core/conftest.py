@@ -80,14 +80,18 @@ def gate() -> Iterator[Gate]:
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have the system refuse the next threads of workers: ``refuse(2)``.
 
-    It does what is given as ``first`` before it refuses one.
+    It does what is given as ``first`` before it refuses one. What was refused once never starts, as
+    since Python 3.13.
     """
     original = Worker.start
     left: list[Callable[[], object]] = []
+    refused = set[Worker]()
 
     def start(worker: Worker) -> None:
-        if left:
-            left.pop()()
+        if left or worker in refused:
+            refused.add(worker)
+            if left:
+                left.pop()()
             raise RuntimeError("can't start new thread")
         original(worker)
 

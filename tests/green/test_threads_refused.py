@@ -1,7 +1,6 @@
-"""The system starts no thread, and a green function needs one."""
+"""The system starts no thread, and a green call has one of a worker."""
 
 import asyncio
-import contextvars
 import importlib
 import threading
 import time
@@ -10,9 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from ormbridge import PoolTimeout, database_sync_to_async, stats
-from ormbridge.core.worker import Worker
-from tests.core.gate import GUARD
-from tests.core.support import no_worker_is_leased, run_python, until
+from tests.core.support import no_worker_is_leased, run_python
 from tests.support.canceller import in_context
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,8 +37,8 @@ async def assert_recovered():
     assert (stats().threads, stats().waiting) == (1, 0)
 
 
-async def test_no_thread_to_connect(green, refuse):
-    """A green call that has to connect fails; the next one has a thread."""
+async def test_no_thread_for_a_green_call(green, refuse):
+    """A green call without a worker fails; the next one has a worker, and that a thread."""
     green(MAX_THREADS=1)
     refuse()
     with pytest.raises(PoolTimeout, match=REFUSED):
@@ -49,39 +46,27 @@ async def test_no_thread_to_connect(green, refuse):
     await assert_recovered()
 
 
-async def test_no_thread_is_needed_without_a_connection(green, refuse):
-    """A green function that uses no database needs no thread."""
-    green(MAX_THREADS=1)
-    refuse()
-    assert await green_call(threading.get_ident) == threading.get_ident()
-    with pytest.raises(PoolTimeout, match=REFUSED):  # this one does, and it is still refused
-        await plain_call(count)
+async def test_green_calls_make_do_with_the_workers_that_there_are(green, refuse):
+    """They wait in line for those, as on threads: none fails where one can be served."""
+    green(MAX_THREADS=2)
+    assert await green_call(count) == 0
+    refuse(10_000)
+    assert await asyncio.gather(*(green_call(count) for _ in range(10))) == [0] * 10
+    refuse(0)
     await assert_recovered()
 
 
-async def test_no_thread_for_a_call_that_is_not_green(green, refuse):
-    """In a request, a call that has to run on a thread fails; the request goes on."""
+async def test_what_blocks_before_a_call(green, monkeypatch, caplog):
+    """The log names the lease where what holds up the loop is no call of it. It keeps no lease."""
     green(MAX_THREADS=1)
-    async with in_context(holds=True):
-        await green_call(threading.get_ident)
-        refuse()
-        async with asyncio.timeout(GUARD):
-            with pytest.raises(PoolTimeout, match=REFUSED):
-                await plain_call(count)
-            assert await plain_call(count) == 0
-    await assert_recovered()
+    lease = importlib.import_module("ormbridge.green.worker").GreenLease
+    run = lease._run
 
-
-async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
-    """The log names what waits for a thread to start, as on a busy machine, and keeps only that."""
-    green(MAX_THREADS=1)
-    start = Worker.start
-
-    def start_slowly(worker):
+    def run_late(self, call):
         time.sleep(0.5)
-        start(worker)
+        return run(self, call)
 
-    monkeypatch.setattr(Worker, "start", start_slowly)
+    monkeypatch.setattr(lease, "_run", run_late)
     watchdog = importlib.import_module("ormbridge.green.watchdog").watchdog
     monkeypatch.setattr(watchdog, "_told", set())
     monkeypatch.setattr(watchdog, "slow", 0.05)
@@ -90,40 +75,6 @@ async def test_thread_that_starts_slowly(green, monkeypatch, caplog):
     assert f"{__name__}.count holds up the event loop" in caplog.text
     arguments = {type(each) for record in caplog.records for each in record.args}
     assert arguments == {str, float}
-
-
-async def test_no_thread_for_the_next_lease(green, refuse):
-    """Who is next in line, and needs a thread, fails; it does not keep the worker."""
-    green(MAX_THREADS=1)
-    async with in_context(holds=True):
-        await green_call(threading.get_ident)
-        following = asyncio.create_task(plain_call(count), context=contextvars.Context())
-        await until(lambda: stats().waiting == 1)
-        refuse()
-    async with asyncio.timeout(GUARD):
-        with pytest.raises(PoolTimeout, match=REFUSED):
-            await following
-    await assert_recovered()
-
-
-called_with = []
-
-
-def reset(connection):
-    """Note what RESET was called with."""
-    called_with.append(connection.alias)
-
-
-async def test_no_thread_for_reset(green, refuse):
-    """RESET of a worker that never connected needs no thread."""
-    green(MAX_THREADS=1, RESET=f"{__name__}.reset")
-    called_with.clear()
-    refuse()
-    async with asyncio.timeout(GUARD):
-        assert await green_call(threading.get_ident) == threading.get_ident()
-    assert called_with == ["default"]
-    refuse(0)
-    await assert_recovered()
 
 
 async def test_no_thread_to_look_for_what_blocks(green, monkeypatch):

@@ -193,13 +193,14 @@ def _serve() -> None:
 def begin(worker: Worker, lease: Leaseholder) -> bool:
     """Run *lease* on its loop's thread, for *worker*. False if it has no loop that runs."""
     loop = lease.loop
+    # Its thread starts first, and comes here: where it can't, the lease waits for another worker.
     # Without an errand, it was switched off meanwhile.
-    if loop is None or not (loop.is_running() and hasattr(worker, "errand")):
+    if loop is None or worker.ident is None or not hasattr(worker, "errand"):
         return False
     if _get_running_loop() is loop:
         return _begin(worker, lease, loop)
     with suppress(RuntimeError):  # it was closed this very moment
-        return bool(loop.call_soon_threadsafe(_begin, worker, lease, loop))
+        return loop.is_running() and bool(loop.call_soon_threadsafe(_begin, worker, lease, loop))
     return False
 
 

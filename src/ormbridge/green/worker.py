@@ -20,7 +20,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..core.asgiref import move_locals, take_over
 from ..core.connections import ThreadConnections, here
 from ..core.settings import Reset
-from ..core.stats import no_thread
 from ..core.worker import Leaseholder, Worker
 from ..leases.lease import Lease
 from ..postgres.connections import StoppedConnections
@@ -33,19 +32,12 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
 
     Elsewhere than in a greenlet, or if the worker was given back, here. It runs in the context of
     the caller.
-
-    :raises PoolTimeout: if the system starts no thread.
     """
     runner = green.runner
     if runner is None or runner.worker.lease is not runner.lease:
         return function(*args)
     worker, variables, outcome = runner.worker, contextvars.copy_context(), Future[Any]()
     run: Any = partial(variables.run, move_locals, variables, partial(function, *args))
-    if worker.ident is None:
-        try:
-            worker.start()
-        except Exception as error:
-            raise no_thread(error, worker.pool.stats()) from error
     worker.errand = partial(_do, run, outcome, runner)
     worker.wake.release()
     with suppress(LoopClosedError):
@@ -71,10 +63,7 @@ class GreenConnections(StoppedConnections):
 
     def lease_ends(self, reset: Reset | None, failed: bool) -> None:
         """Leave every connection as the next lease may have it, or close it."""
-        # Without a thread nothing was connected, and RESET does not wait.
-        if reset is not None and here.worker.ident is not None:
-            reset = partial(apart, reset)
-        super().lease_ends(reset, failed)
+        super().lease_ends(reset and partial(apart, reset), failed)
 
     def catch_up(self) -> None:
         """Wait for who still cancels a statement, or breaks a connection, of a call that ended."""
