@@ -12,7 +12,9 @@ from django.http import HttpResponse
 from ormbridge import (
     BridgeMiddleware,
     PoolTimeout,
+    atomic,
     database_sync_to_async,
+    pinned,
     stats,
 )
 from ormbridge.core.mailbox import BATCH
@@ -35,6 +37,26 @@ async def test_exhausted_pool_is_a_503(serve, gate, pool_settings, caplog):
     assert (await get(serve(view))).startswith("503")
     assert "1 of 1 leased, 0 more calls waiting; held longest: ormbridge-worker-1 by" in caplog.text
     gate.open.set()
+    await holder
+
+
+@pytest.mark.parametrize("block", [atomic, pinned])
+@pytest.mark.parametrize("lease", ["auto", "call"])
+async def test_block_without_a_worker_is_a_503(serve, gate, pool_settings, block, lease):
+    """So it is where a block gets none, although Django has one for its error page."""
+    pool_settings(MAX_THREADS=1, TIMEOUT=1e-3, HTTP_LEASE=lease)
+
+    async def view(request):
+        try:
+            async with block():
+                await sync_to_async(thread_name)()
+        finally:
+            object.__setattr__(default_pool().settings, "timeout", GUARD)
+            gate.open.set()
+
+    holder = asyncio.create_task(database_sync_to_async(gate)())
+    await gate.entered()
+    assert (await get(serve(view))).startswith("503")
     await holder
 
 

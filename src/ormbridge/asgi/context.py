@@ -55,7 +55,7 @@ class LeaseContext(LeaseRoute):
         :param is_request: whether calls no longer wait once one has waited in vain, and a call that
             leaves nothing behind begins nothing that is held.
         """
-        self.name, self.ended = name, False
+        self.name, self.ended, self.timed_out = name, False, set()
         #: Whether the last message of the response is out: what comes now is another request.
         self.answered = False
         #: Whether the body of the response is there already: it has a length, and nothing was
@@ -114,7 +114,7 @@ class LeaseContext(LeaseRoute):
                 if lease is bound and not call.stays_out:
                     where = f"{call} was called in {call.route}"
                     raise LeaseClosed(f"{where}, whose worker is gone [block-ended]")
-            if is_read and not self.timed_out:
+            if is_read and True not in self.timed_out:
                 # What comes later, and may be held, is behind it in the line.
                 call.name = f"{self.name}, in {call}"
                 self._reads.add(call)
@@ -130,7 +130,7 @@ class LeaseContext(LeaseRoute):
         if any(each.connections is None for each in list(self._reads)):
             lease.loop = None  # on a thread, it does not pass the line, and so those reads
         lease.put(call, hold)
-        in_vain = self._is_request and not self.ended and self.timed_out
+        in_vain = self._is_request and not self.ended and True in self.timed_out
         if hold:  # before it begins, which may be here: what it runs may start a loop and call
             self._leases.append(lease)
         if call.place(pool, lease, patient=not in_vain) and not call.stays_out:
@@ -138,7 +138,7 @@ class LeaseContext(LeaseRoute):
 
     def _has_read(self, call: Call, outcome: Any) -> None:
         self._reads.discard(call)
-        self.timed_out |= not outcome.cancelled() and isinstance(outcome.exception(), PoolTimeout)
+        self.timed_out.add(not outcome.cancelled() and isinstance(outcome.exception(), PoolTimeout))
 
     def for_block(self, name: str) -> LeaseContext:
         """Return the context whose calls the block *name*, around the running code, has to itself.
@@ -162,7 +162,7 @@ class LeaseContext(LeaseRoute):
                 mine = Lease.has_something_of_current_task
                 if not self._is_of_all_tasks:  # not in the transaction of another one
                     leases = [x for x in leases if mine(x) or not (self.ended or x.transaction)]
-                context._leases = leases
+                context._leases, context.timed_out = leases, self.timed_out
             return context
 
     def keep(self, lease: Lease) -> None:

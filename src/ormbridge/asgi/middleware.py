@@ -82,7 +82,7 @@ class BridgeMiddleware:
                 message = {**message, "headers": [*message.get("headers", ())]}
                 context.ready = b"content-length" in (key.lower() for key, _ in message["headers"])
                 # Django has made an error page of the PoolTimeout.
-                if message["status"] == 500 and context.timed_out:
+                if message["status"] == 500 and True in context.timed_out:
                     message["status"] = 503
             elif message["type"] == "http.response.body":
                 # Who slowly reads what is there already, a page or a file, holds nothing. And the

@@ -33,7 +33,7 @@ class FrameRoute(LeaseRoute):
     frame: Any  # never None
 
     def __init__(self, frame: CurrentThreadExecutor) -> None:
-        self.frame = frame
+        self.frame, self.timed_out = frame, set()
 
     def place(self, call: Call) -> None:
         """Put *call* in line, or refuse it with :exc:`LeaseClosed`: the frame has ended."""

@@ -39,8 +39,9 @@ class LeaseRoute(Route):
 
     #: What it is, for error messages.
     name: str
-    #: Whether a call of it was refused because no worker became free in time.
-    timed_out = False
+    #: Has True once a call of it was refused because no worker became free in time. The blocks of a
+    #: request have that of the request.
+    timed_out: set[bool]
     #: Whether it is over: a transaction that is left open is rolled back then.
     ended = False
 
@@ -170,7 +171,7 @@ class Lease(Line):
 
     def time_out(self, call: Call, seen: dict[object, PoolStats]) -> PoolTimeout:
         """Return the error of *call*, which has waited for too long, maybe with the lease."""
-        self.context.timed_out = True
+        self.context.timed_out.add(True)
         if self.thread is None:
             return self.pool.time_out(call, seen)
         return self.no_turn(call, call.asked)
@@ -198,7 +199,7 @@ class Lease(Line):
             return calls
 
     def _refuse(self, calls: list[Call], error: BridgeError) -> None:
-        self.context.timed_out = self.context.timed_out or isinstance(error, PoolTimeout)
+        self.context.timed_out.add(isinstance(error, PoolTimeout))
         for call in calls:
             # Each task gets an error of its own, whose traceback is its own too.
             own = type(error)(*error.args)
