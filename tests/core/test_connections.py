@@ -231,7 +231,8 @@ async def test_connection_closed_in_a_transaction_left_open_is_replaced(caplog):
     assert "the call left a transaction open" in caplog.text
 
 
-async def test_log_handler_that_fails_does_not_cost_the_worker(caplog):
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+async def test_log_handler_that_fails_does_not_cost_the_worker(caplog, error):
     """If the warning cannot be logged, by a handler that uses the database, the worker goes on."""
 
     def leave_open():
@@ -239,10 +240,20 @@ async def test_log_handler_that_fails_does_not_cost_the_worker(caplog):
         transaction.set_rollback(True)
         return 1
 
-    with mock.patch.object(logging.getLogger("ormbridge"), "warning", side_effect=LookupError):
+    with mock.patch.object(logging.getLogger("ormbridge"), "warning", side_effect=error):
         assert await asyncio.wait_for(database_sync_to_async(leave_open)(), GUARD) == 1
     assert await database_sync_to_async(User.objects.count)() == 0
     assert stats().discarded == 1
+
+
+async def test_close_that_exits_does_not_cost_the_worker(connection_settings, caplog):
+    """Nor does a connection whose close() raises anything at all: it is discarded."""
+    connection_settings(CONN_MAX_AGE=0)
+
+    with mock.patch.object(type(connections["default"]), "close", side_effect=SystemExit):
+        assert await asyncio.wait_for(database_sync_to_async(User.objects.count)(), GUARD) == 0
+    assert await asyncio.wait_for(database_sync_to_async(User.objects.count)(), GUARD) == 0
+    assert "cleaning it failed (SystemExit())" in caplog.text
 
 
 async def test_connections_that_a_call_makes_for_itself_are_its_own():

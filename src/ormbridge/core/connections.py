@@ -180,7 +180,7 @@ class ThreadConnections:
         rollback = getattr(raw, "rollback", None) if connection.vendor != "postgresql" else None
         # Each step may fail on a broken connection; the next one still has to be tried.
         for step in filter(None, (rollback, getattr(raw, "close", None), connection.close)):
-            with suppress(Exception):
+            with suppress(BaseException):  # it would end the worker
                 step()
         connection.connection = None
         # A lease that goes on keeps what it put on the wrapper, such as its tenant. The next lease
@@ -188,7 +188,7 @@ class ThreadConnections:
         stays = self.leased and not connection.in_atomic_block
         if connection in connections.all(initialized_only=True) and not stays:
             del connections[connection.alias]
-        with suppress(Exception):  # a handler that writes to the database may fail
+        with suppress(BaseException):  # a handler that writes to the database may fail
             logger.warning("connection %r discarded: %s", connection.alias, reason)
 
 
