@@ -53,6 +53,19 @@ async def test_function_that_lost_its_transaction_is_logged(caplog):
 
 
 @postgresql
+async def test_log_handler_that_queries_where_a_transaction_is_aborted(monkeypatch):
+    """It fails there, which is not the function's affair."""
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            execute("SELECT 1")
+
+    monkeypatch.setattr(logging.getLogger("ormbridge"), "handlers", [Handler()])
+    await database_sync_to_async(marked_function)(functools.partial(execute, "SELECT 1 / 0"))
+    await assert_lost()
+
+
+@postgresql
 async def test_function_whose_transaction_postgresql_aborted_is_logged(caplog):
     """So is one that PostgreSQL aborted; its on_commit() functions do not run."""
     await database_sync_to_async(marked_function)(functools.partial(execute, "SELECT 1 / 0"))

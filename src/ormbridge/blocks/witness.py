@@ -198,10 +198,10 @@ class Witness(DatabaseErrorWrapper):
         elif how == "rollback":
             self.lost.clear()
         if how != "savepoint_rollback":
-            for each in self.lost:
+            while self.lost:
                 what = "%s: a transaction.atomic() on %r ended without an error, and is lost: %s"
-                logger.error(what, *each)
-            self.lost.clear()
+                with suppress(Exception):  # a handler that queries fails in what is aborted
+                    logger.error(what, *self.lost.pop(0))
             self.forget()
         # What the server drops is closed before. Freed later, it would be closed in the transaction
         # of another call, which fails there, and is aborted.
