@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormbridge import atomic, database_sync_to_async, stats
+from ormbridge import atomic, database_sync_to_async, pinned, stats
 from ormbridge.blocks.witness import attend
 from ormbridge.core import process
 from ormbridge.leases.lease import Lease
@@ -23,6 +23,7 @@ from tests.support.blocks import (
     assert_whole,
     create,
     first,
+    usernames,
 )
 from tests.support.green import on_threads
 
@@ -74,6 +75,34 @@ def block_of(printed):
     match = LEFT.fullmatch(printed)
     assert match, printed
     return match["block"]
+
+
+@pytest.mark.parametrize("block", [atomic, pinned])
+async def test_block_that_nobody_is_left_to_leave(transactional_db, block, caplog):
+    """As what entered it by hand is freed, its worker is given back, and a line names it."""
+
+    async def enter():
+        opened = block()
+        await opened.__aenter__()
+        await create(username="ann")
+
+    await asyncio.create_task(enter())
+    await until(lambda: not stats().holders)
+    assert await usernames() == ([] if block is atomic else ["ann"])
+    assert block_of(caplog.messages[0] + "\n").startswith(f"{block.__name__}() at test_left_open")
+    assert stats().discarded == 0
+
+
+async def test_block_that_was_left_by_hand(transactional_db, caplog):
+    """Once it was left, nothing is said of it as it is freed."""
+    opened = atomic()
+    await opened.__aenter__()
+    await create(username="ann")
+    await opened.__aexit__(None, None, None)
+    del opened
+    gc.collect()
+    assert await usernames() == ["ann"]
+    assert caplog.text == ""
 
 
 def test_interpreter_exit_rolls_an_open_block_back():
@@ -393,7 +422,8 @@ async def test_block_that_is_dismissed_before_its_worker_rests(caplog):
         mock.patch.object(Lease, "_next", slow_to_rest),
         mock.patch.object(Lease, "_close_line", close_and_let_it_look),
     ):
-        await atomic().__aenter__()
+        block = atomic()
+        await block.__aenter__()
         pool = process.default_pool()
         workers = list(pool.workers)
         process.end(pool)

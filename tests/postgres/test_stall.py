@@ -671,8 +671,9 @@ async def legacy():
 
 async def open_block():
     connected = asyncio.Event()
+    block = atomic()
     async def enter():
-        await atomic().__aenter__()
+        await block.__aenter__()
         await database_sync_to_async(connections["default"].ensure_connection)()
         print("open", flush=True)
         await asyncio.Event().wait()

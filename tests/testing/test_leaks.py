@@ -153,9 +153,10 @@ def test_held_lease(transactional_db):
 
 def test_block_left_open(transactional_db):
     """A block that nobody leaves is named."""
+    block = atomic()
 
     async def enter():
-        await atomic().__aenter__()
+        await block.__aenter__()
         await User.objects.acreate(username="left")
 
     with watched() as left:

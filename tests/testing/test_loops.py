@@ -127,9 +127,10 @@ async def test_loop_on_the_worker_of_a_block(async_db):
 
 def test_block_left_open_on_a_loop_of_its_own(transactional_db):
     """A block that is still open there is named, too, and rolled back."""
+    block = atomic()
 
     async def leave_open():
-        await atomic().__aenter__()
+        await block.__aenter__()
         await make("left")
 
     with transaction.atomic():

@@ -356,9 +356,10 @@ async def test_pinned(async_db, bob):
 @pytest.mark.parametrize("block", [atomic, pinned])
 def test_block_left_open(transactional_db, block):
     """A block that is still open as the test ends is named, with its place, and rolled back."""
+    opened = block()
 
     async def leave_open():
-        await block().__aenter__()
+        await opened.__aenter__()
         await User.objects.acreate(username="left")
 
     with transaction.atomic():

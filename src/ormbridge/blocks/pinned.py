@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 from ..asgi.context import LeaseContext
 from ..asgi.sync_to_async import on_route
 from ..core import route as routes
+from ..core.errors import logger
 from ..leases.frame_lease import FrameRoute
 from ..leases.turns import Block
 from .witness import package_of
@@ -119,6 +120,15 @@ class BlockManager:
                 "transaction was rolled back. Enter and leave it in one task; in an async "
                 "generator, wrap it in contextlib.asynccontextmanager [other-context]"
             )
+
+    def __del__(self) -> None:
+        """Leave what was entered by hand, by code that ended without leaving it. Any thread."""
+        for block in self._entered:
+            if block.lease is not None and not block.lease.over:
+                block.is_freed = True
+                block.close()
+                [*block.end(RuntimeError).__await__()]  # it waits for nothing
+                logger.warning("%s was not left: its worker is given back", str(block))
 
     def __call__(self, func: Function) -> Function:
         """Run a coroutine function inside the block: the decorator form."""
