@@ -127,7 +127,7 @@ class BlockManager:
             if block.lease is not None and not block.lease.over:
                 block.is_freed = True
                 block.close()
-                [*block.end(RuntimeError).__await__()]  # it waits for nothing
+                list(block.end(RuntimeError).__await__())  # it waits for nothing
                 logger.warning("%s was not left: its worker is given back", str(block))
 
     def __call__(self, func: Function) -> Function:
