@@ -25,6 +25,7 @@ from tests.support.lost import (
     postgresql,
     prepare,
     ran,
+    sqlite,
 )
 from tests.support.wrapped import wrap_atomic
 
@@ -173,9 +174,27 @@ async def test_savepoint_that_is_lost_with_its_connection_is_not_logged_later(ca
     """Nor where the connection was closed in that transaction, and another one is saved."""
 
     def work():
-        with pytest.raises(LookupError), transaction.atomic():
+        with suppress(LookupError), transaction.atomic():
             with transaction.atomic(), suppress(ValueError):
                 create_with_a_bad_value()
+            connection.close()
+            raise LookupError
+        with transaction.atomic():
+            Group.objects.create(name="after")
+
+    await database_sync_to_async(work)()
+    assert losses(caplog) == []
+    assert await groups() == ["after"]
+
+
+@sqlite
+async def test_transaction_on_a_new_connection_is_not_lost_for_that_of_the_old_one(caplog):
+    """What the database rolled back before its connection was closed is no loss of the next."""
+
+    def work():
+        with suppress(LookupError), transaction.atomic():
+            execute("ROLLBACK")
+            execute_and_catch("nonsense")
             connection.close()
             raise LookupError
         with transaction.atomic():

@@ -189,7 +189,7 @@ def test_neighbour_under_a_frame_that_waits_too_long():
             for call in (create(username="bridge"), User.objects.acreate(username="native")):
                 with pytest.raises(
                     PoolTimeout,
-                    match=rf"waited 0\.\d s for its turn on {main_thread()}, "
+                    match=rf"QuerySet\.create waited 0\.\d s for its turn on {main_thread()}, "
                     r"which has a synchronous frame, .*, "
                     r"inside atomic\(\) at test_under_frames\.py:\d+ in test_neighbour_under",
                 ):
