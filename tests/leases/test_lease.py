@@ -28,6 +28,8 @@ from ormbridge.core.worker import Worker, current
 from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, apart, block_until
 from tests.core.support import raw, thread_name, until
+from tests.support.canceller import in_context
+from tests.support.green import GREEN, on_threads
 from tests.support.http import connect, disconnect, get, say
 
 
@@ -90,6 +92,28 @@ async def test_call_after_release_is_never_served_by_the_lease_before(pool_setti
         await get(answering(work))
         await until(lambda: stats().idle == stats().threads)
     assert order == ["call", "reset"] * 2
+
+
+@on_threads
+async def test_call_that_comes_as_a_lease_ends_begins_another(monkeypatch):
+    """A call that has found a lease which its worker leaves in this moment is not lost there."""
+    put, forget, left = Lease.put, LeaseContext.forget, threading.Event()
+
+    def put_as_it_ends(lease, *args):
+        if lease.thread is not None:
+            lease.release()
+            assert left.wait(GUARD)
+        return put(lease, *args)
+
+    def leave(context, lease):
+        left.set()
+        forget(context, lease)
+
+    async with in_context(holds=True):
+        await sync_to_async(thread_name)()
+        monkeypatch.setattr(LeaseContext, "forget", leave)
+        monkeypatch.setattr(Lease, "put", put_as_it_ends)
+        assert await sync_to_async(thread_name)() == "ormbridge-worker-2"
 
 
 async def test_second_call_of_a_lease_that_waits_times_out(gate, pool_settings):
@@ -270,6 +294,17 @@ async def test_request_without_a_thread_is_a_503(refuse, caplog):
     assert ran == []
     assert await get(answering(work)) == "200 None"
     assert ran == ["ran"]
+
+
+@pytest.mark.skipif(GREEN, reason="there the function is refused a thread, and not its lease")
+async def test_view_without_a_thread_is_a_503(serve, refuse):
+    """So is one of a view, for whose error Django has a page of its own."""
+
+    async def view(request):
+        await sync_to_async(len)("")
+
+    refuse()
+    assert (await get(serve(view))).startswith("503")
 
 
 async def test_request_that_catches_the_refusal_goes_on(refuse):
