@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import threading
 from unittest import mock
 
 import pytest
@@ -28,11 +29,13 @@ from ormbridge import (
     stats,
 )
 from ormbridge.leases.generators import SuspendedGenerators
+from tests.core.gate import GUARD
 from tests.core.support import no_worker_is_leased, thread_name, until
 from tests.settings import CHOICE
 from tests.support import applications
 from tests.support.blocks import turns
 from tests.support.canceller import cancelled, in_context
+from tests.support.green import on_threads
 from tests.support.http import connect, disconnect, get, say
 from tests.support.left import alive
 
@@ -256,6 +259,25 @@ async def test_generator_outlives_its_socket():
     tasks.clear()
     gc.collect()
     await no_worker_is_leased()
+
+
+@on_threads
+async def test_generators_of_two_workers_go_on_where_they_are():
+    """Where a socket has two leases, the one that has a generator is asked for more of it."""
+    both = threading.Barrier(2)
+
+    def threads():
+        both.wait(GUARD)
+        while True:
+            yield thread_name()
+
+    step = sync_to_async(next)
+    one, other = threads(), threads()
+    async with in_context():
+        begun = await asyncio.gather(step(one, None), step(other, None))
+        assert begun[0] != begun[1]
+        assert [await step(one, None), await step(other, None)] == begun
+        assert [await step(other, None), await step(one, None)] == begun[::-1]
 
 
 async def test_generator_that_outlives_its_request_keeps_no_worker(pool_settings):
