@@ -29,7 +29,7 @@ from ormbridge.leases.lease import Lease
 from tests.core.gate import GUARD, apart, block_until
 from tests.core.support import raw, thread_name, until
 from tests.support.canceller import in_context
-from tests.support.green import GREEN, on_threads
+from tests.support.green import on_threads
 from tests.support.http import connect, disconnect, get, say
 
 
@@ -296,7 +296,6 @@ async def test_request_without_a_thread_is_a_503(refuse, caplog):
     assert ran == ["ran"]
 
 
-@pytest.mark.skipif(GREEN, reason="there the function is refused a thread, and not its lease")
 async def test_view_without_a_thread_is_a_503(serve, refuse):
     """So is one of a view, for whose error Django has a page of its own."""
 
