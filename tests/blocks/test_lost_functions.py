@@ -1,8 +1,5 @@
 """Django's own atomic(), in a function on a worker: what is lost there is logged."""
 
-# What a block does, and raises, is more than one statement.
-# ruff: noqa: PT012
-
 import asyncio
 import functools
 import logging
