@@ -185,7 +185,7 @@ class Lease(Line):
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        for block in self.open_blocks():
+        for block in (each for each in self.open_blocks() if not each.closing):
             with suppress(Exception):  # a handler fails; this lease and the others are to end
                 logger.warning("%s was not left: its worker is given back", str(block))
         self._refuse(self._abandon(), error)
