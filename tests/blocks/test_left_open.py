@@ -256,6 +256,39 @@ def test_block_entered_by_hand_and_never_left(transactional_db, block, call):
     assert User.objects.count() == (1 if block == "pinned" and call else 0)
 
 
+COLLECTED = """
+import gc
+import logging
+import sys
+from types import SimpleNamespace
+from ormbridge import atomic
+
+gc.disable()
+
+class Collects(logging.StreamHandler):
+    def emit(self, record):
+        gc.collect()
+        super().emit(record)
+
+logging.getLogger("ormbridge").addHandler(Collects())
+
+async def main():
+    holder = SimpleNamespace(block=atomic())
+    holder.itself = holder
+    await holder.block.__aenter__()
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+
+
+def test_block_that_is_freed_as_the_exit_tells_of_it(transactional_db):
+    """What is collected while the line is written adds none."""
+    result = run(COLLECTED)
+    assert block_of(result.stderr) == "atomic() at <string>:30 in main"
+    assert result.returncode == 3
+
+
 # The end of a loop
 
 

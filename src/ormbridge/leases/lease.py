@@ -185,10 +185,11 @@ class Lease(Line):
 
     def dismiss(self, error: BridgeError) -> None:
         """End the lease after the call that runs now; fail those that wait with *error*."""
-        for block in (each for each in self.open_blocks() if not each.closing):
+        left = [block for block in self.open_blocks() if not block.closing]
+        self._refuse(self._abandon(), error)
+        for block in left:
             with suppress(Exception):  # a handler fails; this lease and the others are to end
                 logger.warning("%s was not left: its worker is given back", str(block))
-        self._refuse(self._abandon(), error)
 
     def _abandon(self) -> list[Call]:
         # In one step: the worker must not find the lease over and its generators still in use.
