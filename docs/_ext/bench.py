@@ -24,12 +24,10 @@ from . import SAFE
 from .proven import table
 from .record.seals import BROKEN, seal
 
-RESULTS = "docs/_recorded/bench.json"
-BAD_DAYS = "docs/_recorded/bad_days.json"
+RESULTS, BAD_DAYS = "docs/_recorded/bench.json", "docs/_recorded/bad_days.json"
 STACK = "docs/_recorded/stack.json"
-# What each directive and role shows: a file, and where in it to look.
-SHOWN = {"benchmark": (RESULTS, "shown"), "bad-day": (BAD_DAYS, "shown")}
-SAID = {"bench": (RESULTS, "sentences"), "bad-day": (BAD_DAYS, "sentences"), "figure": (STACK,)}
+# The file of each directive and role.
+FILES = {"benchmark": RESULTS, "bench": RESULTS, "bad-day": BAD_DAYS, "figure": STACK}
 REMEDIES = {
     RESULTS: f"run 'nox -s bench -- --json {RESULTS}'",
     BAD_DAYS: "run 'nox -s bench-bad-days'",
@@ -63,11 +61,10 @@ class Benchmark(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the nodes."""
-        root = self.env.srcdir.parent
-        name, *under = SHOWN[self.name]
+        root, name = self.env.srcdir.parent, FILES[self.name]
         self.env.note_dependency(root / name)
         try:
-            shown = look_up(root, name, *under, self.arguments[0])
+            shown = look_up(root, name, "shown", self.arguments[0])
         except ValueError as error:
             raise self.error(str(error)) from error
         found = [table(shown["head"], shown["rows"], "benchmark")]
@@ -87,8 +84,8 @@ class Recorded(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return the text, or an error."""
-        root = self.env.srcdir.parent
-        name, *under = SAID[self.name]
+        root, name = self.env.srcdir.parent, FILES[self.name]
+        under = () if self.name == "figure" else ("sentences",)
         self.env.note_dependency(root / name)
         try:
             value = look_up(root, name, *under, *self.text.split("."))
@@ -99,9 +96,9 @@ class Recorded(SphinxRole):
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add the directive and the roles."""
-    for name in SHOWN:
+    for name in ("benchmark", "bad-day"):
         app.add_directive(name, Benchmark)
-    for name in SAID:
+    for name in ("bench", "bad-day", "figure"):
         app.add_role(name, Recorded())
     app.add_css_file("bench.css")
     return SAFE
