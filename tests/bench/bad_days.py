@@ -163,7 +163,7 @@ def figures(day, made, seen, mended):
         "mended": max([0, *(ended - mended for ended in bad)]),
         "running": made["running"],
         "idle": made["idle"],
-        "late": 1000 * made["late"],
+        "late": made["late"],
     }
     return {key: found[key] for key in COLUMNS if key in day["columns"]}
 

@@ -254,17 +254,18 @@ async def turn(call, seconds, callers):
     return {"calls": made, "failed": failed}
 
 
+async def tick(late):
+    """Note in *late*, for ever, how many milliseconds late a timer of 1 ms is."""
+    while True:
+        asleep = time.perf_counter()
+        await asyncio.sleep(0.001)
+        late.append(1000 * (time.perf_counter() - asleep) - 1)
+
+
 async def delay(call, seconds, callers):
     """Take a turn, and see how late a timer of 1 ms is meanwhile; returns that, too."""
     late = []
-
-    async def tick():
-        while True:
-            asleep = time.perf_counter()
-            await asyncio.sleep(0.001)
-            late.append(1000 * (time.perf_counter() - asleep) - 1)
-
-    ticking = asyncio.create_task(tick())
+    ticking = asyncio.create_task(tick(late))
     if call is None:
         await asyncio.sleep(seconds)
     made = await turn(call, seconds, callers if call else 0)

@@ -3,7 +3,8 @@
 `python -m tests.bench.load NAME` prints a line when it is warm. For each line "SECONDS CLIENTS" it
 then reads, that many clients send one request after the other for that long. One whose request
 failed waits a moment before the next. It prints as a line of JSON when each request began and ended
-and with which status, and how late the loop was at the worst. With a third number, the requests
+and with which status, and how many milliseconds late the loop was at
+the worst. With a third number, the requests
 take a second, and each client leaves after so many seconds, which has the status 499.
 
 `bad_days.py` starts it, and breaks what is below it meanwhile.
@@ -18,7 +19,7 @@ import time
 from django.conf import settings
 
 from tests.bench import Failed, asgi
-from tests.bench.contestant import OWN, configure
+from tests.bench.contestant import OWN, configure, tick
 
 #: Seconds that a request may wait for a connection: ormbridge's TIMEOUT, and that of Django's pool.
 TIMEOUT = 0.5
@@ -49,14 +50,6 @@ async def clients(call, seconds, count):
     return made
 
 
-async def tick(late):
-    """Note in *late*, a list of one number, how much later than asked a sleep of 1 ms ends."""
-    while True:
-        asleep = time.monotonic()
-        await asyncio.sleep(0.001)
-        late[0] = max(late[0], time.monotonic() - asleep - 0.001)
-
-
 async def run(name):
     """Warm up, then let clients send requests for each line of standard input."""
     call = asgi.get(name)
@@ -66,11 +59,11 @@ async def run(name):
         seconds, count, *patience = line.split()
         if patience:
             call = asgi.get(name, "/slow", float(patience[0]))
-        late = [0.0]
+        late = []
         ticking = asyncio.create_task(tick(late))
         requests = await clients(call, float(seconds), int(count))
         ticking.cancel()
-        print(json.dumps({"requests": requests, "late": late[0]}), flush=True)
+        print(json.dumps({"requests": requests, "late": max(late)}), flush=True)
 
 
 def main(name):

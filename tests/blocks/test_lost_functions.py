@@ -167,19 +167,24 @@ async def test_savepoint_that_is_lost_in_vain_is_not_logged(caplog, in_vain):
     assert len(losses(caplog)) == 1
 
 
+def lose_with_its_connection(lose):
+    """Have *lose* lose something, close its connection, and save a transaction on another one."""
+    with suppress(LookupError), transaction.atomic():
+        lose()
+        connection.close()
+        raise LookupError
+    with transaction.atomic():
+        Group.objects.create(name="after")
+
+
 async def test_savepoint_that_is_lost_with_its_connection_is_not_logged_later(caplog):
     """Nor where the connection was closed in that transaction, and another one is saved."""
 
-    def work():
-        with suppress(LookupError), transaction.atomic():
-            with transaction.atomic(), suppress(ValueError):
-                create_with_a_bad_value()
-            connection.close()
-            raise LookupError
-        with transaction.atomic():
-            Group.objects.create(name="after")
+    def lose():
+        with transaction.atomic(), suppress(ValueError):
+            create_with_a_bad_value()
 
-    await database_sync_to_async(work)()
+    await database_sync_to_async(lose_with_its_connection)(lose)
     assert losses(caplog) == []
     assert await groups() == ["after"]
 
@@ -188,16 +193,11 @@ async def test_savepoint_that_is_lost_with_its_connection_is_not_logged_later(ca
 async def test_transaction_on_a_new_connection_is_not_lost_for_that_of_the_old_one(caplog):
     """What the database rolled back before its connection was closed is no loss of the next."""
 
-    def work():
-        with suppress(LookupError), transaction.atomic():
-            execute("ROLLBACK")
-            execute_and_catch("nonsense")
-            connection.close()
-            raise LookupError
-        with transaction.atomic():
-            Group.objects.create(name="after")
+    def lose():
+        execute("ROLLBACK")
+        execute_and_catch("nonsense")
 
-    await database_sync_to_async(work)()
+    await database_sync_to_async(lose_with_its_connection)(lose)
     assert losses(caplog) == []
     assert await groups() == ["after"]
 

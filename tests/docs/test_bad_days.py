@@ -109,7 +109,7 @@ EVERYTHING = {"columns": set(bad_days.COLUMNS)}
 
 
 def made(*requests):
-    return {"requests": [*ANSWERED, *requests], "late": 0.25, "running": 3, "idle": 0.75}
+    return {"requests": [*ANSWERED, *requests], "late": 250, "running": 3, "idle": 0.75}
 
 
 def test_figures_of_a_turn():
